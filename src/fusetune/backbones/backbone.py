@@ -1,0 +1,149 @@
+"""A backbone: towers by modality and, where the model has one, a trunk; saved, loaded and fingerprinted as one."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fusetune.backbones import towers as tower_registry
+from fusetune.backbones.tower import Tower
+from fusetune.backbones.trunk import Trunk
+from fusetune.config import digest
+from fusetune.errors import FusetuneError
+from fusetune.tokens import Tokens
+
+INDEX = "backbone.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The deepest depths below which nothing is trainable and nothing random happens.
+
+    Attributes:
+        towers: by modality.
+        trunk: depth in the trunk; 0 where there is none or where a tower below it isn't done.
+    """
+
+    towers: Mapping[str, int]
+    trunk: int = 0
+
+    def __str__(self) -> str:
+        depths = [f"{name} {depth}" for name, depth in self.towers.items()]
+        return ", ".join([*depths, f"trunk {self.trunk}"])
+
+
+class Backbone(nn.Module):
+    """Frozen, and always in eval mode: dropout and batch statistics stay off even while an adapter trains.
+
+    Args:
+        towers: by modality.
+        trunk: the fusion blocks on top, if any.
+        source: the hub id or folder that the towers came from; such a backbone is saved by reference, not copied.
+    """
+
+    def __init__(self, towers: Mapping[str, Tower], trunk: Trunk | None = None, source: str | None = None) -> None:
+        super().__init__()
+        self.towers = nn.ModuleDict(towers)
+        self.trunk = trunk
+        self.source = source
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Backbone":
+        return super().train(False)
+
+    def tower(self, modality: str) -> Tower:
+        if modality not in self.towers:
+            raise FusetuneError(f"backbone: no tower for '{modality}'; it has {', '.join(self.towers)}.")
+        return self.towers[modality]  # type: ignore[return-value]
+
+    def widths(self, modalities: Sequence[str]) -> dict[str, int]:
+        """Floats per token of each stream at the junction."""
+        return {m: self.trunk.width if self.trunk else self.tower(m).width for m in modalities}
+
+    def fingerprint(self, modalities: Sequence[str] | None = None) -> str:
+        """SHA-256 (hex) of the weights and preprocessing that the given modalities pass through."""
+        names = sorted(modalities or self.towers)
+        parts: dict[str, Any] = {name: self.tower(name).fingerprint() for name in names}
+        if self.trunk:
+            from fusetune.backbones.tower import fingerprint
+
+            parts["trunk"] = fingerprint(self.trunk.state_dict())
+        return digest(parts)
+
+    def prepare(self, samples: Mapping[str, Sequence[Any]]) -> dict[str, Tokens]:
+        """Decoded samples by modality to tokens at depth 0."""
+        return {name: self.tower(name).prepare(column) for name, column in samples.items()}
+
+    def full_depth(self, modalities: Sequence[str]) -> Frontier:
+        """The top of everything: where a method that touches nothing of the backbone starts."""
+        return Frontier({m: self.tower(m).depth for m in modalities}, self.trunk.depth if self.trunk else 0)
+
+    def advance(self, streams: Mapping[str, Tokens], start: Frontier, stop: Frontier) -> dict[str, Tokens]:
+        """Run towers, then trunk, from one frontier to another; `stop.trunk` > 0 needs every tower at its top."""
+        states = {m: self.tower(m).advance(t, start.towers[m], stop.towers[m]) for m, t in streams.items()}
+        return self.trunk.advance(states, start.trunk, stop.trunk) if self.trunk else states
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write towers and trunk, each a folder, and the index that names them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        index: dict[str, Any] = {"format": FORMAT, "towers": {}, "trunk": None}
+        for name, tower in self.towers.items():
+            if not self.source:
+                tower.save_pretrained(folder / "towers" / name)  # type: ignore[operator]
+            index["towers"][name] = {"kind": tower.kind, "source": self.source or f"towers/{name}"}
+        if self.trunk:
+            self.trunk.save_pretrained(folder / "trunk")
+            index["trunk"] = "trunk"
+        index["fingerprint"] = self.fingerprint()
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, modalities: Mapping[str, str] | None = None) -> "Backbone":
+        """Load a backbone.
+
+        Args:
+            source: a folder that `save_pretrained` wrote, or the hub id or folder of a `transformers` model; of a
+                composite model (CLIP) the image and the text tower are taken.
+            modalities: name -> kind; only these are loaded (default: all that a saved backbone holds).
+        """
+        index_file = Path(source) / INDEX
+        if not index_file.is_file():
+            reference = str(Path(source).resolve()) if Path(source).is_dir() else str(source)
+            return cls(_foreign_towers(source, modalities or {"image": "image", "text": "text"}), source=reference)
+        index = json.loads(index_file.read_text())
+        if index.get("format") != FORMAT:
+            raise FusetuneError(f"{index_file}: format {index.get('format')}, this version reads {FORMAT}.")
+        unknown = sorted(set(modalities or ()) - set(index["towers"]))
+        if unknown:
+            raise FusetuneError(f"{index_file}: no tower for {unknown}; it holds {sorted(index['towers'])}.")
+        loaded = {}
+        for name, entry in index["towers"].items():
+            if modalities is None or name in modalities:
+                loaded[name] = _load_tower(entry["kind"], Path(source), entry["source"])
+        trunk = Trunk.from_pretrained(Path(source, index["trunk"])) if index["trunk"] else None
+        sources = {
+            entry["source"] for entry in index["towers"].values() if not (Path(source) / entry["source"]).is_dir()
+        }
+        backbone = cls(loaded, trunk, source=sources.pop() if sources else None)
+        if backbone.source and modalities is None and backbone.fingerprint() != index["fingerprint"]:
+            raise FusetuneError(f"{index_file}: '{backbone.source}' has changed since; run `pretrain` again.")
+        return backbone
+
+
+def _foreign_towers(source: str | Path, modalities: Mapping[str, str]) -> dict[str, Tower]:
+    towers = {}
+    for name, kind in modalities.items():
+        if kind not in ("image", "text"):
+            raise FusetuneError(f"backbone '{source}' has no tower for '{name}' ({kind}); leave the modality out.")
+        towers[name] = tower_registry.get(kind).from_pretrained(source)
+    return towers
+
+
+def _load_tower(kind: str, folder: Path, source: str) -> Tower:
+    local = folder / source
+    return tower_registry.get(kind).from_pretrained(local if local.is_dir() else source)

@@ -1,0 +1,56 @@
+"""Pre-norm transformer parts, as our own towers and the trunk use them."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `hidden_states` to a `context`; q, k and v are modules of their own, to be adapted."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, hidden_states: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """
+        Args:
+            hidden_states: (batch, tokens, width).
+            context: (batch, context tokens, width).
+            mask: (batch, context tokens), True = may be attended to; a sample with none gets zeros.
+        """
+        present = mask.any(1)
+        query, key, value = (
+            layer(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, width / heads)
+            for layer, states in ((self.query, hidden_states), (self.key, context), (self.value, context))
+        )
+        allowed = (mask | ~present[:, None])[:, None, None, :]  # an empty row would make softmax NaN
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        mixed = self.output(mixed.transpose(1, 2).flatten(2))
+        return mixed * present[:, None, None]
+
+
+class MLP(nn.Sequential):
+    """The feed-forward half of a block; `expansion` times wider inside."""
+
+    def __init__(self, width: int, expansion: int = 4) -> None:
+        super().__init__(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and MLP, each behind a norm and beside a skip connection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = MLP(width)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
+        normed = self.attention_norm(hidden_states)
+        hidden_states = hidden_states + self.attention(normed, normed, mask)
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states))

@@ -1,0 +1,131 @@
+"""Towers of our own for sequences and vectors: outlines, measurements, features that somebody else extracted."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fusetune.backbones.blocks import EncoderBlock
+from fusetune.backbones.tower import Tower
+from fusetune.config import build, to_plain
+from fusetune.errors import FusetuneError
+from fusetune.tokens import Tokens, pad
+
+
+@dataclass(frozen=True)
+class FeatureTowerSettings:
+    """
+    Attributes:
+        input_width: floats per token of the data.
+        width: floats per token inside and at the end.
+        depth: number of blocks (a vector tower has one, an MLP).
+        heads: attention heads per block.
+        max_tokens: longest sequence; a longer one is an error.
+    """
+
+    input_width: int
+    width: int = 64
+    depth: int = 2
+    heads: int = 4
+    max_tokens: int = 128
+
+
+class _FeatureTower(Tower):
+    settings: FeatureTowerSettings
+
+    def prepare(self, samples: Sequence[Any]) -> Tokens:
+        rows = []
+        for number, sample in enumerate(samples):
+            row = torch.zeros(0, self.settings.input_width) if sample is None else torch.as_tensor(sample)
+            if row.shape[1] != self.settings.input_width or len(row) > self.settings.max_tokens:
+                raise FusetuneError(
+                    f"sample {number} of the batch: expected at most {self.settings.max_tokens} tokens of "
+                    f"{self.settings.input_width} floats for this {self.kind} tower, found {tuple(row.shape)}."
+                )
+            rows.append(row)
+        return pad(rows)
+
+    def tokens_out(self, tokens_in: int) -> int:
+        return tokens_in
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {"tower": type(self).__name__, **to_plain(self.settings)}
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(to_plain(self.settings), indent=2) + "\n")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path):
+        folder = Path(source)
+        if not (folder / "config.json").is_file():
+            raise FusetuneError(f"{folder}: expected the folder of a {cls.__name__} with config.json in it.")
+        settings = json.loads((folder / "config.json").read_text())
+        tower = cls(build(FeatureTowerSettings, settings, str(folder / "config.json")))
+        tower.load_state_dict(load_file(folder / "model.safetensors"))
+        return tower.eval()
+
+
+class SequenceTower(_FeatureTower):
+    """A small transformer over (tokens, width) floats, with learned positions."""
+
+    kind = "sequence"
+
+    def __init__(self, settings: FeatureTowerSettings) -> None:
+        super().__init__()
+        self.settings, self.depth, self.width = settings, settings.depth, settings.width
+        self.embedding = nn.Linear(settings.input_width, settings.width)
+        self.positions = nn.Parameter(torch.randn(settings.max_tokens, settings.width) * 0.02)
+        self.layers = nn.ModuleList(EncoderBlock(settings.width, settings.heads) for _ in range(settings.depth))
+        self.norm = nn.LayerNorm(settings.width)
+
+    def blocks(self) -> nn.ModuleList:
+        return self.layers
+
+    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+        hidden_states = tokens.values  # (batch, tokens, input_width) at depth 0, else (batch, tokens, width)
+        if start == 0 < stop:
+            hidden_states = self.embedding(hidden_states) + self.positions[: hidden_states.shape[1]]
+        for block in self.layers[start:stop]:
+            hidden_states = block(hidden_states, tokens.mask)
+        if start < stop == self.depth:
+            hidden_states = self.norm(hidden_states)
+        return Tokens(hidden_states, tokens.mask)
+
+
+class VectorTower(_FeatureTower):
+    """A two-layer MLP on a vector, standardised by statistics that are saved with the weights; one token."""
+
+    kind = "vector"
+    depth = 1
+
+    def __init__(self, settings: FeatureTowerSettings) -> None:
+        super().__init__()
+        self.settings, self.width = settings, settings.width
+        self.register_buffer("mean", torch.zeros(settings.input_width))
+        self.register_buffer("std", torch.ones(settings.input_width))
+        width = settings.width
+        self.layers = nn.ModuleList(
+            [nn.Sequential(nn.Linear(settings.input_width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))]
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def fit_statistics(self, tokens: Tokens) -> None:
+        """Take mean and standard deviation from the training rows."""
+        rows = tokens.values[tokens.mask]
+        self.mean.copy_(rows.mean(0))
+        self.std.copy_(rows.std(0).clamp(min=1e-6))
+
+    def blocks(self) -> nn.ModuleList:
+        return self.layers
+
+    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+        if start == stop:
+            return tokens
+        return Tokens(self.norm(self.layers[0]((tokens.values - self.mean) / self.std)), tokens.mask)

@@ -1,0 +1,68 @@
+"""The contract of every tower, and the fingerprint that names its weights."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.config import to_plain
+from fusetune.tokens import Tokens
+
+
+class Tower(nn.Module, ABC):
+    """One frozen encoder for one modality.
+
+    Depth 0 is the preprocessed input; depth k (0 < k < depth) is what block k-1 puts out; `depth` is the last hidden
+    state, with the final norm where the model has one.
+
+    Attributes:
+        kind: the modality's kind (`manifest.schema.KINDS`).
+        depth: number of blocks.
+        width: width of the last hidden state.
+    """
+
+    kind: str
+    depth: int
+    width: int
+
+    @abstractmethod
+    def prepare(self, samples: Sequence[Any]) -> Tokens:
+        """Decoded samples (`manifest.decoders.decode`; None = missing) to tokens at depth 0."""
+
+    @abstractmethod
+    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+        """Run the blocks from depth `start` to depth `stop`."""
+
+    @abstractmethod
+    def blocks(self) -> nn.ModuleList:
+        """The stack of blocks; block k leads from depth k to depth k + 1."""
+
+    @abstractmethod
+    def tokens_out(self, tokens_in: int) -> int:
+        """How many tokens leave a tower for `tokens_in` tokens at depth 0."""
+
+    @abstractmethod
+    def preprocessing(self) -> dict[str, Any]:
+        """What `prepare` depends on besides the sample: part of the cache's key."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path) -> None: ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of weights and preprocessing."""
+        return fingerprint(self.state_dict(), self.preprocessing())
+
+
+def fingerprint(state: dict[str, Tensor], extra: Any = None) -> str:
+    """SHA-256 (hex) of tensors by name, dtype, shape and bytes, and of anything that JSON can hold."""
+    sha = hashlib.sha256(json.dumps(to_plain(extra), sort_keys=True, default=str).encode())
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        sha.update(tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return sha.hexdigest()

@@ -1,0 +1,1 @@
+"""Adapters after training: on disk, in memory, served."""

@@ -1,0 +1,130 @@
+"""The MLflow record of a run: one Kedro run that has something to do is one MLflow run.
+
+MLflow is imported when the first stale node starts, so a run with nothing to do costs nothing. Every way a run can end
+is recorded: FINISHED, FAILED with the error, KILLED on SIGINT and SIGTERM.
+"""
+
+import atexit
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from kedro.framework.hooks import hook_impl
+
+logger = logging.getLogger(__name__)
+DATABASE = "mlflow.db"
+MOST_PARAMS, LONGEST_PARAM = 100, 6000  # per batch and per value, MLflow's own limits
+
+
+class MLflowHook:
+    """Starts, fills and ends the run."""
+
+    def __init__(self) -> None:
+        self._run_params: dict[str, Any] = {}
+        self._catalog: Any = None
+        self._mlflow: Any = None
+
+    @hook_impl
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:
+        self._run_params, self._catalog = run_params, catalog
+
+    @hook_impl
+    def before_node_run(self, node: Any) -> None:
+        if self._mlflow is None:
+            self._start()
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        self._end("FINISHED")
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception) -> None:
+        if self._mlflow is None:
+            self._start()
+        self._mlflow.set_tags({"error": f"{type(error).__name__}: {error}"[:LONGEST_PARAM]})
+        self._end("FAILED")
+
+    def _start(self) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import mlflow
+
+        root = Path(self._run_params["project_path"])
+        parameters = self._catalog.load("parameters")
+        mlflow.set_tracking_uri(tracking_uri(root))
+        create_database(root)
+        mlflow.set_experiment(f"fusetune-{parameters.get('experiment', 'none')}")
+        names = ",".join(self._run_params.get("pipeline_names") or ["__default__"])
+        run = mlflow.start_run(run_name=names, tags=self._tags(root, names))
+        self._mlflow = mlflow
+        # registered after MLflow's own handler, so it runs before it: an interrupted run is KILLED, not FINISHED
+        atexit.register(self._end, "KILLED")
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        flat = {key: str(value)[:LONGEST_PARAM] for key, value in flattened(parameters).items()}
+        items = list(flat.items())
+        for start in range(0, len(items), MOST_PARAMS):
+            mlflow.log_params(dict(items[start : start + MOST_PARAMS]))
+        logger.info("MLflow run %s, see `mlflow ui`", run.info.run_id)
+
+    def _end(self, status: str) -> None:
+        if self._mlflow is not None and self._mlflow.active_run() is not None:
+            self._mlflow.end_run(status)
+        if self._mlflow is not None:
+            atexit.unregister(self._end)
+        self._mlflow = None
+
+    def _tags(self, root: Path, pipelines: str) -> dict[str, str]:
+        tags = {
+            "kedro.pipelines": pipelines,
+            "kedro.env": str(self._run_params.get("env") or "local"),
+            "kedro.run_id": str(self._run_params.get("run_id")),
+            "dvc.stage": os.environ.get("DVC_STAGE", "none"),
+        }
+        commit = _git(root, "rev-parse", "HEAD")
+        if commit:
+            tags |= {"git.commit": commit, "git.dirty": str(bool(_git(root, "status", "--porcelain"))).lower()}
+        return tags
+
+
+def tracking_uri(root: Path) -> str:
+    """`MLFLOW_TRACKING_URI` if it is set, else a SQLite database in the project's root, as an absolute address."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / DATABASE).resolve().as_posix()}"
+
+
+def create_database(root: Path) -> None:
+    """Make the database once, under a lock: two processes that create it at the same time would break it."""
+    from filelock import FileLock
+
+    if os.environ.get("MLFLOW_TRACKING_URI") or ((root / DATABASE).exists() and (root / DATABASE).stat().st_size):
+        return
+    import mlflow
+
+    logger.info("MLflow: creating %s, once, some seconds", DATABASE)
+    with FileLock(root / f"{DATABASE}.lock"):
+        mlflow.search_experiments(max_results=1)
+
+
+def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one level of dotted keys."""
+    if isinstance(values, dict):
+        pairs = list(values.items())
+    elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        pairs = list(enumerate(values))
+    else:
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in pairs:
+        flat |= flattened(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

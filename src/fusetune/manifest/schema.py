@@ -1,0 +1,30 @@
+"""What a manifest is: one row a sample, one column a modality, plus split, group and labels."""
+
+from dataclasses import dataclass
+
+from fusetune.config import check
+
+SPLITS = ("train", "val", "test")
+KINDS = ("image", "text", "audio", "video", "sequence", "vector")
+REQUIRED = ("sample_id", "split", "group_id")
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One modality of the user's data.
+
+    Attributes:
+        kind: what it is made of; `sequence` is (tokens, width) floats, `vector` is (width,) floats.
+        column: the manifest column that holds it (default: the modality's name).
+        optional: a sample may be without it.
+    """
+
+    kind: str
+    column: str | None = None
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.kind in KINDS, f"kind: expected one of {', '.join(KINDS)}, found '{self.kind}'.")
+
+    def column_of(self, name: str) -> str:
+        return self.column or name

@@ -1,0 +1,31 @@
+"""The pipelines by name. `train_<method>` exists for every `conf/*/methods/<method>.yml`."""
+
+from kedro.pipeline import Pipeline
+
+from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_pipeline
+from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
+from fusetune.pipelines.parameters import conf_folder, method_names
+from fusetune.pipelines.pretrain.pipeline import create_pipeline as pretrain_pipeline
+from fusetune.pipelines.train.pipeline import create_pipeline as train_pipeline
+from fusetune.pipelines.unimodal.pipeline import create_pipeline as unimodal_pipeline
+from fusetune.pipelines.validate.pipeline import create_pipeline as validate_pipeline
+
+DEFAULT = "wander"
+
+
+def register_pipelines() -> dict[str, Pipeline]:
+    """Each `train_<method>` is the whole chain from raw data; what is up to date is left out when it runs."""
+    methods = method_names(conf_folder())
+    validated = ingest_pipeline() + validate_pipeline()
+    ready = validated + pretrain_pipeline()
+    caches = {method: cache_pipeline(method) for method in methods}
+    pipelines = {
+        "ingest": ingest_pipeline(),
+        "validate": validated,
+        "pretrain": pretrain_pipeline(),
+        "cache_features": sum(caches.values(), ready),
+        "unimodal": ready + unimodal_pipeline(),
+    }
+    for method in methods:
+        pipelines[f"train_{method}"] = ready + unimodal_pipeline() + caches[method] + train_pipeline(method)
+    return pipelines | {"__default__": pipelines[f"train_{DEFAULT}"]}

@@ -1,0 +1,1 @@
+"""Kedro only: pipelines, datasets, and what decides that a node need not run again."""

@@ -1,0 +1,1 @@
+"""Features at a method's frontier, written once."""

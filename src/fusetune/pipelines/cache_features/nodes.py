@@ -1,0 +1,50 @@
+"""Node functions of `cache_features`."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def open_experiment(
+    manifest: Any, base: Path, data: Mapping[str, Any], method: Mapping[str, Any], name: str, seed: int = 0
+) -> Any:
+    """Model, frontier and splits of one method."""
+    from fusetune.config import build
+    from fusetune.plan import Plan
+    from fusetune.training.experiment import DataSettings, Experiment, load_backbone
+
+    settings = build(DataSettings, data, "data")
+    return Experiment(manifest, load_backbone(base, settings), settings, build(Plan, method, name), seed, name)
+
+
+def cache_features_of(name: str):
+    """The node function that caches the features of method `name`."""
+
+    def cache_features(
+        manifest: Any,
+        base: Path,
+        store: Path,
+        data: Mapping[str, Any],
+        cache: Mapping[str, Any],
+        method: Mapping[str, Any],
+    ) -> Any:
+        from fusetune.config import build
+        from fusetune.features.extraction import CacheSettings, extract
+        from fusetune.pipelines.progress import ExtractionProgress
+        from fusetune.pipelines.tracking import log_tags
+        from fusetune.training.device import pick_device
+
+        settings = build(CacheSettings, cache, "cache")
+        experiment = open_experiment(manifest, base, data, method, name)
+        model, frontier = experiment.model, experiment.frontier
+        logger.info("%s: frontier at %s", name, frontier)
+        log_tags({"frontier": str(frontier)})
+        with ExtractionProgress() as progress:
+            return extract(
+                model.backbone, experiment.source, frontier, store, settings, progress, pick_device(settings.device)
+            )
+
+    return cache_features

@@ -1,0 +1,171 @@
+"""Catalog types: a table, a folder that `save_pretrained` writes, a feature index, and handles to folders.
+
+Each says which content it holds (`content`), so that a run can tell whether anything has changed.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kedro.io import AbstractDataset, DatasetError
+
+from fusetune.pipelines.hashing import content_hash
+
+
+class _PathDataset(AbstractDataset):
+    """A dataset of one path; relative paths are made absolute by Kedro, from the project's root."""
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self.path = Path(filepath)
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self.path)}
+
+    def _exists(self) -> bool:
+        return self.path.exists()
+
+    def content(self) -> str | None:
+        """SHA-256 of what is there; None where there is nothing, or nothing whole."""
+        return content_hash(self.path) if self.path.exists() else None
+
+    def _missing(self) -> DatasetError:
+        return DatasetError(f"{self.path} is not there. Run the pipeline that makes it, or `dvc pull`.")
+
+
+class TableDataset(_PathDataset):
+    """A Parquet file as a pyarrow Table, written atomically."""
+
+    def load(self) -> Any:
+        import pyarrow.parquet as pq
+
+        if not self.path.is_file():
+            raise self._missing()
+        return pq.read_table(self.path)
+
+    def save(self, data: Any) -> None:
+        import pyarrow.parquet as pq
+
+        _atomically(self.path, lambda temporary: pq.write_table(data, temporary, compression="zstd"))
+
+
+class JSONDataset(_PathDataset):
+    """A JSON file, indented, keys in their own order; written atomically, so `dvc metrics` never sees half of it."""
+
+    def load(self) -> Any:
+        if not self.path.is_file():
+            raise self._missing()
+        return json.loads(self.path.read_text())
+
+    def save(self, data: Any) -> None:
+        text = json.dumps(data, indent=2) + "\n"
+        _atomically(self.path, lambda temporary: temporary.write_text(text))
+
+
+class CSVDataset(_PathDataset):
+    """A list of rows (dicts) as CSV: what `dvc plots` draws."""
+
+    def load(self) -> Any:
+        import csv
+
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def save(self, data: Any) -> None:
+        import csv
+
+        def write(temporary: Path) -> None:
+            with temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(data[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(data)
+
+        _atomically(self.path, write)
+
+
+class PretrainedDataset(_PathDataset):
+    """A folder that an object writes with `save_pretrained`; loading gives the path, whoever needs it reads it."""
+
+    def load(self) -> Path:
+        if not self.path.is_dir():
+            raise self._missing()
+        return self.path
+
+    def save(self, data: Any) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        old = self.path.with_name(f".{self.path.name}.{os.getpid()}.old")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            data.save_pretrained(temporary)
+            if self.path.exists():
+                self.path.rename(old)
+            temporary.rename(self.path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+class FeaturesDataset(_PathDataset):
+    """The index of cached features; its content counts as missing when a shard is.
+
+    Args:
+        store: the feature store that the index points into.
+    """
+
+    def __init__(self, *, filepath: str, store: str, metadata: dict[str, Any] | None = None) -> None:
+        super().__init__(filepath=filepath, metadata=metadata)
+        self.store = Path(store)
+        if not self.store.is_absolute():  # Kedro resolves `filepath` alone
+            data = next(p for p in self.path.parents if p.name == self.store.parts[0])
+            self.store = data.parent / self.store
+
+    def load(self) -> Any:
+        from fusetune.features.extraction import Features
+
+        if not self.path.is_file():
+            raise self._missing()
+        return Features.load(self.path)
+
+    def save(self, data: Any) -> None:
+        _atomically(self.path, data.save)
+
+    def content(self) -> str | None:
+        if not self.path.is_file():
+            return None
+        entries = json.loads(self.path.read_text())["entries"].values()
+        folders = [self.store / entry for entry in entries]
+        indices = [index for folder in folders for index in folder.glob("*.json")]
+        whole = all(folder.is_dir() for folder in folders)
+        if not whole or any(not index.with_suffix(".safetensors").is_file() for index in indices):
+            return None
+        return content_hash(self.path)
+
+
+class HandleDataset(_PathDataset):
+    """A folder that nodes work in (a content-addressed store, checkpoints): loading makes it and gives its path.
+
+    It has no content of its own: what is in it never makes a node run again.
+    """
+
+    def load(self) -> Path:
+        self.path.mkdir(parents=True, exist_ok=True)
+        return self.path
+
+    def save(self, data: Any) -> None:
+        raise DatasetError(f"{self.path}: a handle is written by the nodes that hold it, not by the catalog.")
+
+    def content(self) -> str | None:
+        return ""
+
+
+def _atomically(path: Path, write: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,65 @@
+"""Which parameters there are and what each must look like; checked before the first node runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+
+from fusetune.config import build, check_keys
+
+# top-level parameter -> the dataclass that it becomes (imported when a run uses it), or None for plain values
+SCHEMAS: dict[str, str | None] = {
+    "experiment": None,
+    "ingest": "fusetune.pipelines.parameters:ReaderSettings",
+    "pretraining_data": "fusetune.pipelines.parameters:ReaderSettings",
+    "data": "fusetune.training.experiment:DataSettings",
+    "validate": "fusetune.manifest.validation:ValidationSettings",
+    "backbone": "fusetune.pipelines.pretrain.nodes:BackboneSettings",
+    "pretrain": "fusetune.backbones.pretraining:PretrainSettings",
+    "cache": "fusetune.features.extraction:CacheSettings",
+    "train": "fusetune.training.settings:TrainSettings",
+    "evaluate": "fusetune.training.evaluation:EvaluationSettings",
+    "register": "fusetune.pipelines.train.registration:RegisterSettings",
+}
+PLAN = "fusetune.plan:Plan"
+
+
+@dataclass(frozen=True)
+class ReaderSettings:
+    """
+    Attributes:
+        reader: name in the registry of readers.
+        settings: the reader's own.
+    """
+
+    reader: str
+    settings: Mapping[str, Any]
+
+
+def method_names(conf: Path) -> list[str]:
+    """The methods: every ``methods/<name>.yml`` of any environment."""
+    return sorted({file.stem for file in conf.glob("*/methods/*.yml")})
+
+
+def conf_folder() -> Path:
+    """``conf`` of the project that this process works in."""
+    from kedro.utils import find_kedro_project
+
+    root = find_kedro_project(Path.cwd()) or Path(__file__).parents[3]
+    return Path(root) / "conf"
+
+
+def check_parameters(catalog: CatalogProtocol, pipeline: Pipeline) -> None:
+    """Raise FusetuneError for an unknown key at any level of the parameters that the pipeline's nodes use."""
+    known = dict(SCHEMAS) | dict.fromkeys(method_names(conf_folder()), PLAN)
+    check_keys(catalog.load("parameters"), known, "parameters")
+    for name in sorted(pipeline.inputs()):
+        key = name.removeprefix("params:")
+        schema = known.get(key)
+        if name.startswith("params:") and schema:
+            module, _, attribute = schema.partition(":")
+            build(getattr(import_module(module), attribute), catalog.load(name), key)

@@ -1,0 +1,75 @@
+"""Node functions of `train_<method>`."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fusetune.pipelines.cache_features.nodes import open_experiment
+
+logger = logging.getLogger(__name__)
+
+
+def train_method(name: str):
+    """The node function that trains and evaluates method `name`."""
+
+    def train_and_evaluate(
+        manifest: Any,
+        base: Path,
+        store: Path,
+        checkpoints: Path,
+        features: Any,
+        unimodal: Mapping[str, float],
+        data: Mapping[str, Any],
+        train: Mapping[str, Any],
+        evaluate: Mapping[str, Any],
+        method: Mapping[str, Any],
+    ) -> tuple[Any, Any, Any, Any, Any]:
+        """Returns the artifact, the metrics, the curve, the predictions and the figures."""
+        from fusetune.config import build
+        from fusetune.pipelines.tracking import TrainingReporter, log_metrics
+        from fusetune.training.evaluation import EvaluationSettings
+        from fusetune.training.run import train_and_test
+        from fusetune.training.settings import TrainSettings
+
+        settings = build(TrainSettings, {**train, **method.get("train", {})}, f"{name}.train")
+        experiment = open_experiment(manifest, base, data, method, name, settings.seed)
+        reporter = TrainingReporter(name, experiment.task.metric)
+        result = train_and_test(
+            experiment,
+            features,
+            store,
+            settings,
+            build(EvaluationSettings, evaluate, "evaluate"),
+            checkpoints,
+            reporter,
+            name,
+            unimodal,
+        )
+        log_metrics(result.scalars())
+        logger.info("%s: %s", name, result.sentence())
+        return result.artifact, result.metrics, result.curve, result.predictions, result.figures
+
+    return train_and_evaluate
+
+
+def register_method(name: str):
+    """The node function that registers the adapter of method `name`."""
+
+    def register_adapter(
+        adapter: Path,
+        metrics: Mapping[str, Any],
+        predictions: Any,
+        figures: Path,
+        base: Path,
+        manifest: Any,
+        experiment: str,
+        register: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        from fusetune.pipelines.train.registration import RegisterSettings, register_version
+
+        return register_version(
+            name, adapter, metrics, predictions, figures, base, manifest, experiment, RegisterSettings(**register)
+        )
+
+    return register_adapter

@@ -1,0 +1,44 @@
+"""Node functions of `unimodal`."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def test_each_alone(
+    manifest: Any,
+    base: Path,
+    store: Path,
+    checkpoints: Path,
+    data: Mapping[str, Any],
+    cache: Mapping[str, Any],
+    train: Mapping[str, Any],
+    late_fusion: Mapping[str, Any],
+) -> dict[str, float]:
+    """Test metric of the `late_fusion` method with one modality and nothing else, by modality."""
+    from fusetune.config import build
+    from fusetune.features.extraction import CacheSettings
+    from fusetune.pipelines.progress import ExtractionProgress
+    from fusetune.plan import Plan
+    from fusetune.training.experiment import DataSettings
+    from fusetune.training.run import unimodal_metrics
+    from fusetune.training.settings import TrainSettings
+
+    settings = build(TrainSettings, {**train, **late_fusion.get("train", {})}, "late_fusion.train")
+    with ExtractionProgress() as progress:
+        metrics = unimodal_metrics(
+            manifest,
+            base,
+            build(DataSettings, data, "data"),
+            build(Plan, late_fusion, "late_fusion"),
+            settings,
+            build(CacheSettings, cache, "cache"),
+            store,
+            checkpoints,
+            progress,
+        )
+    logger.info("each modality alone: %s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+    return metrics

@@ -1,0 +1,25 @@
+from kedro.pipeline import Node, Pipeline
+
+from fusetune.pipelines.unimodal.nodes import test_each_alone
+
+
+def create_pipeline() -> Pipeline:
+    return Pipeline(
+        [
+            Node(
+                test_each_alone,
+                [
+                    "validated_manifest",
+                    "base",
+                    "feature_store",
+                    "checkpoints",
+                    "params:data",
+                    "params:cache",
+                    "params:train",
+                    "params:late_fusion",
+                ],
+                "unimodal",
+                name="unimodal",
+            )
+        ]
+    )

@@ -1,0 +1,94 @@
+"""The figures of one training run: learning curve, confusion matrix, accuracy by group. Matplotlib, no display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MOST_LABELS = 40  # more are unreadable on a page: the most frequent stay
+INK, ACCENT, MUTED = "#1b2a41", "#2a6f97", "#b8c4d0"
+
+
+class Figures:
+    """PNG files in a folder; the catalog writes them with `save_pretrained`."""
+
+    def __init__(self, draw: Mapping[str, Any]) -> None:
+        self._draw = dict(draw)
+
+    def save_pretrained(self, folder: Path) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in self._draw.items():
+            FigureCanvasAgg(figure)
+            figure.savefig(folder / f"{name}.png", dpi=130, metadata={"Software": None})
+
+
+def learning_curve(history: Sequence[Mapping[str, Any]], metric: str, title: str):
+    """Loss of both splits and the validation metric, by epoch."""
+    figure = _figure(8.0, 3.4)
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row["train_loss"] for row in history], color=ACCENT, label="training")
+    left.plot(epochs, [row["val_loss"] for row in history], color=INK, linestyle="--", label="validation")
+    left.set(xlabel="epoch", ylabel="loss", title="Loss")
+    left.legend(frameon=False)
+    values = [row["val_metric"] for row in history]
+    right.plot(epochs, values, color=INK)
+    best = int(np.argmax(values))
+    right.plot(epochs[best], values[best], "o", color=ACCENT)
+    right.annotate(
+        f"{values[best]:.3f}", (epochs[best], values[best]), (0, -14), textcoords="offset points", ha="center"
+    )
+    right.set(xlabel="epoch", ylabel=metric.replace("_", " "), title="Validation")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(title)
+    return figure
+
+
+def confusion_matrix(targets: Sequence[str], predictions: Sequence[str], title: str):
+    """Row-normalised: how often a label (row) was answered by another (column)."""
+    counts: dict[str, int] = {}
+    for label in targets:
+        counts[label] = counts.get(label, 0) + 1
+    labels = sorted(sorted(counts, key=lambda label: -counts[label])[:MOST_LABELS])
+    index = {label: i for i, label in enumerate(labels)}
+    matrix = np.zeros((len(labels), len(labels)))
+    for target, prediction in zip(targets, predictions, strict=True):
+        if target in index and prediction in index:
+            matrix[index[target], index[prediction]] += 1
+    matrix /= np.array([[counts[label]] for label in labels])
+    side = max(4.0, 1.8 + 0.23 * len(labels))
+    figure = _figure(side + 0.8, side)
+    axes = figure.subplots()
+    image = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true label's samples")
+    return figure
+
+
+def compared(values: Mapping[str, float], low: float, high: float, metric: str, title: str):
+    """Bars of one metric; the first bar is the model and has the interval (`low`, `high`), the others are its parts."""
+    figure = _figure(8.0, 0.9 + 0.42 * len(values))
+    axes = figure.subplots()
+    names = list(values)
+    colors = [ACCENT if i == 0 else MUTED for i in range(len(names))]
+    axes.barh(names, list(values.values()), color=colors)
+    first = values[names[0]]
+    axes.errorbar(first, 0, xerr=[[first - low], [high - first]], color=INK, capsize=3)
+    for i, value in enumerate(values.values()):
+        axes.text((high if i == 0 else value) + 0.01, i, f"{value:.3f}", va="center", fontsize=9)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.05), xlabel=f"test {metric.replace('_', ' ')}", title=title)
+    return figure
+
+
+def _figure(width: float, height: float):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure

@@ -1,0 +1,93 @@
+"""One label out of a closed set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusetune.errors import FusetuneError
+from fusetune.tasks.task import HeadMaker, Task
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """
+    Attributes:
+        label: the manifest column that holds the answer.
+    """
+
+    label: str
+
+
+class JoinedHead(nn.Module):
+    """All pooled streams side by side into one head, in the order of the modalities at training."""
+
+    def __init__(self, widths: Mapping[str, int], outputs: int, make: HeadMaker) -> None:
+        super().__init__()
+        self.widths = dict(widths)
+        self.norm = nn.LayerNorm(sum(widths.values()), elementwise_affine=False)
+        self.head = make(sum(widths.values()), outputs)
+
+    def forward(self, pooled: Mapping[str, Tensor]) -> Tensor:
+        batch = next(iter(pooled.values()))
+        parts = [pooled.get(name, batch.new_zeros(len(batch), width)) for name, width in self.widths.items()]
+        return self.head(self.norm(torch.cat(parts, -1)))
+
+
+class Classification(Task):
+    """Cross-entropy over the labels of the training rows."""
+
+    metric = "accuracy"
+    Config = ClassificationConfig
+
+    def __init__(self, config: ClassificationConfig) -> None:
+        self.config = config
+        self.labels: list[str] = []
+
+    def columns(self) -> list[str]:
+        return [self.config.label]
+
+    def fit(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        self.labels = sorted({str(value) for value in columns[self.config.label] if value is not None})
+        if len(self.labels) < 2:
+            raise FusetuneError(
+                f"column '{self.config.label}': a classification needs at least two labels among the training rows, "
+                f"found {self.labels}."
+            )
+
+    def targets(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
+        index = {label: i for i, label in enumerate(self.labels)}
+        values = [str(value) for value in columns[self.config.label]]
+        unknown = next((i for i, value in enumerate(values) if value not in index), None)
+        if unknown is not None:
+            raise FusetuneError(
+                f"column '{self.config.label}', row {unknown}: label '{values[unknown]}' is in no training row. "
+                "Remove the row or add training rows with this label."
+            )
+        return torch.tensor([index[value] for value in values])
+
+    def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
+        return JoinedHead(widths, len(self.labels), make)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets)
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
+        return {"accuracy": (outputs.argmax(-1) == targets).float().cpu().numpy()}
+
+    def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
+        probabilities, best = outputs.float().softmax(-1).max(-1)
+        return [
+            {"prediction": self.labels[i], "probability": p}
+            for i, p in zip(best.tolist(), probabilities.tolist(), strict=True)
+        ]
+
+    def state(self) -> dict[str, Any]:
+        return {"labels": self.labels}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.labels = list(state["labels"])

@@ -1,0 +1,49 @@
+"""Tokens: the one currency between modules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A padded batch of token sequences.
+
+    Attributes:
+        values: (batch, tokens, width); integer ids have width 1.
+        mask: (batch, tokens), True = real. A sample without this modality has no True.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[-1]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Tokens":
+        """Move to `device`; floats are cast to `dtype`, integer ids are not."""
+        cast = dtype if self.values.is_floating_point() else None
+        return Tokens(self.values.to(device, cast, non_blocking=True), self.mask.to(device, non_blocking=True))
+
+    def pooled(self) -> Tensor:
+        """Mean of the real tokens, (batch, width); zeros where there is none."""
+        weights = self.mask.to(self.values.dtype).unsqueeze(-1)
+        return (self.values * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+    def ragged(self) -> list[Tensor]:
+        """The real tokens of each sample: a list of (tokens_i, width)."""
+        return [row[keep] for row, keep in zip(self.values, self.mask, strict=True)]
+
+
+def pad(rows: Sequence[Tensor]) -> Tokens:
+    """Right-pad with zeros a list of (tokens_i, width); at least one token long, so that no dimension is empty."""
+    longest = max(1, max(len(row) for row in rows))
+    values = rows[0].new_zeros(len(rows), longest, rows[0].shape[-1])
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        values[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return Tokens(values, mask.to(values.device))

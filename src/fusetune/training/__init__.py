@@ -1,0 +1,1 @@
+"""One loop for every method, and what follows it: evaluation."""

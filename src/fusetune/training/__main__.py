@@ -1,0 +1,123 @@
+"""Train one method without Kedro, MLflow or DVC, from files that the pipelines made: for a bare GPU machine.
+
+    python -m fusetune.training --method wander --manifest data/03_primary/vqa/manifest.parquet \\
+        --base data/06_models/base --store data/04_feature/store --conf conf/base --out /tmp/wander
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fusetune.errors import FusetuneError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m fusetune.training", description=__doc__.splitlines()[0])
+    parser.add_argument("--method", required=True, help="a file of <conf>/methods")
+    parser.add_argument("--conf", type=Path, default=Path("conf/base"), help="folder with the parameters")
+    parser.add_argument("--manifest", type=Path, required=True, help="validated manifest, Parquet")
+    parser.add_argument("--base", type=Path, required=True, help="folder of the frozen base")
+    parser.add_argument("--store", type=Path, required=True, help="feature store; what is missing is added")
+    parser.add_argument("--out", type=Path, required=True, help="folder for adapter, metrics and figures")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. train.batch_size=1024")
+    try:
+        run(parser.parse_args(arguments))
+    except FusetuneError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Cache what is missing, train, test, write."""
+    import pyarrow.parquet as pq
+
+    from fusetune.config import build
+    from fusetune.features.extraction import CacheSettings, extract
+    from fusetune.plan import Plan
+    from fusetune.training.device import pick_device
+    from fusetune.training.evaluation import EvaluationSettings
+    from fusetune.training.experiment import DataSettings, Experiment, load_backbone
+    from fusetune.training.loop import Epoch, Reporter
+    from fusetune.training.run import train_and_test
+    from fusetune.training.settings import TrainSettings
+
+    class Printer(Reporter):
+        def epoch(self, epoch: Epoch, best: bool) -> None:
+            print(
+                f"epoch {epoch.number}: loss {epoch.train_loss:.3f}, validation {epoch.val_metric:.3f}, "
+                f"{epoch.samples_per_second:.0f} samples/s{' *' if best else ''}",
+                flush=True,
+            )
+
+    parameters = read_parameters(options.conf, options.set)
+    if options.method not in parameters:
+        raise FusetuneError(f"method '{options.method}': no {options.conf}/methods/{options.method}.yml.")
+    method, cache = parameters[options.method], build(CacheSettings, parameters["cache"], "cache")
+    settings = build(TrainSettings, {**parameters["train"], **method.get("train", {})}, "train")
+    data = build(DataSettings, parameters["data"], "data")
+    if not options.manifest.is_file():
+        raise FusetuneError(f"--manifest {options.manifest}: no such file. Run `kedro run --pipeline validate` first.")
+    experiment = Experiment(
+        pq.read_table(options.manifest),
+        load_backbone(options.base, data),
+        data,
+        build(Plan, method, options.method),
+        settings.seed,
+        options.method,
+    )
+    device = pick_device(settings.device)
+    print(f"device {device}, frontier at {experiment.frontier}", flush=True)
+    features = extract(
+        experiment.model.backbone,
+        experiment.source,
+        experiment.frontier,
+        options.store,
+        cache,
+        lambda done, total, written: print(f"cached {done} of {total}", flush=True) if done == total else None,
+        device,
+    )
+    result = train_and_test(
+        experiment,
+        features,
+        options.store,
+        settings,
+        build(EvaluationSettings, parameters["evaluate"], "evaluate"),
+        options.out / "checkpoints",
+        Printer(),
+        options.method,
+        {},
+    )
+    result.artifact.save_pretrained(options.out / "adapter")
+    result.figures.save_pretrained(options.out / "figures")
+    (options.out / "metrics.json").write_text(json.dumps(result.metrics, indent=2) + "\n")
+    print(result.sentence())
+
+
+def read_parameters(conf: Path, overrides: list[str]) -> dict[str, Any]:
+    """All parameter files of one environment as one mapping; Kedro's interpolations stay as text."""
+    import yaml
+
+    parameters: dict[str, Any] = {}
+    files = sorted(conf.glob("parameters*.yml")) + sorted(conf.glob("methods/*.yml"))
+    if not files:
+        raise FusetuneError(f"--conf {conf}: no parameters*.yml in it.")
+    for file in files:
+        parameters |= yaml.safe_load(file.read_text()) or {}
+    for override in overrides:
+        path, found, value = override.partition("=")
+        if not found:
+            raise FusetuneError(f"--set {override}: expected KEY=VALUE, e.g. train.batch_size=1024.")
+        *parents, last = path.split(".")
+        place = parameters
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = yaml.safe_load(value)
+    return parameters
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""One experiment: data, backbone, task and method together; what the pipelines and `python -m fusetune.training` share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from fusetune.adapters.adapter import Stream
+from fusetune.backbones.backbone import Backbone, Frontier
+from fusetune.config import build, digest
+from fusetune.errors import FusetuneError
+from fusetune.features.dataset import FeatureSet
+from fusetune.features.extraction import CacheSettings, Features, Source, describe
+from fusetune.manifest.schema import SPLITS, Modality
+from fusetune.plan import AdaptedModel, Plan, frontier
+from fusetune.tasks import tasks
+from fusetune.tasks.task import Task
+from fusetune.training.loop import Split
+from fusetune.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """
+    Attributes:
+        modalities: the streams, in order.
+        task: name in the registry of tasks, and its settings.
+        use_trunk: whether the streams meet in the backbone's trunk, where it has one.
+    """
+
+    modalities: Mapping[str, Modality]
+    task: Mapping[str, Any] = field(default_factory=dict)
+    use_trunk: bool = True
+
+
+def make_task(settings: Mapping[str, Any], where: str = "data.task") -> Task:
+    """A task from ``{name: ..., <its settings>}``."""
+    options = dict(settings)
+    cls = tasks.get(options.pop("name", None) or _no_name(where))
+    return cls(build(cls.Config, options, where))
+
+
+def load_backbone(folder: Path, data: DataSettings) -> Backbone:
+    """The backbone with the towers that the data needs, and its trunk if the data uses it."""
+    backbone = Backbone.from_pretrained(folder, {name: m.kind for name, m in data.modalities.items()})
+    if not data.use_trunk:
+        backbone.trunk = None
+    return backbone
+
+
+class Experiment:
+    """A method on a manifest; builds the model, knows its frontier and serves splits.
+
+    Args:
+        table: the validated manifest.
+        where: the method's name, for error messages.
+    """
+
+    def __init__(
+        self, table: pa.Table, backbone: Backbone, data: DataSettings, plan: Plan, seed: int, where: str
+    ) -> None:
+        self.table, self.data, self.source = table, data, Source(table, data.modalities)
+        split = table["split"].to_pylist()
+        self.rows = {name: [i for i, value in enumerate(split) if value == name] for name in SPLITS}
+        for name, rows in self.rows.items():
+            if not rows:
+                raise FusetuneError(f"manifest: no row of split '{name}'; each of {', '.join(SPLITS)} needs some.")
+        self.task = make_task(data.task)
+        self._columns = {name: _column(table, name) for name in self.task.columns()}
+        self.task.fit(self._picked("train"))
+        torch.manual_seed(seed)
+        self.model = AdaptedModel(backbone, plan, self.task, self._streams(backbone), where)
+        self.frontier = frontier(self.model, self._example())
+
+    def split(self, name: str, features: Features, root: Path, device: torch.device) -> Split:
+        """Features and targets of one split."""
+        rows = self.rows[name]
+        picked = Features(
+            features.frontier,
+            features.entries,
+            {modality: [keys[row] for row in rows] for modality, keys in features.keys.items()},
+        )
+        return Split(FeatureSet(picked, root, device), self.task.targets(self._picked(name)))
+
+    def column(self, name: str, split: str) -> list[Any]:
+        values = _column(self.table, name)
+        return [values[row] for row in self.rows[split]]
+
+    def describe(self, cache: CacheSettings) -> Features:
+        return describe(self.model.backbone, self.source, self.frontier, cache)
+
+    def key(self, features: Features, settings: TrainSettings) -> str:
+        """Digest of all that determines training."""
+        return digest([self.model.plan, settings, self.data, features.entries, features.keys, self.task.state()])
+
+    def _picked(self, split: str) -> dict[str, Sequence[Any]]:
+        return {name: [values[row] for row in self.rows[split]] for name, values in self._columns.items()}
+
+    def _streams(self, backbone: Backbone) -> dict[str, Stream]:
+        items, widths = self.source.most_items(), backbone.widths(list(self.data.modalities))
+        streams = {}
+        for name, modality in self.data.modalities.items():
+            tower = backbone.tower(name)
+            if modality.kind == "text":
+                texts = {text for text in self.source.column(name).to_pylist() if text is not None}
+                items[name] = tower.prepare(sorted(texts)).values.shape[1]
+            streams[name] = Stream(widths[name], tower.tokens_out(items[name]))
+        return streams
+
+    def _example(self) -> dict[str, Any]:
+        """Two training samples at depth 0, complete ones if there are any: enough to probe the frontier."""
+        columns = [self.source.column(name).is_valid().to_pylist() for name in self.data.modalities]
+        complete = [row for row in self.rows["train"] if all(column[row] for column in columns)]
+        return self.model.backbone.prepare(self.source.decoded((complete or self.rows["train"])[:2]))
+
+
+def full_frontier(backbone: Backbone, data: DataSettings) -> Frontier:
+    return backbone.full_depth(list(data.modalities))
+
+
+def _column(table: pa.Table, name: str) -> list[Any]:
+    if name not in table.column_names:
+        raise FusetuneError(f"data.task: the manifest has no column '{name}'. It has {', '.join(table.column_names)}.")
+    return table[name].to_pylist()
+
+
+def _no_name(where: str) -> str:
+    raise FusetuneError(f"{where}.name: expected one of {', '.join(tasks.names())}, found none.")

@@ -1,0 +1,167 @@
+"""A whole training run: loop, test, artifact, report. Kedro's nodes and `python -m fusetune.training` call this."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fusetune.bank.artifact import Artifact
+from fusetune.bank.card import card
+from fusetune.features.extraction import CacheSettings, Features, Progress, extract
+from fusetune.plan import Plan
+from fusetune.report.figures import Figures, compared, confusion_matrix, learning_curve
+from fusetune.training.device import pick_device
+from fusetune.training.evaluation import EvaluationSettings, evaluate
+from fusetune.training.experiment import DataSettings, Experiment, load_backbone
+from fusetune.training.loop import Epoch, Reporter, Split, predict, train
+from fusetune.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """
+    Attributes:
+        artifact: the adapter.
+        metrics: of the test split, JSON-ready and the same in every run of the same inputs (no times).
+        curve: one row an epoch, likewise.
+        predictions: sample_id, target, what the task decodes, and whether it is right.
+        figures: PNGs.
+        epochs: with times.
+    """
+
+    artifact: Artifact
+    metrics: dict[str, Any]
+    curve: list[dict[str, Any]]
+    predictions: pa.Table
+    figures: Figures
+    epochs: list[Epoch]
+
+    def scalars(self) -> dict[str, float]:
+        """The metrics that are single numbers, for a tracker."""
+        flat = {f"test_{name}": v for name, v in self.metrics["test"].items() if isinstance(v, float)}
+        flat |= {f"test_only_{name}": value for name, value in self.metrics["unimodal"].items()}
+        flat |= {f"{name}": float(v) for name, v in self.metrics.items() if isinstance(v, int)}
+        flat["train_seconds"] = sum(epoch.seconds for epoch in self.epochs)
+        return flat
+
+    def sentence(self) -> str:
+        test, name = self.metrics["test"], self.metrics["metric"]
+        alone = ", ".join(f"{m} alone {value:.3f}" for m, value in self.metrics["unimodal"].items())
+        return (
+            f"test {name} {test[name]:.3f} ({test[name + '_low']:.3f} to {test[name + '_high']:.3f}), "
+            f"{self.metrics['trainable_parameters']:,} trainable parameters; {alone}"
+        )
+
+
+def train_and_test(
+    experiment: Experiment,
+    features: Features,
+    store: Path,
+    settings: TrainSettings,
+    evaluation: EvaluationSettings,
+    checkpoints: Path,
+    reporter: Reporter,
+    method: str,
+    unimodal: Mapping[str, float],
+) -> TrainingResult:
+    """Train, evaluate on the test split, and put everything that a user keeps into one result."""
+    model, task = experiment.model, experiment.task
+    base_fingerprint = model.backbone.fingerprint(list(experiment.data.modalities))  # before it may be trained
+    device = pick_device(settings.device)
+    splits = {name: experiment.split(name, features, store, device) for name in ("train", "val", "test")}
+    key = experiment.key(features, settings)
+    folder = checkpoints / key[:16]
+    epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter)
+    outputs, _ = predict(model, splits["test"], settings.batch_size)
+    group = getattr(task.config, "question_type", None)  # type: ignore[attr-defined]
+    groups = experiment.column(group, "test") if group else None
+    metrics = {
+        "method": method,
+        "metric": task.metric,
+        "test": evaluate(task, outputs, splits["test"].targets, evaluation, groups),
+        "unimodal": dict(unimodal),
+        "trainable_parameters": model.trainable_count(),
+        "base_parameters": model.base_count(),
+        "best_epoch": max(epochs, key=lambda e: e.val_metric).number,
+        "train_samples": len(splits["train"].targets),
+        "test_samples": len(splits["test"].targets),
+        "seed": settings.seed,
+    }
+    curve = [
+        {"epoch": e.number, "train_loss": e.train_loss, "val_loss": e.val_loss, "val_metric": e.val_metric}
+        for e in epochs
+    ]
+    artifact = Artifact.of(model, experiment.data, method, card(method, metrics, experiment.data, model))
+    result = TrainingResult(
+        artifact.with_base(base_fingerprint),
+        metrics,
+        curve,
+        _predictions(experiment, outputs, splits["test"]),
+        _figures(experiment, outputs, metrics, curve, method),
+        epochs,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def unimodal_metrics(
+    table: pa.Table,
+    base: Path,
+    data: DataSettings,
+    plan: Plan,
+    settings: TrainSettings,
+    cache: CacheSettings,
+    store: Path,
+    checkpoints: Path,
+    progress: Progress,
+) -> dict[str, float]:
+    """The test metric of `plan` when one modality is given and no other, for each; {} where the task compares two."""
+    found: dict[str, float] = {}
+    for name in data.modalities:
+        alone = replace(data, modalities={name: data.modalities[name]})
+        experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone")
+        if not experiment.task.fuses:
+            return {}
+        device = pick_device(settings.device)
+        features = extract(
+            experiment.model.backbone, experiment.source, experiment.frontier, store, cache, progress, device
+        )
+        splits = {s: experiment.split(s, features, store, device) for s in ("train", "val", "test")}
+        key = experiment.key(features, settings)
+        train(experiment.model, splits["train"], splits["val"], settings, key, checkpoints / key[:16], Reporter())
+        outputs, _ = predict(experiment.model, splits["test"], settings.batch_size)
+        found[name] = experiment.task.metrics(outputs, splits["test"].targets)[experiment.task.metric]
+        shutil.rmtree(checkpoints / key[:16], ignore_errors=True)
+    return found
+
+
+def _predictions(experiment: Experiment, outputs: Any, test: Split) -> pa.Table:
+    decoded = experiment.task.decode(outputs)
+    columns: dict[str, list[Any]] = {"sample_id": experiment.column("sample_id", "test")}
+    for name in experiment.task.columns():
+        columns[name] = experiment.column(name, "test")
+    for name in decoded[0]:
+        columns[name] = [row[name] for row in decoded]
+    scores = experiment.task.per_sample(outputs, test.targets)[experiment.task.metric]
+    return pa.table({**columns, "score": scores.tolist()})
+
+
+def _figures(
+    experiment: Experiment, outputs: Any, metrics: dict[str, Any], curve: list[dict[str, Any]], method: str
+) -> Figures:
+    test, name = metrics["test"], metrics["metric"]
+    bars = {method: test[name]} | {f"{m} alone": value for m, value in metrics["unimodal"].items()}
+    bars |= dict(test.get("by_group", {}))
+    figures = {
+        "learning_curve": learning_curve(curve, name, method),
+        "test_metrics": compared(bars, test[f"{name}_low"], test[f"{name}_high"], name, f"{method} on the test split"),
+    }
+    decoded = experiment.task.decode(outputs)
+    if "prediction" in decoded[0]:
+        targets = [str(value) for value in experiment.column(experiment.task.columns()[0], "test")]
+        predictions = [row["prediction"] for row in decoded]
+        figures["confusion_matrix"] = confusion_matrix(targets, predictions, f"{method} on the test split")
+    return Figures(figures)
