@@ -110,7 +110,7 @@ class _Factor(nn.Module):
         self.bias_row = nn.Parameter(torch.ones(rank, width))
         with torch.no_grad():
             self.token_factors.copy_(_windows(rank, token_rank, stream.max_tokens, fused_tokens))
-        # a sum over r features and R_t terms: at unit scale if the averaged Z is
+        # a sum over r features and R_t terms: at unit scale if Z is
         nn.init.normal_(self.feature_factors, std=(bottleneck * token_rank) ** -0.5)
 
     def forward(self, tokens: Tokens) -> Tensor:
@@ -127,16 +127,16 @@ class _Factor(nn.Module):
 
 
 def _windows(rank: int, token_rank: int, tokens: int, fused_tokens: int) -> Tensor:
-    """Initial token factors, (R, R_t, T_m, T_h): averages over the whole sequence and over stretches of it.
+    """Initial token factors, (R, R_t, T_m, T_h): sums over the whole sequence and over stretches of it.
 
-    The first term of a factor averages all tokens, the second the i-th of R stretches that tile the sequence, so that
-    the products differ in where they look before anything is learned; any further terms are random averages.
+    The first term of a factor adds up all tokens, the second the i-th of R stretches that tile the sequence, so that
+    the products differ in where they look before anything is learned; any further terms are random sums.
     """
     factors = torch.randn(rank, token_rank, tokens, fused_tokens) / tokens**0.5
-    factors[:, 0] = 1 / tokens
+    factors[:, 0] = tokens**-0.5
     if token_rank > 1:
         position = torch.arange(tokens)
         for i in range(rank):
             inside = (position * rank // tokens == i).float()
-            factors[i, 1] = (inside / inside.sum().clamp(min=1))[:, None]
+            factors[i, 1] = (inside / inside.sum().clamp(min=1) ** 0.5)[:, None]
     return factors

@@ -261,7 +261,7 @@ def _scenes(images: Tokens, rows: Characters, by_face, faces, captions, count: i
 def _with_masks(
     text: Tokens, tokenizer: Any, rate: float, rng: random.Random, skip: frozenset[int] = frozenset()
 ) -> tuple[Tokens, Tensor]:
-    """Hide words, as BERT does: most become [MASK], some another word, some stay, so that every word is read for itself.
+    """Hide words as BERT does: most become [MASK], some another word, some stay, so every word is read for itself.
 
     Returns:
         The text, and the word to guess at each hidden place, IGNORED elsewhere: (batch, tokens).

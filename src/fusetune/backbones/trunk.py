@@ -44,7 +44,7 @@ class TrunkSettings:
 
 
 def sinusoids(tokens: int, width: int) -> Tensor:
-    """Position codes of Vaswani et al. 2017, section 3.5, (tokens, width): near tokens have near codes from the start."""
+    """Position codes of Vaswani et al. 2017, section 3.5, (tokens, width): near tokens begin with near codes."""
     frequencies = torch.exp(-torch.arange(0, width, 2) / width * math.log(LONGEST_WAVE))
     angles = torch.arange(tokens)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], 1)

@@ -47,7 +47,7 @@ def validate(
     missing = [name for name in [*REQUIRED, *columns, *labels] if name not in table.column_names]
     if missing:
         raise FusetuneError(
-            f"manifest: column {', '.join(repr(m) for m in missing)} is missing. It has {', '.join(table.column_names)}."
+            f"manifest: column {', '.join(map(repr, missing))} is missing. It has {', '.join(table.column_names)}."
         )
     frame = _frame(table, modalities, labels)
     schema, checks = _schema(modalities, labels, settings)

@@ -61,3 +61,4 @@ class Task(ABC):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state`."""
+        del state

@@ -33,7 +33,7 @@ def load(folder: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | N
             state = json.loads(opened.metadata()["state"])
             if state["key"] != key:
                 return None
-            return {name: opened.get_tensor(name) for name in opened.keys()}, state
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, state
     except (SafetensorError, KeyError, ValueError):
         return None  # not ours or not whole: training starts anew
 

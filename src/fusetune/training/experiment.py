@@ -1,4 +1,4 @@
-"""One experiment: data, backbone, task and method together; what the pipelines and `python -m fusetune.training` share."""
+"""One experiment: data, backbone, task and method, as the pipelines and `python -m fusetune.training` share it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -29,7 +29,7 @@ class TrainSettings:
     weight_decay: float = 0.02
     warmup: float = 0.1
     clip: float = 1.0
-    patience: int = 5
+    patience: int = 6
     seed: int = 0
     device: str = "auto"
     autocast: bool = True

@@ -85,7 +85,7 @@ class GlyphSettings:
     only: tuple[str, ...] = SPLITS
     samples: Mapping[str, int] = field(default_factory=lambda: {"train": 6400, "val": 1200, "test": 2400})
     label: str | None = None
-    min_characters: int = 8
+    min_characters: int = 20
     image: str = "cell"
     seed: int = 0
 
