@@ -20,6 +20,7 @@ s (d_h) starts at 0, and nothing else does: the adapter begins as the identity a
 from the second step on.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -91,10 +92,10 @@ class Wander(JunctionAdapter):
 
     def fuse(self, streams: Mapping[str, Tokens]) -> Tensor:
         """H of the module's docstring, (batch, T_h, width); streams that are not given count as missing."""
-        product: Tensor | float = 1.0
-        for name, factor in self.factors.items():
-            product = product * (factor(streams[name]) if name in streams else factor.constant())  # (b, R, T_h, width)
-        return self.scale * product.sum(1)  # type: ignore[union-attr]
+        factors: dict[str, _Factor] = dict(self.factors.items())  # type: ignore[arg-type]
+        parts = [f(streams[name]) if name in streams else f.constant() for name, f in factors.items()]
+        product = functools.reduce(torch.mul, parts)  # (batch, R, T_h, width)
+        return self.scale * product.sum(1)
 
 
 class _Factor(nn.Module):

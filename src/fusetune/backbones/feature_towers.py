@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from fusetune.backbones.blocks import EncoderBlock
 from fusetune.backbones.tower import Tower
@@ -104,6 +104,8 @@ class VectorTower(_FeatureTower):
 
     kind = "vector"
     depth = 1
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, settings: FeatureTowerSettings) -> None:
         super().__init__()

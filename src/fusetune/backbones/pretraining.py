@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.cloze import CAPTIONS, CELLS, IGNORED, ORDINALS, caption_words, hide_words, scenes, take
 from fusetune.backbones.feature_towers import FeatureTowerSettings, SequenceTower, VectorTower
 from fusetune.backbones.tokenizer import train_tokenizer
 from fusetune.backbones.transformers_tower import ImageTower, TextTower
@@ -27,15 +28,12 @@ from fusetune.tokens import Tokens
 
 Progress = Callable[[str, int, int, dict[str, float]], None]  # phase, step, steps, losses
 
-CELLS = 4  # characters of a scene
 INITIAL_STD = 0.1  # of the image tower; with ViT's 0.02 so small a tower stands still for the first 100 steps
 FIRST_CAPTION = (
     0.4  # share of the trunk's steps with the first form of caption alone: to look at a cell is learned first
 )
 TEXT_MASK_RATE = 0.15  # words hidden from the text tower, so that it knows [MASK] before the trunk asks for it
-MASKED, REPLACED = 0.6, 0.3  # of the words that the trunk has to guess
 WARMUP = 0.1  # share of the steps
-IGNORED = -100  # cross_entropy's own mark for positions without a target
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class PretrainSettings:
         vocabulary, max_length: of the tokenizer, in words and tokens.
         contrast_steps, contrast_batch: steps and characters per step of the towers' phase.
         trunk_steps, trunk_batch: steps and scenes per step of the trunk's phase.
-        learning_rate, weight_decay: AdamW, with warm-up and a cosine.
+        learning_rate, trunk_learning_rate, weight_decay: AdamW, with warm-up and a cosine.
         mask_rate: share of the words of a name that the trunk has to guess.
         projection: width of the space in which modalities are compared.
         seed: of weights, order and masks.
@@ -82,9 +80,10 @@ class PretrainSettings:
     max_length: int = 24
     contrast_steps: int = 500
     contrast_batch: int = 128
-    trunk_steps: int = 450
+    trunk_steps: int = 550
     trunk_batch: int = 64
     learning_rate: float = 2e-3
+    trunk_learning_rate: float = 3e-3
     weight_decay: float = 0.05
     mask_rate: float = 0.9
     projection: int = 64
@@ -121,7 +120,7 @@ def pretrain(
     """
     torch.manual_seed(settings.seed)
     tokenizer = train_tokenizer(
-        [*sorted(set(rows.names)), *phrases, *_CAPTIONS, *_ORDINALS], settings.vocabulary, settings.max_length
+        [*sorted(set(rows.names)), *phrases, *CAPTIONS, *ORDINALS], settings.vocabulary, settings.max_length
     )
     towers = nn.ModuleDict(
         {
@@ -162,17 +161,20 @@ def _contrast(
     projections.to(device)
     scale = nn.Parameter(torch.tensor(2.3, device=device))  # log of 10
     modules = nn.ModuleList([towers, projections]).train()
-    optimizer, schedule = _optimizer([*modules.parameters(), scale], settings.contrast_steps, settings)
-    rng, order = random.Random(settings.seed), []
+    optimizer, schedule = _optimizer(
+        [*modules.parameters(), scale], settings.learning_rate, settings.weight_decay, settings.contrast_steps
+    )
+    rng = random.Random(settings.seed)
+    order: list[str] = []
     for step in range(settings.contrast_steps):
         if len(order) < settings.contrast_batch:
             order = rng.sample(sorted(by_char), len(by_char))
         picked, order = order[: settings.contrast_batch], order[settings.contrast_batch :]
         index = torch.tensor([rng.choice(by_char[char]) for char in picked], device=device)
-        views = {name: _take(tokens, index) for name, tokens in inputs.items()}
+        views = {name: take(tokens, index) for name, tokens in inputs.items()}
         half = Tokens(views["outline"].values[::2], views["outline"].mask[::2])
         views["outline"] = half  # outlines are long: every other one is compared with all the names
-        views["text"] = _with_masks(views["text"], tokenizer, TEXT_MASK_RATE, rng)[0]
+        views["text"] = hide_words(views["text"], tokenizer, TEXT_MASK_RATE, rng)[0]
         pooled = {
             name: F.normalize(projections[name](towers[name].advance(view, 0, towers[name].depth).pooled()), dim=-1)  # type: ignore[operator]
             for name, view in views.items()
@@ -197,7 +199,7 @@ def _fuse(
     device: torch.device,
 ) -> Trunk:
     """Phase two: the trunk fills in masked words of '<ordinal> <name>' from a scene, or of a name from a character."""
-    tokenizer = towers["text"].processor
+    tokenizer: Any = towers["text"].processor
     images = _encoded(towers["image"], inputs["image"])  # seen again in every scene: once is enough
     streams = {
         "image": StreamSettings(settings.image.width, CELLS * images.values.shape[1]),
@@ -209,22 +211,25 @@ def _fuse(
     trunk = Trunk(TrunkSettings(streams, settings.trunk_width, settings.trunk_depth, settings.trunk_heads)).to(device)
     guess = nn.Linear(settings.trunk_width, len(tokenizer)).to(device)
     modules = nn.ModuleList([trunk, guess]).train()
-    optimizer, schedule = _optimizer(list(modules.parameters()), settings.trunk_steps, settings)
+    optimizer, schedule = _optimizer(
+        list(modules.parameters()), settings.trunk_learning_rate, settings.weight_decay, settings.trunk_steps
+    )
     by_face: dict[str, list[int]] = defaultdict(list)
     for row, face in enumerate(rows.faces):
         by_face[face].append(row)
-    rng, faces, skip = random.Random(settings.seed + 1), sorted(by_face), _skipped(tokenizer)
+    rng, skip = random.Random(settings.seed + 1), caption_words(tokenizer)
     for step in range(settings.trunk_steps):
         if step % 4 < 3:
-            captions = _CAPTIONS[: 1 if step < FIRST_CAPTION * settings.trunk_steps else None]
-            batch, names = _scenes(images, rows, by_face, faces, captions, settings.trunk_batch, rng)
+            captions = CAPTIONS[: 1 if step < FIRST_CAPTION * settings.trunk_steps else None]
+            pictures, names = scenes(images, rows.names, by_face, captions, settings.trunk_batch, rng)
+            batch = {"image": pictures}
         else:
             index = torch.tensor(rng.choices(range(len(rows.chars)), k=settings.trunk_batch), device=device)
-            batch = {name: _encoded(towers[name], _take(inputs[name], index)) for name in ("outline", "metrics")}
-            batch["image"] = _take(images, index)
+            batch = {name: _encoded(towers[name], take(inputs[name], index)) for name in ("outline", "metrics")}
+            batch["image"] = take(images, index)
             names = [rows.names[i] for i in index.tolist()]
         text = towers["text"].prepare(names).to(device)  # type: ignore[operator]
-        masked, target = _with_masks(text, tokenizer, settings.mask_rate, rng, skip)
+        masked, target = hide_words(text, tokenizer, settings.mask_rate, rng, skip)
         with torch.no_grad():
             batch["text"] = towers["text"].advance(masked, 0, towers["text"].depth)  # type: ignore[operator]
         out = trunk.advance(batch, 0, trunk.depth)["text"].values
@@ -233,63 +238,6 @@ def _fuse(
         _step(loss, modules, optimizer, schedule)
         progress("trunk", step + 1, settings.trunk_steps, {"cloze": loss.item()})
     return trunk.eval()
-
-
-_ORDINALS = ("first", "second", "third", "fourth")
-# {} {}: ordinal and name; none of the other words stands in a name
-_CAPTIONS = (
-    "{0} {1}",
-    "the {0} character is {1}",
-    "{1} is the {0} character",
-    "what stands at the {0} place is {1}",
-    "{1} stands at the {0} place",
-)
-
-
-def _scenes(images: Tokens, rows: Characters, by_face, faces, captions, count: int, rng: random.Random):
-    cells, names = [], []
-    for _ in range(count):
-        members = by_face[rng.choice(faces)]
-        scene = [rng.choice(members) for _ in range(CELLS)]
-        position = rng.randrange(CELLS)
-        cells.append(scene)
-        names.append(rng.choice(captions).format(_ORDINALS[position], rows.names[scene[position]]))
-    index = torch.tensor(cells, device=images.values.device)  # (count, 4)
-    return {"image": Tokens(images.values[index].flatten(1, 2), images.mask[index].flatten(1, 2))}, names
-
-
-def _with_masks(
-    text: Tokens, tokenizer: Any, rate: float, rng: random.Random, skip: frozenset[int] = frozenset()
-) -> tuple[Tokens, Tensor]:
-    """Hide words as BERT does: most become [MASK], some another word, some stay, so every word is read for itself.
-
-    Returns:
-        The text, and the word to guess at each hidden place, IGNORED elsewhere: (batch, tokens).
-    """
-    ids = text.values.squeeze(-1).clone()
-    target = torch.full_like(ids, IGNORED)
-    for row, (words, real) in enumerate(zip(ids.tolist(), text.mask.sum(1).tolist(), strict=True)):
-        for i in range(1, real - 1):  # not [CLS], not [SEP]
-            if words[i] in skip or rng.random() >= rate:
-                continue
-            target[row, i] = words[i]
-            draw = rng.random()
-            if draw < MASKED:
-                ids[row, i] = tokenizer.mask_token_id
-            elif draw < MASKED + REPLACED:
-                ids[row, i] = rng.randrange(len(tokenizer))
-    return Tokens(ids.unsqueeze(-1), text.mask), target
-
-
-def _skipped(tokenizer) -> frozenset[int]:
-    words = {word for caption in _CAPTIONS for word in caption.split() if "{" not in word}
-    return frozenset(tokenizer.convert_tokens_to_ids([*_ORDINALS, *sorted(words), "[UNK]"]))
-
-
-def _take(tokens: Tokens, index: Tensor) -> Tokens:
-    mask = tokens.mask[index]
-    longest = int(mask.sum(1).max())
-    return Tokens(tokens.values[index, :longest], mask[:, :longest])
 
 
 @torch.no_grad()
@@ -301,8 +249,8 @@ def _encoded(tower: Any, tokens: Tokens, batch: int = 512) -> Tokens:
     return Tokens(torch.cat([p.values for p in parts]), torch.cat([p.mask for p in parts]))
 
 
-def _optimizer(parameters: list[nn.Parameter], steps: int, settings: PretrainSettings):
-    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+def _optimizer(parameters: list[nn.Parameter], rate: float, weight_decay: float, steps: int):
+    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, WARMUP))
     return optimizer, schedule
 

@@ -6,6 +6,7 @@ nothing, and a hook puts the cached states in front of block `start`. Both are e
 outputs equal those of an undivided run bit by bit.
 """
 
+import json
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ class TransformersTower(Tower):
         processor: its own image processor or tokenizer.
     """
 
-    def __init__(self, model: nn.Module, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any) -> None:
         super().__init__()
         family = FAMILIES.get(model.config.model_type)
         if family is None:
@@ -64,7 +65,8 @@ class TransformersTower(Tower):
                 f"towers: no entry for the model type '{model.config.model_type}'; known: {', '.join(FAMILIES)}. "
                 "A family is one line in FAMILIES."
             )
-        self.model, self.processor, self._family = model.eval(), processor, family
+        self.model: Any = model.eval()
+        self.processor, self._family = processor, family
         self.depth, self.width = len(self.blocks()), model.config.hidden_size
 
     @classmethod
@@ -235,7 +237,11 @@ class TextTower(TransformersTower):
         return tokens_in
 
     def preprocessing(self) -> dict[str, Any]:
-        return {"tokenizer": self.processor.backend_tokenizer.to_str(), "max_length": self._limit}
+        state = json.loads(self.processor.backend_tokenizer.to_str())
+        # set by whichever call came last, not part of what the tokenizer is
+        state.pop("truncation", None)
+        state.pop("padding", None)
+        return {"tokenizer": state, "max_length": self._limit}
 
     @property
     def _limit(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.pyfunc import PythonModel
 
 from fusetune.errors import FusetuneError
 
@@ -19,7 +20,7 @@ BASE_VARIABLE = "FUSETUNE_BASE"
 MAX_BYTES = 16 * 2**20  # of one picture
 
 
-class AdapterModel(mlflow.pyfunc.PythonModel):
+class AdapterModel(PythonModel):
     """Loads adapter and base when it is loaded; answers with the task's decoded columns."""
 
     def load_context(self, context: Any) -> None:
@@ -31,7 +32,7 @@ class AdapterModel(mlflow.pyfunc.PythonModel):
         self.data = artifact.data()
         self.model = artifact.build(Path(base))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context, model_input, params=None):  # MLflow would read type hints as a schema
         """Raises ValueError (an answer of the 4xx kind when served) that names row and column."""
         import pandas as pd
         import torch

@@ -147,7 +147,7 @@ class Rows(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, number):  # type: ignore[override]
+    def __getitem__(self, number):
         shard, start, stop = self._places[number]
         return self._tensors[shard][start:stop]
 

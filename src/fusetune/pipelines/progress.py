@@ -2,13 +2,13 @@
 
 import logging
 import time
-from typing import Any
+from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 LINE_EVERY = 10.0  # seconds, between log lines where there is no terminal
 
 
-class _Bar:
+class Bar:
     """A rich progress bar that is silent without a terminal; `note` writes a log line now and then instead."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class _Bar:
         self.tasks: dict[str, Any] = {}
         self.begun, self.noted = time.perf_counter(), time.perf_counter()
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 
@@ -51,14 +51,14 @@ class _Bar:
         return done / max(time.perf_counter() - self.begun, 1e-9)
 
 
-class StepProgress(_Bar):
+class StepProgress(Bar):
     """For pretraining: phase, step, losses."""
 
     def __call__(self, phase: str, step: int, steps: int, losses: dict[str, float]) -> None:
         self.show(f"pretrain {phase}", step, steps, " ".join(f"{name} {loss:.2f}" for name, loss in losses.items()))
 
 
-class ExtractionProgress(_Bar):
+class ExtractionProgress(Bar):
     """For the cache: samples, samples per second, bytes written."""
 
     def __call__(self, done: int, total: int, written: int) -> None:

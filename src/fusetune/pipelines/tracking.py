@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fusetune.pipelines.progress import _Bar
+from fusetune.pipelines.progress import Bar
 from fusetune.training.loop import Epoch, Reporter
 from fusetune.training.settings import TrainSettings
 
@@ -47,7 +47,7 @@ class TrainingReporter(Reporter):
 
     def __init__(self, method: str, metric: str) -> None:
         self.method, self.metric = method, metric
-        self._bar = _Bar()
+        self._bar = Bar()
         self._buffer: list[Any] = []
         self._flushed = time.perf_counter()
         self._text = ""

@@ -23,7 +23,7 @@ class VQA(Classification):
     Config = VQAConfig  # type: ignore[assignment]
     config: VQAConfig  # type: ignore[assignment]
 
-    def __init__(self, config: VQAConfig) -> None:  # type: ignore[override]
+    def __init__(self, config: VQAConfig) -> None:
         super().__init__(config)  # type: ignore[arg-type]
 
     def columns(self) -> list[str]:

@@ -33,14 +33,15 @@ def load(folder: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | N
             state = json.loads(opened.metadata()["state"])
             if state["key"] != key:
                 return None
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, state
+            names = opened.keys()
+            return {name: opened.get_tensor(name) for name in names}, state
     except (SafetensorError, KeyError, ValueError):
         return None  # not ours or not whole: training starts anew
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
     """AdamW's state by parameter name."""
-    return {f"optimizer.{names[p]}.{key}": value for p, held in optimizer.state.items() for key, value in held.items()}
+    return {f"optimizer.{name}.{key}": value for p, name in names.items() for key, value in optimizer.state[p].items()}
 
 
 def restore_optimizer(

@@ -105,7 +105,7 @@ def train(
             history.append(epoch)
             if metric > best_metric:
                 best_metric, best = metric, {name: p.detach().clone() for name, p in trainable.items()}
-            tensors = {f"model.{name}": p for name, p in trainable.items()}
+            tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in trainable.items()}
             tensors |= {f"best.{name}": value for name, value in best.items()}
             tensors |= checkpoint.optimizer_tensors(optimizer, names)
             checkpoint.save(folder, tensors, {"key": key, "history": [asdict(e) for e in history]})

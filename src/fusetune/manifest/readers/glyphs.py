@@ -143,7 +143,7 @@ def _characters(glyphs: dict[str, list[Glyph]], config: GlyphSettings) -> pa.Tab
         counts: dict[str, set[str]] = defaultdict(set)
         for glyph, labels in rows:
             if split_of(glyph.char, config) == "train":
-                counts[labels[config.label]].add(glyph.char)
+                counts[labels[config.label] or ""].add(glyph.char)
         frequent = {label for label, chars in counts.items() if label and len(chars) >= config.min_characters}
         rows = [(glyph, labels) for glyph, labels in rows if labels[config.label] in frequent]
     columns: dict[str, pa.Array] = {

@@ -152,7 +152,7 @@ def _example(manifest: Any, data: Any) -> tuple[Any, Any]:
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
 
-    kinds = {
+    kinds: dict[str, Any] = {
         "text": DataType.string,
         "image": Array(DataType.string),
         "vector": Array(DataType.float),
@@ -167,7 +167,7 @@ def _example(manifest: Any, data: Any) -> tuple[Any, Any]:
                 [base64.b64encode(p).decode() for p in (cell if isinstance(cell, list) else [cell])] for cell in cells
             ]
         columns[name] = cells
-    inputs = [ColSpec(kinds[m.kind], name, required=False) for name, m in data.modalities.items()]
+    inputs: list[Any] = [ColSpec(kinds[m.kind], name, required=False) for name, m in data.modalities.items()]
     return pd.DataFrame(columns), ModelSignature(inputs=Schema(inputs))
 
 

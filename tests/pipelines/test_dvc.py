@@ -1,0 +1,102 @@
+"""dvc.yaml says what the Kedro catalog says: derived from the pipelines, so the two can't drift apart."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+
+from fusetune.pipeline_registry import register_pipelines
+from fusetune.pipelines.datasets import HandleDataset
+from fusetune.pipelines.runner import stamp_path
+
+pytest.importorskip("dvc")
+ENV = "base"
+SIDE_EFFECT = "mlflow"  # registration is of this machine's MLflow, not of a commit's bytes
+
+
+@pytest.fixture(scope="module")
+def context():
+    bootstrap_project(ROOT)
+    before = Path.cwd()
+    os.chdir(ROOT)
+    with KedroSession.create(project_path=ROOT, env=ENV) as session:
+        yield session.load_context()
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def stages():
+    from dvc.repo import Repo
+
+    with Repo(str(ROOT)) as repo:
+        return {stage.addressing: stage for stage in repo.index.stages}
+
+
+def stage_nodes(stage, pipelines):
+    """The nodes that are this stage's own: those of its pipelines that no stage before it has."""
+    names = stage.cmd.split("--pipelines ")[1].split()[0].split(",")
+    upstream = {"ingest": (), "validate": ("ingest",), "pretrain": ()}.get(
+        stage.name, ("validate", "pretrain", *(() if stage.name == "cache_features" else ("cache_features", "unimodal")))
+    )
+    own = sum((pipelines[name] for name in names), pipelines[names[0]])
+    done = {node.name for name in upstream for node in pipelines[name].nodes}
+    return [node for node in own.nodes if node.name not in done and SIDE_EFFECT not in node.tags]
+
+
+def relative(path) -> str:
+    return Path(path).resolve().relative_to(ROOT).as_posix()
+
+
+def derived(nodes, catalog):
+    deps, outs, params = {"src/fusetune"}, set(), set()
+    made = {name for node in nodes for name in node.outputs}
+    for node in nodes:
+        outs |= {relative(catalog.get(name).path) for name in node.outputs}
+        outs.add(relative(stamp_path(node, catalog)))
+        for name in node.inputs:
+            if name.startswith("params:"):
+                params.add(name.removeprefix("params:"))
+            elif name not in made:
+                deps.add(catalog.get(name))
+    return deps, outs, params
+
+
+def test_there_is_a_stage_for_every_pipeline(stages):
+    pipelines = set(register_pipelines()) - {"__default__"}
+    named = {n for s in stages.values() for n in s.cmd.split("--pipelines ")[1].split()[0].split(",")}
+    assert named == pipelines
+
+
+def test_deps_params_and_outs_are_the_catalogs(stages, context):
+    pipelines, catalog = register_pipelines(), context.catalog
+    for name, stage in stages.items():
+        inputs, outs, params = derived(stage_nodes(stage, pipelines), catalog)
+        handles = {relative(d.path) for d in inputs if isinstance(d, HandleDataset)} - {"data/06_models/checkpoints"}
+        deps = {d if isinstance(d, str) else relative(d.path) for d in inputs if not isinstance(d, HandleDataset)}
+        if name == "cache_features":
+            outs |= handles  # the one stage that writes the store
+        else:
+            deps |= handles
+        assert {o.def_path for o in stage.outs} == outs, name
+        paths = {d.def_path for d in stage.deps if not hasattr(d, "params")}
+        assert paths == deps, name
+        listed = {key for d in stage.deps if hasattr(d, "params") for key in d.params}
+        assert listed == params, name
+
+
+def test_every_parameter_stands_in_the_file_that_the_stage_names(stages):
+    for stage in stages.values():
+        for dep in stage.deps:
+            if hasattr(dep, "params"):
+                known = yaml.safe_load((ROOT / dep.def_path).read_text())
+                assert set(dep.params) <= set(known), dep.def_path
+
+
+def test_outs_persist_and_the_project_sends_nothing(stages):
+    assert all(out.persist for stage in stages.values() for out in stage.outs)
+    assert "analytics = false" in (ROOT / ".dvc" / "config").read_text()
+    assert yaml.safe_load((ROOT / ".telemetry").read_text()) == {"consent": False}
