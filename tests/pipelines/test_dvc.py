@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
+from conftest import ROOT
 from fusetune.pipeline_registry import register_pipelines
 from fusetune.pipelines.datasets import HandleDataset
 from fusetune.pipelines.runner import stamp_path
@@ -40,7 +40,8 @@ def stage_nodes(stage, pipelines):
     """The nodes that are this stage's own: those of its pipelines that no stage before it has."""
     names = stage.cmd.split("--pipelines ")[1].split()[0].split(",")
     upstream = {"ingest": (), "validate": ("ingest",), "pretrain": ()}.get(
-        stage.name, ("validate", "pretrain", *(() if stage.name == "cache_features" else ("cache_features", "unimodal")))
+        stage.name,
+        ("validate", "pretrain", *(() if stage.name == "cache_features" else ("cache_features", "unimodal"))),
     )
     own = sum((pipelines[name] for name in names), pipelines[names[0]])
     done = {node.name for name in upstream for node in pipelines[name].nodes}

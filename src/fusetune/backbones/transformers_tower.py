@@ -9,9 +9,9 @@ outputs equal those of an undivided run bit by bit.
 import json
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,20 @@ TEXT_LIMIT = 512  # tokens; more is cut, as the tokenizers of the field do
 
 @dataclass(frozen=True)
 class Family:
-    """Where a `transformers` model keeps its stack of blocks and its embeddings."""
+    """Where a `transformers` model keeps its stack of blocks and its embeddings.
+
+    Attributes:
+        options: for `from_pretrained`; a pooler that no checkpoint holds would be random, new at every load.
+    """
 
     blocks: str
     embeddings: str = "embeddings"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 FAMILIES = {
-    "vit": Family("layers"),
-    "bert": Family("encoder.layer"),
+    "vit": Family("layers", options={"add_pooling_layer": False}),
+    "bert": Family("encoder.layer", options={"add_pooling_layer": False}),
     "clip_vision_model": Family("encoder.layers"),
     "clip_text_model": Family("encoder.layers"),
 }
@@ -147,7 +152,7 @@ class ImageTower(TransformersTower):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "ImageTower":
-        from transformers import AutoConfig
+        from transformers import AutoConfig, AutoImageProcessor
 
         _quiet()
         config = _load(AutoConfig, source)
@@ -155,7 +160,7 @@ class ImageTower(TransformersTower):
             from transformers import CLIPVisionModel as Model
         else:
             from transformers import AutoModel as Model  # type: ignore[assignment]
-        return cls(_load(Model, source), _load(_image_processor(), source))
+        return cls(_load(Model, source, **_options(config)), _load(AutoImageProcessor, source))
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
         """Each sample: a list of PIL images; depth 0 is (batch, pictures, channels * height * width)."""
@@ -220,8 +225,7 @@ class TextTower(TransformersTower):
         else:
             from transformers import AutoModel
 
-            options = {"add_pooling_layer": False} if config.model_type == "bert" else {}
-            model = _load(AutoModel, source, **options)
+            model = _load(AutoModel, source, **_options(config))
         return cls(model, _load(AutoTokenizer, source))
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
@@ -279,10 +283,9 @@ def _load(cls: Any, source: str | Path, **options: Any) -> Any:
         ) from error
 
 
-def _image_processor() -> Any:
-    from transformers import AutoImageProcessor
-
-    return AutoImageProcessor
+def _options(config: Any) -> Mapping[str, Any]:
+    family = FAMILIES.get(config.model_type)
+    return family.options if family else {}
 
 
 def _quiet() -> None:
