@@ -47,3 +47,85 @@ def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def base(trained_project: Path) -> Path:
     """The folder of a small pretrained base with all four towers and a trunk."""
     return trained_project / "data" / "06_models" / "ci" / "base"
+
+
+@pytest.fixture
+def toy(tmp_path: Path):
+    """A small real experiment: two sequence modalities, own towers and a trunk, saved as a base in `tmp_path`.
+
+    The label says whether the two sides agree in the sign of their means: neither side alone knows.
+    """
+    return Toy(tmp_path)
+
+
+class Toy:
+    def __init__(self, folder: Path) -> None:
+        import pyarrow as pa
+        import torch
+
+        from fusetune.backbones.backbone import Backbone
+        from fusetune.backbones.feature_towers import FeatureTowerSettings, SequenceTower, VectorTower
+        from fusetune.backbones.trunk import StreamSettings, Trunk, TrunkSettings
+        from fusetune.config import build
+        from fusetune.training.experiment import DataSettings
+
+        torch.manual_seed(0)
+        self.folder, self.base, self.store = folder, folder / "base", folder / "store"
+        towers = {
+            "left": SequenceTower(FeatureTowerSettings(4, 16, 2, 2, 8)),
+            "right": VectorTower(FeatureTowerSettings(4, 16)),
+        }
+        streams = {"left": StreamSettings(16, 8), "right": StreamSettings(16, 1)}
+        Backbone(towers, Trunk(TrunkSettings(streams, 16, 2, 2))).save_pretrained(self.base)
+        left, right = torch.randn(240, 5, 4), torch.randn(240, 4)
+        same = (left.mean((1, 2)) > 0) == (right.mean(1) > 0)
+        self.table = pa.table(
+            {
+                "sample_id": [f"s{i}" for i in range(240)],
+                "split": ["train"] * 160 + ["val"] * 40 + ["test"] * 40,
+                "group_id": [f"g{i}" for i in range(240)],
+                "left": [row[: 2 + i % 4].tolist() for i, row in enumerate(left)],
+                "right": right.tolist(),
+                "label": ["same" if value else "other" for value in same.tolist()],
+            }
+        )
+        self.data = build(
+            DataSettings,
+            {
+                "modalities": {"left": {"kind": "sequence"}, "right": {"kind": "vector"}},
+                "task": {"name": "classification", "label": "label"},
+            },
+            "data",
+        )
+
+    def experiment(self, *placements: dict, seed: int = 0, **data):
+        from dataclasses import replace
+
+        from fusetune.config import build
+        from fusetune.plan import Plan
+        from fusetune.training.experiment import Experiment, load_backbone
+
+        settings = replace(self.data, **data)
+        plan = build(Plan, {"placements": [*placements, {"where": "head", "adapter": "linear"}]}, "toy")
+        return Experiment(self.table, load_backbone(self.base, settings), settings, plan, seed, "toy")
+
+    def features(self, experiment):
+        import torch
+
+        from fusetune.features.extraction import CacheSettings, extract
+
+        settings = CacheSettings(dtype="float32", batch_size=32)
+        backbone = experiment.model.backbone
+        cpu = torch.device("cpu")
+        return extract(backbone, experiment.source, experiment.frontier, self.store, settings, lambda *_: None, cpu)
+
+    def splits(self, experiment):
+        import torch
+
+        features = self.features(experiment)
+        return {
+            name: experiment.split(name, features, self.store, torch.device("cpu")) for name in ("train", "val", "test")
+        }
+
+
+WANDER = {"where": "junction", "adapter": "wander", "config": {"bottleneck_dim": 4}}

@@ -64,8 +64,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_shards(tmp_path, monkeypat
     entry.write(["a"], rows(3))
     limit = 2000  # bytes: RLIMIT_FSIZE makes the kernel refuse, as a full disk would
     code = (
-        "import resource, signal, sys, torch; from pathlib import Path; from fusetune.features.store import Entry\n"
-        f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "import resource, signal, sys, torch; from pathlib import Path\n"
+        "from fusetune.features.store import Entry\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "Entry(Path(sys.argv[1])).write(['big'], [torch.zeros(5000, 4)])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(entry.folder)], capture_output=True, text=True)

@@ -1,0 +1,45 @@
+"""What conf says is what the code knows: defaults are the same in both, and every environment is sound."""
+
+from importlib import import_module
+
+import pytest
+import yaml
+
+from conftest import ROOT
+from fusetune.config import build, to_plain
+from fusetune.pipelines.parameters import PLAN, SCHEMAS, method_names
+from fusetune.training.__main__ import read_parameters
+
+CONF = ROOT / "conf"
+ENVIRONMENTS = sorted(p.parent.name for p in CONF.glob("*/globals.yml"))
+SAME = ("cache", "train", "evaluate", "pretrain", "backbone")
+
+
+def load(path: str):
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_defaults_of_the_code_are_those_of_conf(name):
+    cls = load(SCHEMAS[name])
+    assert to_plain(build(cls, read_parameters(CONF / "base", [])[name], name)) == to_plain(cls())
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_every_parameter_of_every_environment_is_known(env):
+    parameters = read_parameters(CONF / "base", [])
+    if env != "base":
+        parameters |= read_parameters(CONF / env, [])
+    experiment = yaml.safe_load((CONF / env / "globals.yml").read_text())["experiment"]
+    assert experiment
+    for name, value in parameters.items():
+        if name in method_names(CONF):
+            build(load(PLAN), value, name)
+        elif SCHEMAS[name]:
+            build(load(SCHEMAS[name]), value, name)
+
+
+def test_every_default_is_explained():
+    for file in sorted((CONF / "base").glob("parameters*.yml")) + sorted((CONF / "base" / "methods").glob("*.yml")):
+        assert "#" in file.read_text(), file.name

@@ -1,0 +1,237 @@
+"""The main job as a user runs it: end to end at a small size, again with nothing to do, and with mistakes."""
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from conftest import copy_project, kedro
+
+REPORT = Path("data/08_reporting/ci/wander")
+
+
+def said(done) -> str:
+    return " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture
+def client(trained_project, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow.set_tracking_uri(f"sqlite:///{trained_project / 'mlflow.db'}")
+    return mlflow.MlflowClient()
+
+
+def runs(client):
+    return client.search_runs([client.get_experiment_by_name("fusetune-ci").experiment_id])
+
+
+def test_the_adapter_the_report_and_the_version_are_there(trained_project, client):
+    metrics = json.loads((trained_project / REPORT / "metrics.json").read_text())
+    assert metrics["test"]["accuracy_low"] <= metrics["test"]["accuracy"] <= metrics["test"]["accuracy_high"]
+    assert set(metrics["unimodal"]) == {"text", "image"}
+    assert (trained_project / "data/06_models/ci/wander/adapter_model.safetensors").is_file()
+    assert (trained_project / "data/07_model_output/ci/wander/predictions.parquet").is_file()
+    version = client.get_model_version_by_alias("fusetune-ci", "champion")
+    assert version.version == client.get_model_version_by_alias("fusetune-ci", "challenger").version == "1"
+    assert float(version.tags["value"]) == metrics["test"]["accuracy"]
+
+
+def test_mlflow_holds_parameters_curves_figures_and_tags(trained_project, client):
+    run = next(r for r in runs(client) if r.info.status == "FINISHED")
+    assert run.data.params["train.epochs"] == "3" and run.data.params["data.task.name"] == "vqa"
+    assert run.data.params["wander.placements.0.adapter"] == "wander"
+    assert run.data.tags["kedro.pipelines"] == "train_wander" and run.data.tags["frontier"].startswith(
+        "text 2, image 3"
+    )
+    assert len(client.get_metric_history(run.info.run_id, "val_accuracy")) == 3
+    assert run.data.metrics["test_accuracy"] > 0 and "test_only_text" in run.data.metrics
+    figures = {a.path for a in client.list_artifacts(run.info.run_id, "figures")}
+    assert "figures/confusion_matrix.png" in figures
+
+
+def test_a_second_run_has_nothing_to_do_and_says_so(trained_project, client):
+    before = len(runs(client))
+    done = kedro(trained_project, "run", "--pipeline", "train_wander", "--env", "ci")
+    assert done.returncode == 0 and "everything is up to date" in said(done)
+    assert "wander: up to date" in said(done) or "train_wander: up to date" in said(done)
+    assert len(runs(client)) == before, "nothing to do is no MLflow run"
+
+
+def test_a_changed_parameter_repeats_only_what_depends_on_it(trained_project, tmp_path):
+    project = copy_tree(trained_project, tmp_path)
+    done = kedro(project, "run", "--pipelines", "train_wander", "--env", "ci", "--params", "evaluate.confidence=0.9")
+    text = said(done)
+    assert done.returncode == 0, text
+    for node in ("ingest", "validate", "pretrain", "unimodal", "cache_features_wander"):
+        assert f"{node}: up to date" in text
+    assert "train_wander: up to date" not in text
+
+
+def test_the_stamps_travel_with_the_data(trained_project, tmp_path):
+    """What another machine gets by `dvc pull`, all that a commit keeps, is up to date there."""
+    project = copy_tree(trained_project, tmp_path)
+    (project / "data/08_reporting/ci/wander/registration.json").unlink()
+    done = kedro(project, "run", "--pipeline", "train_wander", "--env", "ci", XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert "train_wander: up to date" in said(done) and "register_wander: up to date" not in said(done)
+    assert "these very bytes are version 1" in said(done)
+
+
+def copy_tree(project: Path, target: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(project, target / "copy", symlinks=True))
+
+
+def test_the_same_command_in_another_place_gives_bitwise_the_same_adapter(trained_project, tmp_path):
+    project = copy_project(tmp_path / "again")
+    assert kedro(project, "run", "--pipeline", "train_wander", "--env", "ci").returncode == 0
+    for name in (
+        "data/06_models/ci/wander/adapter_model.safetensors",
+        "data/06_models/ci/base/trunk/model.safetensors",
+    ):
+        assert (project / name).read_bytes() == (trained_project / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--params", "train.epoch=3"], "train: unknown key 'epoch'. Did you mean 'epochs'?"),
+        (["--params", "trian.epochs=3"], "parameters: unknown key 'trian'. Did you mean 'train'?"),
+        (["--params", "train.batch_size=0"], "train.batch_size: expected a whole number of at least 1, found 0"),
+        (["--params", "train.device=tpu"], "device: expected auto, cpu, cuda or cuda:N, found 'tpu'"),
+        (["--params", "ingest.reader=glyfs"], "readers: 'glyfs' is unknown. Known: glyphs"),
+        (["--params", "backbone.source=/no/such/model"], "backbone '/no/such/model'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_failed_run(trained_project, client, tmp_path, arguments, message):
+    project = copy_tree(trained_project, tmp_path)
+    done = kedro(project, "run", "--pipeline", "train_wander", "--env", "ci", *arguments)
+    assert done.returncode == 1
+    assert message in said(done)
+    last = done.stderr.strip().splitlines()
+    assert any(line.startswith("Error: ") for line in last) and "Traceback" not in done.stderr + done.stdout
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    failed = [r for r in runs(mlflow.MlflowClient()) if r.info.status == "FAILED"]
+    assert failed and message.split(".")[0][:20] in failed[0].data.tags["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pipeline", "train_wonder"], "Failed to find the pipeline named 'train_wonder'"),
+        (["--pipeline", "train_wander", "--env", "nowhere"], "nowhere"),
+    ],
+)
+def test_an_unknown_pipeline_or_env_is_one_line(trained_project, arguments, message):
+    done = kedro(trained_project, "run", *arguments)
+    assert done.returncode == 1 and message in said(done) and "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_terminated_run_is_killed_in_mlflow(tmp_path):
+    import mlflow
+
+    project = copy_project(tmp_path / "killed")
+    command = [sys.executable, "-m", "kedro", "run", "--pipelines", "pretrain", "--env", "ci"]
+    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if "MLflow run" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    process.stdout.read()
+    assert process.wait(60) != 0
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    assert [r.info.status for r in runs(mlflow.MlflowClient())] == ["KILLED"]
+    assert not (project / "data/06_models/ci/base").exists(), "nothing half-written is taken for whole"
+
+
+def test_no_socket_leaves_the_loopback(trained_project, tmp_path):
+    """The training part of the main job, MLflow included, in a process whose sockets may go nowhere else."""
+    project = copy_tree(trained_project, tmp_path)
+    guard = tmp_path / "guard"
+    guard.mkdir()
+    (guard / "sitecustomize.py").write_text(
+        "import socket\n"
+        "real = socket.socket.connect\n"
+        "def connect(self, address):\n"
+        "    if isinstance(address, tuple) and address[0] not in ('127.0.0.1', '::1', 'localhost'):\n"
+        "        open('/dev/stderr', 'w').write(f'LEFT THE LOOPBACK: {address}\\n'); raise OSError('blocked')\n"
+        "    return real(self, address)\n"
+        "socket.socket.connect = connect\n"
+        "lookup = socket.getaddrinfo\n"
+        "def getaddrinfo(host, *a, **k):\n"
+        "    if host not in (None, '', '127.0.0.1', '::1', 'localhost', socket.gethostname()):\n"
+        "        open('/dev/stderr', 'w').write(f'LOOKED UP: {host}\\n')\n"
+        "    return lookup(host, *a, **k)\n"
+        "socket.getaddrinfo = getaddrinfo\n"
+    )
+    environment = {"PYTHONPATH": str(guard), "MLFLOW_DISABLE_TELEMETRY": "", "HF_HUB_OFFLINE": ""}
+    done = kedro(
+        project, "run", "--pipelines", "train_wander", "--env", "ci", "--params", "train.seed=3", **environment
+    )
+    assert done.returncode == 0, said(done)
+    assert "LOOPBACK" not in done.stderr and "LOOKED UP" not in done.stderr
+
+
+def test_the_registered_model_answers_over_http(trained_project):
+    """`mlflow models serve`, real requests: an answer, a missing modality, and requests that make no sense."""
+    import pyarrow.parquet as pq
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/fusetune-ci@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{trained_project / 'mlflow.db'}"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    log = (trained_project / "serve.log").open("w")
+    server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+
+    def ask(rows) -> tuple[int, str]:
+        body = json.dumps({"dataframe_records": rows}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    try:
+        deadline = time.time() + 120
+        while time.time() < deadline:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
+                break
+            except OSError:
+                assert server.poll() is None, (trained_project / "serve.log").read_text()
+                time.sleep(0.5)
+        row = pq.read_table(trained_project / "data/03_primary/ci/manifest.parquet").slice(0, 1).to_pylist()[0]
+        pictures = [base64.b64encode(picture).decode() for picture in row["image"]]
+        status, text = ask([{"text": row["text"], "image": pictures}])
+        answer = json.loads(text)["predictions"][0]
+        assert status == 200 and isinstance(answer["prediction"], str) and 0 < answer["probability"] <= 1
+        assert ask([{"text": row["text"]}])[0] == 200, "a modality may be missing"
+        for rows, message in (
+            ([{"text": row["text"], "image": ["not base64!"]}], "expected as base64"),
+            ([{"text": row["text"], "image": [base64.b64encode(b"no picture").decode()]}], "no readable image"),
+        ):
+            status, text = ask(rows)
+            assert 400 <= status < 500 and message in text, text
+        assert ask([{"text": row["text"], "image": pictures}])[0] == 200, "the server goes on"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
