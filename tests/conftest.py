@@ -17,12 +17,17 @@ SHARED = ROOT.parent / "shared" / "data"
 def kedro(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run the real command in a project folder."""
     command = [sys.executable, "-m", "kedro", *arguments]
-    env = {**os.environ, "COLUMNS": "200", **environment}
-    return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=project, env=clean(**environment), capture_output=True, text=True, timeout=600)
+
+
+def clean(**environment: str) -> dict[str, str]:
+    """The environment for a command of ours; MLflow's client in this process would hand its own database down."""
+    inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    return {**inherited, "COLUMNS": "200", **environment}
 
 
 def copy_project(target: Path) -> Path:
-    """conf, data's empty folders and pyproject of this project; its package is the installed one."""
+    """A copy of what a clone of this project holds, without its data."""
     import shutil
 
     shutil.copytree(ROOT / "conf", target / "conf", ignore=shutil.ignore_patterns("local"))
@@ -30,7 +35,7 @@ def copy_project(target: Path) -> Path:
     (target / "data").mkdir()
     for name in ("pyproject.toml", ".telemetry", "dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, target / name)
-    (target / "src").symlink_to(ROOT / "src")
+    shutil.copytree(ROOT / "src", target / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     return target
 
 

@@ -92,6 +92,10 @@ class TransformersTower(Tower):
             return tokens
         states, mask = self._rows(tokens, start)  # (rows, tokens or pixels, ...)
         present = mask.any(1)
+        if not present.any():  # no sample of the batch has this modality
+            shape = (len(tokens.values), self.tokens_out(1))
+            empty = torch.zeros(*shape, self.width, device=mask.device, dtype=self.model.dtype)
+            return Tokens(empty, torch.zeros(shape, device=mask.device, dtype=torch.bool))
         inputs = self._inputs(states[present], mask[present], start)
         with self._entered(states[present] if start else None, start), self._left_at(stop):
             try:

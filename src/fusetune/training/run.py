@@ -154,7 +154,7 @@ def _figures(
 ) -> Figures:
     test, name = metrics["test"], metrics["metric"]
     bars = {method: test[name]} | {f"{m} alone": value for m, value in metrics["unimodal"].items()}
-    bars |= dict(test.get("by_group", {}))
+    bars |= {f"{method}, on '{group}'": value for group, value in test.get("by_group", {}).items()}
     figures = {
         "learning_curve": learning_curve(curve, name, method),
         "test_metrics": compared(bars, test[f"{name}_low"], test[f"{name}_high"], name, f"{method} on the test split"),
