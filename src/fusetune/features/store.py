@@ -14,7 +14,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,10 +158,6 @@ class Rows(Sequence[Tensor]):
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def total_bytes(entries: Iterable[Entry]) -> int:
-    return sum(shard.file.stat().st_size for entry in entries for shard in entry.shards())
 
 
 def _commit(temporary: Path, file: Path) -> None:

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fusetune.pipelines.progress import Bar
@@ -32,14 +31,6 @@ def log_metrics(metrics: Mapping[str, float]) -> None:
         import mlflow
 
         mlflow.log_metrics(dict(metrics))
-
-
-def log_file(path: Path, folder: str | None = None) -> None:
-    if active_run():
-        import mlflow
-
-        log = mlflow.log_artifacts if path.is_dir() else mlflow.log_artifact
-        log(str(path), folder)
 
 
 class TrainingReporter(Reporter):

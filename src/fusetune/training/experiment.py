@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from fusetune.adapters.adapter import Stream
-from fusetune.backbones.backbone import Backbone, Frontier
+from fusetune.backbones.backbone import Backbone
 from fusetune.config import build, digest
 from fusetune.errors import FusetuneError
 from fusetune.features.dataset import FeatureSet
@@ -115,10 +115,6 @@ class Experiment:
         columns = [self.source.column(name).is_valid().to_pylist() for name in self.data.modalities]
         complete = [row for row in self.rows["train"] if all(column[row] for column in columns)]
         return self.model.backbone.prepare(self.source.decoded((complete or self.rows["train"])[:2]))
-
-
-def full_frontier(backbone: Backbone, data: DataSettings) -> Frontier:
-    return backbone.full_depth(list(data.modalities))
 
 
 def _column(table: pa.Table, name: str) -> list[Any]:
