@@ -59,7 +59,7 @@ def test_infinite_activations_are_refused_with_the_remedy(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_whole_shards(tmp_path, monkeypatch):
+def test_a_write_that_the_system_refuses_leaves_whole_shards_and_nothing_else(tmp_path):
     entry = Entry(tmp_path / "entry")
     entry.write(["a"], rows(3))
     limit = 2000  # bytes: RLIMIT_FSIZE makes the kernel refuse, as a full disk would
