@@ -86,3 +86,23 @@ def test_fusion_is_refused_where_the_task_compares_the_streams(toy):
     task = {"name": "retrieval", "query": "left", "target": "right"}
     with pytest.raises(FusetuneError, match="mixes the streams that this task compares"):
         toy.experiment(WANDER, task=task, use_trunk=False)
+
+
+def test_retrieval_trains_from_the_towers_and_has_nothing_to_say_of_one_side_alone(toy, tmp_path):
+    from dataclasses import replace
+
+    from fusetune.config import build
+    from fusetune.features.extraction import CacheSettings
+    from fusetune.plan import Plan
+    from fusetune.training.run import unimodal_metrics
+
+    data = {"task": {"name": "retrieval", "query": "left", "target": "right"}, "use_trunk": False}
+    settings = TrainSettings(epochs=3, batch_size=32, device="cpu")
+    experiment = toy.experiment(**data)
+    assert experiment.frontier == Frontier({"left": 2, "right": 1}, 0)
+    splits = toy.splits(experiment)
+    epochs = train(experiment.model, splits["train"], splits["val"], settings, "k", tmp_path / "ck", Reporter())
+    assert epochs[-1].train_loss < epochs[0].train_loss
+    plan = build(Plan, {"placements": [{"where": "head", "adapter": "linear"}]}, "toy")
+    alone = (toy.table, toy.base, replace(toy.data, **data), plan, settings, CacheSettings(), toy.store, tmp_path)
+    assert unimodal_metrics(*alone, lambda *_: None) == {}

@@ -1,7 +1,7 @@
 """Kedro's project settings."""
 
 from fusetune.hooks import MLflowHook
-from fusetune.session import FusetuneSession
+from fusetune.pipelines.session import FusetuneSession
 
 HOOKS = (MLflowHook(),)
 SESSION_CLASS = FusetuneSession

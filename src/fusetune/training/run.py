@@ -15,7 +15,7 @@ from fusetune.plan import Plan
 from fusetune.report.figures import Figures, compared, confusion_matrix, learning_curve
 from fusetune.training.device import pick_device
 from fusetune.training.evaluation import EvaluationSettings, evaluate
-from fusetune.training.experiment import DataSettings, Experiment, load_backbone
+from fusetune.training.experiment import DataSettings, Experiment, load_backbone, make_task
 from fusetune.training.loop import Epoch, Reporter, Split, predict, train
 from fusetune.training.settings import TrainSettings
 
@@ -120,11 +120,11 @@ def unimodal_metrics(
 ) -> dict[str, float]:
     """The test metric of `plan` when one modality is given and no other, for each; {} where the task compares two."""
     found: dict[str, float] = {}
+    if not make_task(data.task).fuses:
+        return found
     for name in data.modalities:
         alone = replace(data, modalities={name: data.modalities[name]})
         experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone")
-        if not experiment.task.fuses:
-            return {}
         device = pick_device(settings.device)
         features = extract(
             experiment.model.backbone, experiment.source, experiment.frontier, store, cache, progress, device

@@ -155,8 +155,8 @@ def _example(manifest: Any, data: Any) -> tuple[Any, Any]:
     kinds: dict[str, Any] = {
         "text": DataType.string,
         "image": Array(DataType.string),
-        "vector": Array(DataType.float),
-        "sequence": Array(Array(DataType.float)),
+        "vector": Array(DataType.double),
+        "sequence": Array(Array(DataType.double)),
     }
     rows = manifest.slice(0, EXAMPLE_ROWS)
     columns: dict[str, Any] = {}
