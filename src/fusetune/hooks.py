@@ -55,8 +55,10 @@ class MLflowHook:
 
         root = Path(self._run_params["project_path"])
         parameters = self._catalog.load("parameters")
+        own = not os.environ.get("MLFLOW_TRACKING_URI")  # asked first: set_tracking_uri sets the variable too
         mlflow.set_tracking_uri(tracking_uri(root))
-        create_database(root)
+        if own:
+            create_database(root)
         mlflow.set_experiment(f"fusetune-{parameters.get('experiment', 'none')}")
         names = ",".join(self._run_params.get("pipeline_names") or ["__default__"])
         run = mlflow.start_run(run_name=names, tags=self._tags(root, names))
@@ -98,15 +100,14 @@ def tracking_uri(root: Path) -> str:
 
 def create_database(root: Path) -> None:
     """Make the database once, under a lock: two processes that create it at the same time would break it."""
+    import mlflow
     from filelock import FileLock
 
-    if os.environ.get("MLFLOW_TRACKING_URI") or ((root / DATABASE).exists() and (root / DATABASE).stat().st_size):
-        return
-    import mlflow
-
-    logger.info("MLflow: creating %s, once, some seconds", DATABASE)
-    with FileLock(root / f"{DATABASE}.lock"):
-        mlflow.search_experiments(max_results=1)
+    database = root / DATABASE
+    with FileLock(root / f"{DATABASE}.lock"):  # looked at under the lock: a database half made is there already
+        if not database.exists() or not database.stat().st_size:
+            logger.info("MLflow: creating %s, once, some seconds", DATABASE)
+            mlflow.search_experiments(max_results=1)
 
 
 def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
