@@ -2,92 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from encoders import FAMILIES, SMALL, pictures, siglip_text, siglip_vision, sounds, tokenizer, vit, whisper
 
 from fusetune.backbones.backbone import Backbone, Frontier
-from fusetune.backbones.feature_towers import FeatureTowerSettings, SequenceTower, VectorTower
-from fusetune.backbones.tokenizer import train_tokenizer
-from fusetune.backbones.transformers_tower import ImageTower, TextTower
 from fusetune.backbones.trunk import StreamSettings, Trunk, TrunkSettings
 from fusetune.errors import FusetuneError
+from fusetune.manifest.schema import Audio
 from fusetune.tokens import Tokens, pad
-
-SMALL = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64)
-TEXTS = ["the first", "a much longer text of several words", None, "one"]
-
-
-def tokenizer():
-    return train_tokenizer(["the first a much longer text of several words one"], 50, 16)
-
-
-def pictures(*counts: int):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        [
-            Image.fromarray(torch.randint(0, 255, (32, 32), generator=generator, dtype=torch.uint8).numpy())
-            for _ in range(n)
-        ]
-        or None
-        for n in counts
-    ]
-
-
-def vit():
-    from transformers import ViTConfig, ViTImageProcessor, ViTModel
-
-    processor = ViTImageProcessor(size={"height": 32, "width": 32})
-    return ImageTower(ViTModel(ViTConfig(**SMALL, image_size=32, patch_size=16), add_pooling_layer=False), processor)
-
-
-def clip_vision():
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
-
-    size = {"height": 32, "width": 32}
-    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
-    return ImageTower(CLIPVisionModel(CLIPVisionConfig(**SMALL, image_size=32, patch_size=16)), processor)
-
-
-def bert():
-    from transformers import BertConfig, BertModel
-
-    words = tokenizer()
-    config = BertConfig(**SMALL, vocab_size=len(words), max_position_embeddings=16)
-    return TextTower(BertModel(config, add_pooling_layer=False), words)
-
-
-def clip_text():
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    words = tokenizer()
-    config = CLIPTextConfig(
-        **SMALL, vocab_size=len(words), max_position_embeddings=16, eos_token_id=words.sep_token_id, bos_token_id=2
-    )
-    return TextTower(CLIPTextModel(config), words)
-
-
-def sequence():
-    return SequenceTower(FeatureTowerSettings(5, 32, 3, 2, 16)).eval()
-
-
-def vector():
-    return VectorTower(FeatureTowerSettings(6, 32)).eval()
-
-
-def floats(*lengths, width):
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(n, width, generator=generator).numpy() if n else None for n in lengths]
-
-
-FAMILIES = {
-    "vit": (vit, lambda: pictures(2, 1, 0, 3)),
-    "clip_vision": (clip_vision, lambda: pictures(2, 1, 0, 3)),
-    "bert": (bert, lambda: TEXTS),
-    "clip_text": (clip_text, lambda: TEXTS),
-    "sequence": (sequence, lambda: floats(4, 7, 0, 1, width=5)),
-    "vector": (vector, lambda: floats(1, 1, 0, 1, width=6)),
-}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -129,11 +53,13 @@ def test_gradients_of_the_suffix_are_those_of_the_whole(family):
         tower.zero_grad()
         out = tower.advance(states, start, tower.depth)
         out.values[out.mask].square().sum().backward()
-        return [p.grad.clone() for p in last.parameters()]
+        return [p.grad.clone() for p in last.parameters() if p.grad is not None]  # a pooler has none
 
     with torch.no_grad():
         below = tower.advance(inputs, 0, tower.depth - 1)
-    for whole, suffix in zip(gradients(inputs, 0), gradients(below, tower.depth - 1), strict=True):
+    found = gradients(inputs, 0)
+    assert found
+    for whole, suffix in zip(found, gradients(below, tower.depth - 1), strict=True):
         assert torch.equal(whole, suffix)
 
 
@@ -190,6 +116,56 @@ def test_a_clip_folder_is_a_backbone_by_one_name(tmp_path):
     out = again.advance(inputs, Frontier({"image": 0, "text": 0}), again.full_depth(["image", "text"]))
     assert out["image"].values.shape == (2, 10, 32) and out["image"].mask.sum() == 15
     assert out["text"].width == 32
+
+
+@pytest.mark.parametrize(("name", "cls"), [("siglip", "SiglipModel"), ("whisper", "WhisperForConditionalGeneration")])
+def test_the_encoder_of_a_modality_is_taken_out_of_a_composite_checkpoint(tmp_path, name, cls):
+    import transformers
+
+    if name == "siglip":
+        vision, words = siglip_vision(), siglip_text()
+        config = transformers.SiglipConfig(
+            text_config=words.model.config.to_dict(), vision_config=vision.model.config.to_dict()
+        )
+        towers = {"image": (vision, pictures(1)), "text": (words, ["one"])}
+    else:
+        sound = whisper()
+        config = sound.model.config
+        config.decoder_layers, config.decoder_attention_heads, config.vocab_size = 1, 2, 64
+        config.pad_token_id = config.bos_token_id = config.eos_token_id = config.decoder_start_token_id = 1
+        towers = {"audio": (sound, sounds(1600))}
+    model = getattr(transformers, cls)(config).eval()
+    model.save_pretrained(tmp_path)
+    for kind, (tower, samples) in towers.items():
+        tower.processor.save_pretrained(tmp_path)
+        inner = {"image": "vision_model", "text": "text_model", "audio": "model.encoder"}[kind]
+        tower.model.load_state_dict(model.get_submodule(inner).state_dict())
+        loaded = Backbone.from_pretrained(tmp_path, {kind: kind}).tower(kind)
+        with torch.no_grad():
+            expected = tower.advance(tower.prepare(samples), 0, tower.depth)
+            assert torch.equal(loaded.advance(loaded.prepare(samples), 0, loaded.depth).values, expected.values)
+
+
+def test_weights_that_a_checkpoint_lacks_are_refused_where_outputs_depend_on_them(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tower = vit()
+    tower.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights = {name: value for name, value in weights.items() if ".1." not in name}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FusetuneError, match=r"has no weights for layers\.1\..* and \d+ more, so they would be random"):
+        type(tower).from_pretrained(tmp_path)
+
+
+def test_a_sound_at_another_rate_is_resampled(tmp_path):
+    pytest.importorskip("soxr")
+    tower = FAMILIES["wav2vec2"][0]()
+    seconds = np.arange(16_000) / 16_000
+    tone = np.sin(2 * np.pi * 440 * seconds).astype(np.float32)
+    there = tower.prepare([Audio(tone, 16_000)]).values
+    back = tower.prepare([Audio(tone[::2].copy(), 8_000)]).values
+    assert back.shape == there.shape and (there - back)[0, 200:-200].abs().max() < 0.02
 
 
 def test_a_backbone_that_is_not_there_is_one_sentence(tmp_path):

@@ -5,8 +5,10 @@ from fusetune.registry import Registry
 towers = Registry(
     "towers",
     {
-        "image": "fusetune.backbones.transformers_tower:ImageTower",
-        "text": "fusetune.backbones.transformers_tower:TextTower",
+        "image": "fusetune.backbones.item_towers:ImageTower",
+        "text": "fusetune.backbones.text_tower:TextTower",
+        "audio": "fusetune.backbones.audio_towers:AudioTower",
+        "video": "fusetune.backbones.item_towers:VideoTower",
         "sequence": "fusetune.backbones.feature_towers:SequenceTower",
         "vector": "fusetune.backbones.feature_towers:VectorTower",
     },

@@ -138,7 +138,7 @@ class Backbone(nn.Module):
 def _foreign_towers(source: str | Path, modalities: Mapping[str, str]) -> dict[str, Tower]:
     towers = {}
     for name, kind in modalities.items():
-        if kind not in ("image", "text"):
+        if kind not in ("image", "text", "audio", "video"):
             raise FusetuneError(f"backbone '{source}' has no tower for '{name}' ({kind}); leave the modality out.")
         towers[name] = tower_registry.get(kind).from_pretrained(source)
     return towers

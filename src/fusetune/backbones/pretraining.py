@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.cloze import CAPTIONS, CELLS, IGNORED, ORDINALS, caption_words, hide_words, scenes, take
 from fusetune.backbones.feature_towers import FeatureTowerSettings, SequenceTower, VectorTower
+from fusetune.backbones.item_towers import ImageTower
+from fusetune.backbones.text_tower import TextTower
 from fusetune.backbones.tokenizer import train_tokenizer
-from fusetune.backbones.transformers_tower import ImageTower, TextTower
 from fusetune.backbones.trunk import StreamSettings, Trunk, TrunkSettings
 from fusetune.config import check
 from fusetune.schedule import warmup_cosine

@@ -1,8 +1,12 @@
 """What a manifest is: one row a sample, one column a modality, plus split, group and labels."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from fusetune.config import check
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS = ("train", "val", "test")
 KINDS = ("image", "text", "audio", "video", "sequence", "vector")
@@ -28,3 +32,15 @@ class Modality:
 
     def column_of(self, name: str) -> str:
         return self.column or name
+
+
+class Audio(NamedTuple):
+    """A decoded sound.
+
+    Attributes:
+        waveform: (samples,) float32, one channel, -1 to 1.
+        sampling_rate: samples per second (Hz).
+    """
+
+    waveform: "np.ndarray"
+    sampling_rate: int

@@ -1,0 +1,156 @@
+"""Towers over audio encoders; a sample is an `Audio`, resampled to the rate that the encoder was trained on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusetune.backbones.families import load
+from fusetune.backbones.item_towers import ItemTower
+from fusetune.backbones.replay import Left, entered, left_at
+from fusetune.backbones.transformers_tower import TransformersTower, last_hidden_state
+from fusetune.errors import FusetuneError
+from fusetune.manifest.schema import Audio
+from fusetune.tokens import Tokens, pad
+
+
+class AudioTower:
+    """Chooses between the two kinds of audio tower by what the model's own feature extractor makes."""
+
+    @staticmethod
+    def from_pretrained(source: str | Path) -> TransformersTower:
+        from transformers import AutoFeatureExtractor
+
+        processor = load(AutoFeatureExtractor, source)
+        values = _features(processor, SpectrogramTower.blank())
+        return (WaveTower if values.ndim == 2 else SpectrogramTower).from_pretrained(source)
+
+
+def resampled(audio: Audio, rate: int) -> np.ndarray:
+    """The waveform (samples,), float32, at `rate` Hz."""
+    if audio.sampling_rate == rate:
+        return audio.waveform
+    import soxr
+
+    return soxr.resample(audio.waveform, audio.sampling_rate, rate).astype(np.float32)
+
+
+def _features(processor: Any, audio: Audio) -> Tensor:
+    """What the feature extractor makes of one sound, (1, ...)."""
+    rate = processor.sampling_rate
+    made = processor(resampled(audio, rate), sampling_rate=rate, return_tensors="pt")
+    return made[processor.model_input_names[0]]
+
+
+class SpectrogramTower(ItemTower):
+    """An audio encoder over spectrograms of one length (Whisper: 30 s, AST: 10 s); a sample is an `Audio`.
+
+    Shorter sounds are padded by the feature extractor and attended to as silence, as in the model's training; longer
+    ones are cut.
+    """
+
+    kind, processor_class = "audio", "AutoFeatureExtractor"
+
+    @classmethod
+    def blank(cls) -> Any:
+        return Audio(np.zeros(16_000, np.float32), 16_000)
+
+    def _items(self, sample: Any) -> Sequence[Any]:
+        return [sample]
+
+    def _process(self, items: Sequence[Any]) -> Tensor:
+        rate = self.processor.sampling_rate
+        waveforms = [resampled(item, rate) for item in items]
+        rows = [
+            self.processor(w, sampling_rate=rate, return_tensors="pt")[self.model.main_input_name] for w in waveforms
+        ]
+        if len({row.shape for row in rows}) > 1:
+            shapes = sorted({str(tuple(row.shape[1:])) for row in rows})
+            raise FusetuneError(
+                f"backbone: {type(self.processor).__name__} makes spectrograms of several shapes, {', '.join(shapes)}; "
+                "expected one, as of Whisper or AST."
+            )
+        return torch.cat(rows)
+
+
+class WaveTower(TransformersTower):
+    """An encoder of raw waveforms (Wav2Vec2, HuBERT); depth 0 is (batch, samples, 1).
+
+    The convolutions in front of the blocks see one sound at a time: in the group-norm variants they depend on the
+    padding, so that a sound would get other features in other company.
+    """
+
+    kind, processor_class = "audio", "AutoFeatureExtractor"
+
+    @classmethod
+    def blank(cls) -> Any:
+        return SpectrogramTower.blank()
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        if getattr(model.config, "add_adapter", False):
+            raise FusetuneError("backbone: a convolutional adapter behind the blocks (add_adapter) is not supported.")
+        super().__init__(model, processor)
+
+    def prepare(self, samples: Sequence[Any]) -> Tokens:
+        rate = self.processor.sampling_rate
+        rows = []
+        for sample in samples:
+            row = torch.zeros(0)
+            if sample is not None:
+                row = self.processor(resampled(sample, rate), sampling_rate=rate, return_tensors="pt")["input_values"][
+                    0
+                ]
+            rows.append(row.unsqueeze(1))
+        return pad(rows)
+
+    def tokens_out(self, tokens_in: int) -> int:
+        shortest = max(tokens_in, 400)  # samples under the convolutions' window
+        with torch.no_grad():
+            silence = torch.zeros(shortest, 1, device=self.model.device, dtype=self.model.dtype)
+            return len(self._front(silence))
+
+    def preprocessing(self) -> dict[str, Any]:
+        return self.processor.to_dict()
+
+    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+        if start == stop:
+            return tokens
+        if not tokens.mask.any():
+            return self.nothing(tokens)
+        if start == 0:
+            empty = tokens.values.new_zeros(0, self.width)
+            tokens = pad([self._front(row) if len(row) else empty for row in tokens.ragged()])
+            if not self.family:  # the whole model was one block
+                return tokens
+        present = tokens.mask.any(1)
+        out = self._run(tokens.values[present], tokens.mask[present], start, stop)
+        full = out.new_zeros(len(present), *out.shape[1:])
+        return Tokens(full.index_put((present.nonzero().squeeze(1),), out), tokens.mask)
+
+    def _front(self, waveform: Tensor) -> Tensor:
+        """One sound (samples, 1) to what stands before the first block, (frames, width)."""
+        try:
+            if not self.family:
+                return last_hidden_state(self.model(waveform.T))[0]
+            with left_at(self.blocks()[0]):
+                self.model(waveform.T)
+        except Left as left:
+            return left.hidden_states[0]
+        raise AssertionError("a forward pass did not reach its first block")
+
+    def _run(self, states: Tensor, mask: Tensor, start: int, stop: int) -> Tensor:
+        if self.family is None:
+            raise TypeError("an encoder outside the table has no blocks to run one by one")
+        stack = self.model.get_submodule(self.family.stack)
+        with entered(self.model, self.family, states, start):
+            if stop == self.depth:
+                return last_hidden_state(stack(states.clone(), attention_mask=mask))  # it writes zeros into its input
+            try:
+                with left_at(self.blocks()[stop]):
+                    stack(states.clone(), attention_mask=mask)
+            except Left as left:
+                return left.hidden_states
+        raise AssertionError("a forward pass did not reach the block that it was to be left at")

@@ -1,0 +1,126 @@
+"""The encoder families of `transformers` that can be entered and left at any depth, and how any encoder is loaded."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fusetune.errors import FusetuneError
+
+
+def _same(states: Tensor) -> Tensor:
+    return states
+
+
+def _channels_first(states: Tensor) -> Tensor:
+    return states.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model keeps its stack of blocks, and what stands before it.
+
+    Attributes:
+        blocks: path of the stack in the model.
+        stubs: modules before the stack, by path, with what each gives while the stack is entered above its bottom:
+            a function of the hidden states (batch, tokens, width), whose values are thrown away.
+        stack: path of the module that is run from the stack's bottom upwards, where the model's own forward can't be
+            entered (waveforms: its mask is one of samples, not of frames).
+        options: for `from_pretrained`; a pooler that no checkpoint holds would be random, new at every load.
+        reserved_positions: position codes that no token uses.
+        fixed_length: texts are padded to the model's full length and attend to the padding, as in its training.
+    """
+
+    blocks: str
+    stubs: Mapping[str, Callable[[Tensor], Any]] = field(default_factory=lambda: {"embeddings": _same})
+    stack: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reserved_positions: int = 0
+    fixed_length: bool = False
+
+
+_NO_POOLER = {"add_pooling_layer": False}
+_WAVES = Family(
+    "encoder.layers",
+    {"encoder.pos_conv_embed": _same},
+    stack="encoder",
+    options={"mask_time_prob": 0.0, "mask_feature_prob": 0.0},  # SpecAugment's vector is of no use in eval mode
+)
+
+# by the model type of the encoder itself; MiniLM is a BERT
+FAMILIES = {
+    "vit": Family("layers", options=_NO_POOLER),
+    "dinov2": Family("encoder.layer"),
+    "clip_vision_model": Family("encoder.layers"),
+    "siglip_vision_model": Family("encoder.layers"),
+    "bert": Family("encoder.layer", options=_NO_POOLER),
+    "roberta": Family("encoder.layer", options=_NO_POOLER, reserved_positions=2),
+    "clip_text_model": Family("encoder.layers"),
+    "siglip_text_model": Family("encoder.layers", fixed_length=True),
+    "wav2vec2": _WAVES,
+    "hubert": _WAVES,
+    "whisper": Family("layers", {"conv1": _same, "conv2": _channels_first}),
+    "audio-spectrogram-transformer": Family("layers"),
+    "videomae": Family("encoder.layer"),
+}
+
+# the encoder of one modality within a composite model: (model type, kind) -> class, and keys of its checkpoints
+_PARTS: dict[tuple[str, str], tuple[str, dict[str, str] | None]] = {
+    ("clip", "image"): ("transformers:CLIPVisionModel", None),
+    ("clip", "text"): ("transformers:CLIPTextModel", None),
+    ("siglip", "image"): ("transformers:SiglipVisionModel", None),
+    ("siglip", "text"): ("transformers:SiglipTextModel", None),
+    ("siglip_text_model", "text"): ("transformers:SiglipTextModel", None),
+    ("whisper", "audio"): (
+        "transformers.models.whisper.modeling_whisper:WhisperEncoder",
+        {r"^(model\.)?encoder\.": ""},
+    ),
+}
+
+
+def load_model(source: str | Path, kind: str) -> tuple[Any, set[str]]:
+    """The encoder for modalities of `kind`, and the names of its weights that the checkpoint does not hold.
+
+    Args:
+        source: a local folder made by `save_pretrained`, or a hub id.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    config = load(AutoConfig, source)
+    path, key_mapping = _PARTS.get((config.model_type, kind), ("", None))
+    if path:
+        module, _, name = path.partition(":")
+        cls = getattr(import_module(module), name)
+    else:
+        cls = AutoModel
+    family = FAMILIES.get(config.model_type)
+    options = dict(family.options) if family else {}
+    if key_mapping:
+        options["key_mapping"] = key_mapping
+    model, info = load(cls, source, output_loading_info=True, **options)
+    return model, set(info["missing_keys"])
+
+
+def load(cls: Any, source: str | Path, **options: Any) -> Any:
+    """`cls.from_pretrained`; what goes wrong becomes one sentence for the user."""
+    quiet()
+    try:
+        return cls.from_pretrained(source, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FusetuneError(
+            f"backbone '{source}': {cls.__name__} can't be loaded ({first}). Expected a local folder made by "
+            "save_pretrained, or a hub id and a network."
+        ) from error
+
+
+def quiet() -> None:
+    """No bars for a handful of tensors, and no advice about packages that we don't use."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)

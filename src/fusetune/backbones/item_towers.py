@@ -1,0 +1,106 @@
+"""Towers whose model takes inputs of one fixed shape: pictures, videos of so many frames, padded spectrograms.
+
+A sample has one such item or several; their tokens stand one item after the other. Depth 0 is (batch, items, values).
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusetune.backbones.transformers_tower import RowTower, last_hidden_state
+from fusetune.tokens import Tokens, pad
+
+
+class ItemTower(RowTower):
+    """What towers of fixed-shape items share."""
+
+    @abstractmethod
+    def _items(self, sample: Any) -> Sequence[Any]:
+        """The items of a decoded sample."""
+
+    @abstractmethod
+    def _process(self, items: Sequence[Any]) -> Tensor:
+        """Items to (items, ...), as the model takes them."""
+
+    def prepare(self, samples: Sequence[Any]) -> Tokens:
+        items = [() if sample is None else self._items(sample) for sample in samples]
+        values = torch.zeros(0, self._input_shape.numel())
+        if any(items):
+            values = self._process([item for several in items for item in several]).flatten(1)
+        return pad(torch.split(values, [len(several) for several in items]))
+
+    def tokens_out(self, tokens_in: int) -> int:
+        return tokens_in * self._tokens_per_item
+
+    def preprocessing(self) -> dict[str, Any]:
+        return self.processor.to_dict()
+
+    @cached_property
+    def _input_shape(self) -> torch.Size:
+        return self._process(self._items(self.blank())).shape[1:]
+
+    @cached_property
+    def _tokens_per_item(self) -> int:
+        with torch.no_grad():
+            blank = torch.zeros(1, *self._input_shape, device=self.model.device, dtype=self.model.dtype)
+            return last_hidden_state(self.model(blank)).shape[1]
+
+    def _rows(self, tokens: Tokens, start: int) -> tuple[Tensor, Tensor]:
+        if start == 0:
+            return tokens.values.flatten(0, 1), tokens.mask.flatten()[:, None]
+        states = tokens.values.unflatten(1, (-1, self._tokens_per_item)).flatten(0, 1)
+        return states, tokens.mask.unflatten(1, (-1, self._tokens_per_item)).flatten(0, 1)
+
+    def _inputs(self, states: Tensor, mask: Tensor, start: int) -> dict[str, Tensor]:
+        shape = self._input_shape
+        values = states.new_zeros(1, *shape) if start else states.view(-1, *shape)
+        return {self.model.main_input_name: values}
+
+    def _tokens(self, out: Tensor, mask: Tensor, samples: int) -> Tokens:
+        real = mask.any(1)[:, None].expand(out.shape[:2])
+        return Tokens(out.reshape(samples, -1, out.shape[-1]), real.reshape(samples, -1))
+
+
+class ImageTower(ItemTower):
+    """A vision encoder; a sample is a list of PIL images."""
+
+    kind, processor_class = "image", "AutoImageProcessor"
+
+    @classmethod
+    def blank(cls) -> Any:
+        from PIL import Image
+
+        return [Image.new("RGB", (64, 64))]
+
+    def _items(self, sample: Any) -> Sequence[Any]:
+        return sample
+
+    def _process(self, items: Sequence[Any]) -> Tensor:
+        pictures = [picture.convert("RGB") for picture in items]
+        return self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+
+
+class VideoTower(ItemTower):
+    """A video encoder; a sample is a list of PIL frames, of which it takes as many as its model sees, evenly spaced."""
+
+    kind, processor_class = "video", "AutoImageProcessor"
+
+    @classmethod
+    def blank(cls) -> Any:
+        return ImageTower.blank()
+
+    def _items(self, sample: Any) -> Sequence[Any]:
+        return [sample]
+
+    def _process(self, items: Sequence[Any]) -> Tensor:
+        frames = self.model.config.num_frames
+        videos = []
+        for video in items:
+            picks = np.linspace(0, len(video) - 1, frames).round().astype(int)
+            videos.append([video[i].convert("RGB") for i in picks])
+        return self.processor(videos, return_tensors="pt")["pixel_values"]

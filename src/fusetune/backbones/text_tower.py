@@ -1,0 +1,65 @@
+"""Towers over text encoders; depth 0 is (batch, tokens, 1) token ids."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusetune.backbones.transformers_tower import RowTower
+from fusetune.tokens import Tokens, pad
+
+LIMIT = 512  # tokens; more is cut, as the tokenizers of the field do
+
+
+class TextTower(RowTower):
+    """A text encoder with its own tokenizer; a sample is a str."""
+
+    kind, processor_class = "text", "AutoTokenizer"
+
+    @classmethod
+    def blank(cls) -> Any:
+        return "a"
+
+    def prepare(self, samples: Sequence[Any]) -> Tokens:
+        rows = [torch.zeros(0, 1, dtype=torch.long)] * len(samples)
+        present = [i for i, sample in enumerate(samples) if sample is not None]
+        if present:
+            fixed = "max_length" if self._fixed else False
+            texts = [samples[i] for i in present]
+            batch = self.processor(texts, truncation=True, max_length=self._limit, padding=fixed)
+            for i, ids in zip(present, batch["input_ids"], strict=True):
+                rows[i] = torch.tensor(ids).unsqueeze(1)
+        return pad(rows)
+
+    def tokens_out(self, tokens_in: int) -> int:
+        return tokens_in
+
+    def preprocessing(self) -> dict[str, Any]:
+        backend = getattr(self.processor, "backend_tokenizer", None)
+        state = json.loads(backend.to_str()) if backend else {"vocabulary": self.processor.get_vocab()}
+        # set by whichever call came last, not part of what the tokenizer is
+        state.pop("truncation", None)
+        state.pop("padding", None)
+        return {"tokenizer": state, "max_length": self._limit}
+
+    @property
+    def _fixed(self) -> bool:
+        return bool(self.family and self.family.fixed_length)
+
+    @property
+    def _limit(self) -> int:
+        reserved = self.family.reserved_positions if self.family else 0
+        positions = getattr(self.model.config, "max_position_embeddings", LIMIT) - reserved
+        return min(self.processor.model_max_length, positions, LIMIT)
+
+    def _rows(self, tokens: Tokens, start: int) -> tuple[Tensor, Tensor]:
+        return tokens.values, tokens.mask
+
+    def _inputs(self, states: Tensor, mask: Tensor, start: int) -> dict[str, Tensor]:
+        ids = states.squeeze(-1) if start == 0 else torch.zeros_like(mask, dtype=torch.long)
+        return {"input_ids": ids} if self._fixed else {"input_ids": ids, "attention_mask": mask.long()}
+
+    def _tokens(self, out: Tensor, mask: Tensor, samples: int) -> Tokens:
+        return Tokens(out, mask)
