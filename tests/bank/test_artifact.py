@@ -39,7 +39,7 @@ def saved(toy, tmp_path):
 def test_loaded_equals_trained_and_the_card_says_what_was_measured(saved, toy):
     folder, experiment, result = saved
     model = Artifact.from_pretrained(folder).build(toy.base)
-    inputs = model.backbone.prepare(experiment.source.decoded([0, 1, 239]))
+    inputs = model.backbone.prepare({m: experiment.source.decoded(m, [0, 1, 239]) for m in ("left", "right")})
     start = Frontier({"left": 0, "right": 0})
     with torch.no_grad():
         assert torch.equal(model(inputs, start), experiment.model.eval()(inputs, start))

@@ -1,16 +1,29 @@
-"""Features ready for training: batches gathered from memory where they fit, from the memory map where they don't."""
+"""Features ready for training: minibatches gathered from device memory, from main memory or from the memory map.
 
-from collections.abc import Iterator
+Cost of an epoch over N samples of T tokens x d values: N T d bytes are read once. Resident on the device that is one
+gather at the device's bandwidth; from main memory a copy and a transfer; from the map a copy from the page cache, or
+the disk's own rate the first time. A thread gathers the next batch while the model works on this one.
+"""
+
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fusetune.features.extraction import Features
+from fusetune.features.ahead import ahead, delayed
+from fusetune.features.codecs import decode
+from fusetune.features.index import Features
+from fusetune.features.mapping import named
+from fusetune.features.storage import Store
 from fusetune.features.store import Entry, Rows
 from fusetune.tokens import Tokens, pad
 
-RESIDENT_SHARE = 0.5  # of the free memory that features may take
+SHARE = 0.5  # of the free memory that features may take
+AHEAD = 2  # batches gathered before they are needed
+NOTICE = 8  # batches before which the disk is told
 
 
 class FeatureSet:
@@ -18,44 +31,108 @@ class FeatureSet:
 
     Attributes:
         frontier: where they were taken.
-        resident: whether they all lie in the device's memory.
+        views: how many augmented views of each row there are; 0 where the rows are as they are.
+        bytes: of all rows, as they are kept in memory.
+        placement: where they are kept, and why, in words.
     """
 
-    def __init__(self, features: Features, root: Path, device: torch.device) -> None:
-        """Open the rows below the store's `root`; raises FusetuneError if some were never cached."""
-        self.frontier, self.device = features.frontier, device
-        self._rows = {name: Entry(root / folder).rows(features.keys[name]) for name, folder in features.entries.items()}
-        self.bytes = sum(_bytes(rows) for rows in self._rows.values())
-        self.resident = self.bytes <= RESIDENT_SHARE * free_memory(device)
-        self._packed = {name: _Packed(rows, device) for name, rows in self._rows.items()} if self.resident else {}
+    def __init__(self, features: Features, store: Store | Path | str, device: torch.device) -> None:
+        """Open the rows; raises FusetuneError if some were never cached or, where all are read, if one has changed."""
+        store = store if isinstance(store, Store) else Store(store)
+        self.frontier, self.device, self.views = features.frontier, device, len(features.views)
+        mappings = features.views or [features.keys]
+        self.count = len(next(iter(features.keys.values())))
+        self._rows: dict[str, Rows] = {}
+        self._where: dict[str, np.ndarray] = {}  # by modality (views * rows): number of the distinct row
+        for name, entry in features.entries.items():
+            keys = [key for mapping in mappings for key in mapping[name]]
+            distinct = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+            self._where[name] = np.fromiter((distinct[key] for key in keys), np.int64, len(keys))
+            self._rows[name] = Entry.of(store, entry).rows(list(distinct))
+        self.bytes = sum(_memory(rows) for rows in self._rows.values())
+        place = self._place()
+        if place is not None:  # every byte will be read now, so a look at the checksums costs little
+            for rows in self._rows.values():
+                rows.verify()
+        self._packed = {} if place is None else {n: _Packed(rows, place) for n, rows in self._rows.items()}
+        self.resident = bool(self._packed) and place == device
 
     def __len__(self) -> int:
-        return len(next(iter(self._rows.values())))
+        return self.count
 
     def modalities(self) -> list[str]:
         return list(self._rows)
 
-    def longest(self) -> dict[str, int]:
-        """By modality, the largest number of tokens of a sample."""
-        return {name: max(rows.lengths(), default=0) for name, rows in self._rows.items()}
+    def lengths(self) -> dict[str, np.ndarray]:
+        """By modality, the tokens of each row (of its first view)."""
+        return {name: rows.length[self._where[name][: self.count]] for name, rows in self._rows.items()}
 
-    def batch(self, index: Tensor) -> dict[str, Tokens]:
+    def ragged_lengths(self) -> np.ndarray:
+        """Tokens by row of the modality whose random batches hold the largest share of padding."""
+        lengths = self.lengths()
+        shares = padding(lengths, 64)
+        return lengths[max(shares, key=lambda name: shares[name])]
+
+    def batch(self, index: Tensor, view: int = 0) -> dict[str, Tokens]:
         """Padded tokens of the given rows (a CPU index), float32 on the device; integer ids stay integers."""
+        return self._arrived(self._gathered(index, view))
+
+    def batches(self, indices: Iterable[Tensor], view: int = 0) -> Iterator[tuple[Tensor, dict[str, Tokens]]]:
+        """Each index with its batch, gathered ahead of time where that takes a copy."""
         if self.resident:
-            packed = {name: rows.gather(index) for name, rows in self._packed.items()}
-        else:
-            packed = {name: pad([rows[i] for i in index.tolist()]) for name, rows in self._rows.items()}
-        return {name: tokens.to(self.device, torch.float32) for name, tokens in packed.items()}
+            for index in indices:
+                yield index, self.batch(index, view)
+            return
+        coming = indices if self._packed else delayed(indices, lambda index: self._will_need(index, view), NOTICE)
+        for index, tokens in ahead(lambda index: (index, self._gathered(index, view)), coming, AHEAD):
+            yield index, self._arrived(tokens)
+
+    def _gathered(self, index: Tensor, view: int) -> dict[str, Tokens]:
+        places = index.numpy() + (view % self.views if self.views else 0) * self.count
+        pinned = self.device.type == "cuda"
+        found = {}
+        for name, rows in self._rows.items():
+            which = self._where[name][places]
+            packed = self._packed.get(name)
+            tokens = packed.gather(torch.from_numpy(which)) if packed else gather(rows, which, pinned)
+            if pinned and tokens.values.device.type == "cpu" and not tokens.values.is_pinned():
+                tokens = Tokens(tokens.values.pin_memory(), tokens.mask.pin_memory())
+            found[name] = tokens
+        return found
+
+    def _arrived(self, streams: dict[str, Tokens]) -> dict[str, Tokens]:
+        """On the device, and cast there: half the bytes to move."""
+        return {name: t.to(self.device).to(self.device, torch.float32) for name, t in streams.items()}
+
+    def _will_need(self, index: Tensor, view: int) -> None:
+        places = index.numpy() + (view % self.views if self.views else 0) * self.count
+        for name, rows in self._rows.items():
+            for row in self._where[name][places]:
+                start = int(rows.start[row])
+                rows.maps[rows.shard[row]].will_need(start, start + int(rows.length[row]))
+
+    def _place(self) -> torch.device | None:
+        """The device where the rows fit into its free memory, else main memory, else None: the map."""
+        size = f"{self.bytes / 1e9:.2f} GB of features"
+        for place in dict.fromkeys((self.device, torch.device("cpu"))):
+            free = free_memory(place)
+            if self.bytes <= SHARE * free:
+                self.placement = f"{size} resident in {place.type} memory, {free / 1e9:.1f} GB of which are free"
+                return place
+        self.placement = f"{size} read from the memory map: more than {SHARE:.0%} of what is free"
+        return None
 
 
 class _Packed:
     """All rows of one stream in one tensor; a batch is one gather."""
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
-        lengths = torch.tensor(rows.lengths())
-        self.values = torch.cat([rows[i] for i in range(len(rows))]).to(device)
-        self.lengths = lengths
-        self.starts = lengths.cumsum(0) - lengths
+        found = [rows[i] for i in range(len(rows))]
+        values = torch.cat(found) if found else torch.zeros(0, 1)
+        # int8 comes off the map as float32; half of that holds all that is in it
+        self.values = (values.half() if rows.coded else values).to(device)
+        self.lengths = torch.from_numpy(rows.length)
+        self.starts = self.lengths.cumsum(0) - self.lengths
 
     def gather(self, index: Tensor) -> Tokens:
         lengths = self.lengths[index]
@@ -69,10 +146,57 @@ class _Packed:
         return Tokens(self.values[where] * mask.unsqueeze(-1), mask)
 
 
-def batches(count: int, size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-    """Row numbers in batches; shuffled where a generator is given."""
+def gather(rows: Rows, which: np.ndarray, pinned: bool = False) -> Tokens:
+    """Rows of the memory map as a padded batch on the CPU, each copied once, straight into its place."""
+    if rows.coded:
+        return pad([decode(rows.maps[rows.shard[i]].tensors(*_span(rows, i))) for i in which])
+    lengths = rows.length[which]
+    arrays = [mapped.arrays["values"] for mapped in rows.maps]
+    longest, width = max(1, int(lengths.max(initial=0))), arrays[0].shape[1]
+    empty = torch.empty((len(which), longest, width), dtype=rows.memory_dtype, pin_memory=pinned)
+    out: Any = empty.numpy()
+    for place, (shard, start, length) in enumerate(
+        zip(rows.shard[which].tolist(), rows.start[which].tolist(), lengths.tolist(), strict=True)
+    ):
+        out[place, :length] = arrays[shard][start : start + length]
+        out[place, length:] = 0
+    mask = torch.arange(longest) < torch.from_numpy(lengths)[:, None]
+    return Tokens(named(empty, rows.kind), mask)
+
+
+def batches(
+    count: int, size: int, generator: torch.Generator | None = None, lengths: np.ndarray | None = None
+) -> Iterator[Tensor]:
+    """Row numbers in batches; shuffled where a generator is given.
+
+    Args:
+        lengths: of the rows; the shuffled rows are sorted by length within stretches of `BUCKET` batches, so that a
+            batch holds rows of about one length, and the batches are shuffled again.
+    """
     order = torch.randperm(count, generator=generator) if generator else torch.arange(count)
-    yield from order.split(size)
+    if lengths is None:
+        yield from order.split(size)
+        return
+    sizes = torch.from_numpy(np.ascontiguousarray(lengths))
+    found = []
+    for stretch in order.split(size * BUCKET if generator else max(1, count)):
+        found += list(stretch[sizes[stretch].argsort(stable=True)].split(size))
+    turns = torch.randperm(len(found), generator=generator) if generator else torch.arange(len(found))
+    yield from (found[turn] for turn in turns.tolist())
+
+
+BUCKET = 16  # batches
+
+
+def padding(lengths: dict[str, np.ndarray], size: int) -> dict[str, float]:
+    """By modality, the share of a random batch that is padding."""
+    shares = {}
+    for name, values in lengths.items():
+        order = np.random.default_rng(0).permutation(values)
+        batches_ = [order[i : i + size] for i in range(0, len(order), size)]
+        padded = sum(max(1, batch.max()) * len(batch) for batch in batches_)
+        shares[name] = 1 - values.sum() / max(1, padded)
+    return shares
 
 
 def free_memory(device: torch.device) -> int:
@@ -87,8 +211,10 @@ def free_memory(device: torch.device) -> int:
         return 4 * 2**30  # no such file on this system: a modest guess
 
 
-def _bytes(rows: Rows) -> int:
-    if not len(rows):
-        return 0
-    sample = rows[0]
-    return sum(rows.lengths()) * sample.shape[1] * sample.element_size()
+def _span(rows: Rows, row: int) -> tuple[int, int]:
+    return int(rows.start[row]), int(rows.start[row] + rows.length[row])
+
+
+def _memory(rows: Rows) -> int:
+    width = rows.maps[0].arrays["values"].shape[1] if rows.maps else 1
+    return int(rows.length.sum()) * width * (2 if rows.coded else rows.memory_dtype.itemsize)

@@ -2,40 +2,38 @@
 
 Layout, below one root:
 
-    <entry>/<shard>.safetensors   values (all tokens of the shard, width) and offsets (rows + 1)
-    <entry>/<shard>.json          the keys of its rows, in order, and the SHA-256 of the file beside it
+    <entry>/<shard>.safetensors   values (all tokens of the shard, width), offsets (rows + 1), and what the codec adds
+    <entry>/<shard>.json          the keys of its rows, in order, a CRC-32 each, and the SHA-256 of the file beside it
 
 An entry is everything that has the same weights, preprocessing, depth and dtype; a row is one sample's stream, keyed by
 the sample's own content. The JSON is written last and atomically: a shard without it does not exist, so a run that is
-killed at any moment leaves only whole shards behind. A changed sample is one new row, not a new cache.
+killed at any moment leaves only whole shards behind, and writers on several machines need no lock. A changed sample is
+one new row, not a new cache.
 """
 
 import errno
 import hashlib
 import json
 import os
+import time
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from fusetune.errors import FusetuneError
+from fusetune.features.codecs import decode, encode
+from fusetune.features.mapping import NUMPY, MappedShard
+from fusetune.features.shards import FORMAT, Shard, read_shards
+from fusetune.features.storage import Folder, LocalFolder, Store
 
-FORMAT = 1
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One finished shard of an entry."""
-
-    file: Path
-    keys: tuple[str, ...]
-    sha256: str
+ABANDONED = 3600  # seconds after which a half-written file of another machine's is nobody's any more
 
 
 class Entry:
@@ -45,114 +43,150 @@ class Entry:
         folder: made when the first shard is written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Folder | Path) -> None:
+        self.folder = LocalFolder(folder) if isinstance(folder, Path) else folder
+
+    @classmethod
+    def of(cls, store: Store, name: str) -> "Entry":
+        return cls(store.folder(name))
 
     def shards(self) -> Iterator[Shard]:
         """The finished shards, by name."""
-        for index in sorted(self.folder.glob("*.json")):
-            try:
-                record = json.loads(index.read_text())
-                shard = Shard(index.with_suffix(".safetensors"), tuple(record["keys"]), record["sha256"])
-            except (ValueError, KeyError, TypeError):
-                raise FusetuneError(f"{index}: not the index of a shard. Delete it and run `cache_features`.") from None
-            if not shard.file.is_file():
-                raise FusetuneError(f"{index}: its {shard.file.name} is gone. Delete it and run `cache_features`.")
-            yield shard
+        return read_shards(self.folder)
 
     def keys(self) -> set[str]:
         return {key for shard in self.shards() for key in shard.keys}
 
-    def write(self, keys: Sequence[str], rows: Sequence[Tensor]) -> Shard:
-        """Add one shard; rows are (tokens_i, width) on the CPU, of one dtype.
+    def write(self, keys: Sequence[str], values: Tensor, lengths: Tensor, dtype: str = "as prepared") -> Shard:
+        """Add one shard.
+
+        Args:
+            keys: one a row.
+            values: all tokens of all rows, (tokens, width), on the CPU.
+            lengths: tokens of each row, (rows,).
+            dtype: a name in `codecs.CODECS`.
 
         Raises:
             FusetuneError: the disk is full or a value is not finite; nothing half-written stays.
         """
-        values = torch.cat(list(rows))
-        if values.is_floating_point() and not torch.isfinite(values).all():
-            raise FusetuneError(
-                f"feature cache: activations beyond what {str(values.dtype)[6:]} can hold (or NaN). Set "
-                "cache.dtype to bfloat16 or float32."
-            )
-        lengths = torch.tensor([0, *(len(row) for row in rows)])
+        offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.long().cumsum(0)])
+        tensors = {**encode(values, dtype), "offsets": offsets}
         name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
-        file = self.folder / f"{name}.safetensors"
+        scratch = self.folder.scratch(name)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(f".{os.getpid()}.tmp")
-            try:
-                save_file({"values": values.contiguous(), "offsets": lengths.cumsum(0)}, temporary)
-                sha256 = file_sha256(temporary)
-                _commit(temporary, file)
-                record = {"format": FORMAT, "sha256": sha256, "keys": list(keys)}
-                temporary.write_text(json.dumps(record))
-                _commit(temporary, file.with_suffix(".json"))
-            finally:
-                temporary.unlink(missing_ok=True)
-        except (OSError, SafetensorError) as error:
-            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-            if full:
+            data = save({key: tensor.contiguous() for key, tensor in tensors.items()})
+            scratch.write_bytes(data)
+            stored, limits = tensors["values"], offsets.tolist()
+            checks = [zlib.crc32(_raw(stored[a:b])) for a, b in pairwise(limits)]
+            shard = Shard(name, tuple(keys), tuple(checks), hashlib.sha256(data).hexdigest())
+            self.folder.commit(scratch, shard.file)
+            record = {"format": FORMAT, "sha256": shard.sha256, "keys": shard.keys, "crc32": shard.checks}
+            scratch.write_text(json.dumps(record))
+            self.folder.commit(scratch, shard.index)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
                 raise FusetuneError(
                     f"{self.folder}: the disk is full. Finished shards are kept; free some space, or set "
-                    "cache.dtype to float16, and run again."
+                    "cache.dtype to float16 or int8, and run again."
                 ) from error
             raise
-        return Shard(file, tuple(keys), sha256)
+        finally:
+            scratch.unlink(missing_ok=True)
+        return shard
 
     def sweep(self) -> None:
-        """Remove what a killed writer left."""
-        for leftover in self.folder.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
+        """Remove what killed writers left: files of processes that are gone, here or long ago elsewhere."""
+        if not isinstance(self.folder, LocalFolder):
+            return  # an object is there whole or not at all
+        for name in self.folder.names():
+            if name.endswith(".tmp"):
+                file = self.folder.path / name
+                writer = name.split(".")[-2]
+                if not _alive(writer) or time.time() - file.stat().st_mtime > ABANDONED:
+                    file.unlink(missing_ok=True)
 
-    def verify(self) -> None:
-        """Compare every shard with its checksum; raises FusetuneError that names the first bad file."""
+    def remove(self, shard: Shard) -> None:
+        """Delete a shard; its index goes first, so that it is never half there."""
+        self.folder.remove(shard.index)
+        self.folder.remove(shard.file)
+
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(self.folder.size(name) for name in self.folder.names())
+
+    def damage(self) -> Iterator[tuple[Shard, list[str]]]:
+        """Every shard whose bytes aren't those that were written, with the keys of the rows that are broken."""
         for shard in self.shards():
-            if file_sha256(shard.file) != shard.sha256:
-                raise FusetuneError(
-                    f"{shard.file}: its bytes have changed since they were written (checksum). Delete it and "
-                    f"{shard.file.with_suffix('.json').name}, then run `cache_features`: only this shard is made anew."
-                )
+            file = self.folder.local(shard.file, shard.sha256)
+            if file_sha256(file) != shard.sha256:
+                yield shard, broken_rows(file, shard)
 
     def rows(self, keys: Sequence[str]) -> "Rows":
         """Open the rows of the given keys, in that order; raises FusetuneError if some were never written."""
-        tensors: list[Tensor] = []
-        place: dict[str, tuple[int, int, int]] = {}
+        maps: list[MappedShard] = []
+        shards: list[Shard] = []
+        place: dict[str, tuple[int, int]] = {}
         wanted = set(keys)
         for shard in self.shards():
             if wanted.isdisjoint(shard.keys):
                 continue
+            file = self.folder.local(shard.file, shard.sha256)
             try:
-                loaded = load_file(shard.file)  # memory-mapped: nothing is read before it is used
-            except SafetensorError as error:
-                raise FusetuneError(f"{shard.file}: broken ({error}). Delete it and run `cache_features`.") from error
-            offsets = loaded["offsets"].tolist()
+                mapped = MappedShard(file)
+            except (ValueError, KeyError, OSError) as error:
+                raise FusetuneError(_broken(f"{self.folder}/{shard.file}", str(error))) from error
             for i, key in enumerate(shard.keys):
-                place[key] = (len(tensors), offsets[i], offsets[i + 1])
-            tensors.append(loaded["values"])
+                place[key] = (len(maps), i)
+            maps.append(mapped)
+            shards.append(shard)
         missing = [key for key in keys if key not in place]
         if missing:
             raise FusetuneError(
                 f"{self.folder}: {len(missing)} of {len(keys)} samples are not cached. Run `cache_features` first."
             )
-        return Rows(tensors, [place[key] for key in keys])
+        return Rows(str(self.folder), maps, shards, [place[key] for key in keys])
 
 
 class Rows(Sequence[Tensor]):
-    """Rows of an entry, by number; each access is a view of the map."""
+    """Rows of an entry, by number, as they were before the codec; (tokens, width) each.
 
-    def __init__(self, tensors: list[Tensor], places: list[tuple[int, int, int]]) -> None:
-        self._tensors, self._places = tensors, places
+    Attributes:
+        maps: the shards that they lie in.
+        shard, start, length: by row, its shard's number, its first token there, and how many it has.
+        coded: whether values have to be decoded (int8).
+        kind, memory_dtype: safetensors' name of the stored dtype, and what numpy moves it about as.
+    """
+
+    def __init__(
+        self, folder: str, maps: list[MappedShard], shards: list[Shard], places: list[tuple[int, int]]
+    ) -> None:
+        self.folder, self.maps, self.shards, self.places = folder, maps, shards, places
+        self.coded = bool(maps) and "scales" in maps[0].arrays
+        self.kind = maps[0].kinds["values"] if maps else "F32"
+        self.memory_dtype = torch.from_numpy(np.empty(0, NUMPY[self.kind])).dtype
+        numbers = np.array([number for number, _ in places], dtype=np.int64)
+        rows = np.array([row for _, row in places], dtype=np.int64)
+        self.shard, self.start = numbers, np.zeros(len(places), dtype=np.int64)
+        self.length = np.zeros(len(places), dtype=np.int64)
+        for number, mapped in enumerate(maps):
+            mine = numbers == number
+            self.start[mine] = mapped.offsets[rows[mine]]
+            self.length[mine] = mapped.offsets[rows[mine] + 1] - self.start[mine]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
-    def __getitem__(self, number):
-        shard, start, stop = self._places[number]
-        return self._tensors[shard][start:stop]
+    def __getitem__(self, number: Any) -> Any:
+        mapped = self.maps[self.shard[number]]
+        start = int(self.start[number])
+        return decode(mapped.tensors(start, start + int(self.length[number])))
 
-    def lengths(self) -> list[int]:
-        return [stop - start for _, start, stop in self._places]
+    def verify(self) -> None:
+        """Read every row and compare it with its checksum; raises FusetuneError that names file and sample."""
+        for number, row in self.places:
+            shard = self.shards[number]
+            if self.maps[number].crc(row) != shard.checks[row]:
+                raise FusetuneError(_broken(f"{self.folder}/{shard.file}", f"sample {shard.keys[row]} has changed"))
 
 
 def file_sha256(path: Path) -> str:
@@ -160,8 +194,33 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _commit(temporary: Path, file: Path) -> None:
-    """fsync and rename: the file is there whole, or not at all."""
-    with temporary.open("rb+") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(file)
+def broken_rows(file: Path, shard: Shard) -> list[str]:
+    """Keys of the rows whose values have changed; all of them where the file itself can't be read."""
+    try:
+        mapped = MappedShard(file)
+        found = [mapped.crc(i) for i in range(len(shard.keys))]
+    except (ValueError, KeyError, OSError, IndexError):
+        return list(shard.keys)
+    broken = [key for key, check, is_ in zip(shard.keys, shard.checks, found, strict=True) if check != is_]
+    return broken or list(shard.keys)  # header or offsets: nothing in it can be trusted
+
+
+def _broken(file: str, what: str) -> str:
+    return (
+        f"{file}: {what}, its bytes are not those that were written. `python -m fusetune.features verify --repair` "
+        "removes this shard; then `cache_features` makes it anew, and nothing else."
+    )
+
+
+def _raw(tensor: Tensor) -> Any:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+
+
+def _alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True

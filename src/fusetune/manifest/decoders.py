@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from fusetune.errors import FusetuneError
+from fusetune.manifest.schema import Audio
 
-NOT_YET = "decoding of {} is not part of this version; kinds that work: image, text, sequence, vector."
+NOT_YET = "decoding of {} is not part of this version; kinds that work: image, text, audio, sequence, vector."
 
 
 def decode(kind: str, cell: Any, where: str) -> Any:
@@ -16,11 +17,12 @@ def decode(kind: str, cell: Any, where: str) -> Any:
     Args:
         kind: the modality's kind (`manifest.schema.KINDS`).
         cell: the Arrow cell as a Python value. Images are encoded bytes (any format of Pillow's) or a list of them,
-            one per picture of the sample.
+            one per picture of the sample; sounds are encoded bytes (any format of libsndfile's: WAV, FLAC, OGG, MP3).
         where: row and column, for the error message.
 
     Returns:
-        image: a list of PIL images; text: str; sequence: (tokens, width) float32; vector: (1, width) float32.
+        image: a list of PIL images; audio: `Audio`, channels averaged; text: str; sequence: (tokens, width) float32;
+        vector: (1, width) float32.
 
     Raises:
         FusetuneError: names `where`, what was found and what was expected.
@@ -32,6 +34,8 @@ def decode(kind: str, cell: Any, where: str) -> Any:
     if kind == "image":
         cells = cell if isinstance(cell, list) else [cell]
         return [_image(item, where) for item in cells]
+    if kind == "audio":
+        return _audio(cell, where)
     if kind in ("sequence", "vector"):
         return _floats(cell, where, dimensions=2 if kind == "sequence" else 1).reshape(-1, _last(cell))
     raise FusetuneError(f"{where}: " + NOT_YET.format(kind))
@@ -48,6 +52,20 @@ def _image(data: Any, where: str):
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise FusetuneError(f"{where}: {len(data)} bytes are no readable image ({error}).") from None
     return image
+
+
+def _audio(data: Any, where: str) -> Audio:
+    import soundfile
+
+    if not isinstance(data, bytes):
+        raise FusetuneError(f"{where}: expected the bytes of a sound, found {type(data).__name__}.")
+    try:
+        waveform, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise FusetuneError(f"{where}: {len(data)} bytes are no readable sound ({error.error_string})") from None
+    if not len(waveform):
+        raise FusetuneError(f"{where}: a sound without samples.")
+    return Audio(waveform.mean(1), rate)
 
 
 def _last(cell: Any) -> int:

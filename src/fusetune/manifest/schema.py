@@ -1,7 +1,8 @@
 """What a manifest is: one row a sample, one column a modality, plus split, group and labels."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fusetune.config import check
 
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SPLITS = ("train", "val", "test")
+MEDIA = ("image", "audio", "video")  # kinds whose cells may be paths
 KINDS = ("image", "text", "audio", "video", "sequence", "vector")
 REQUIRED = ("sample_id", "split", "group_id")
 
@@ -21,11 +23,15 @@ class Modality:
         kind: what it is made of; `sequence` is (tokens, width) floats, `vector` is (width,) floats.
         column: the manifest column that holds it (default: the modality's name).
         optional: a sample may be without it.
+        root: folder of the files that a column of paths names; relative to where the command runs.
+        augment: random changes of training samples, ``{name: ..., <its settings>}``; needs `cache.views`.
     """
 
     kind: str
     column: str | None = None
     optional: bool = False
+    root: str = "."
+    augment: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self.kind in KINDS, f"kind: expected one of {', '.join(KINDS)}, found '{self.kind}'.")

@@ -117,13 +117,13 @@ class FeaturesDataset(_PathDataset):
 
     def __init__(self, *, filepath: str, store: str, metadata: dict[str, Any] | None = None) -> None:
         super().__init__(filepath=filepath, metadata=metadata)
-        self.store = Path(store)
-        if not self.store.is_absolute():  # Kedro resolves `filepath` alone
-            data = next(p for p in self.path.parents if p.name == self.store.parts[0])
-            self.store = data.parent / self.store
+        self.store = store
+        if "://" not in store and not Path(store).is_absolute():  # Kedro resolves `filepath` alone
+            data = next(p for p in self.path.parents if p.name == Path(store).parts[0])
+            self.store = str(data.parent / store)
 
     def load(self) -> Any:
-        from fusetune.features.extraction import Features
+        from fusetune.features.index import Features
 
         if not self.path.is_file():
             raise self._missing()
@@ -133,24 +133,37 @@ class FeaturesDataset(_PathDataset):
         _atomically(self.path, data.save)
 
     def content(self) -> str | None:
+        """None where a row that the index names is in no shard any more."""
+        from fusetune.errors import FusetuneError
+        from fusetune.features.shards import read_shards
+        from fusetune.features.storage import Store
+
         if not self.path.is_file():
             return None
-        entries = json.loads(self.path.read_text())["entries"].values()
-        folders = [self.store / entry for entry in entries]
-        indices = [index for folder in folders for index in folder.glob("*.json")]
-        whole = all(folder.is_dir() for folder in folders)
-        if not whole or any(not index.with_suffix(".safetensors").is_file() for index in indices):
-            return None
+        record, store = json.loads(self.path.read_text()), Store(self.store)
+        for name, entry in record["entries"].items():
+            try:
+                there = {key for shard in read_shards(store.folder(entry)) for key in shard.keys}
+            except FusetuneError:
+                return None
+            if any(not there.issuperset(mapping[name]) for mapping in (record["keys"], *record["views"])):
+                return None
         return content_hash(self.path)
 
 
 class HandleDataset(_PathDataset):
     """A folder that nodes work in (a content-addressed store, checkpoints): loading makes it and gives its path.
 
-    It has no content of its own: what is in it never makes a node run again.
+    It has no content of its own: what is in it never makes a node run again. A URL is given as it is.
     """
 
-    def load(self) -> Path:
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        super().__init__(filepath=filepath, metadata=metadata)
+        self.url = filepath if "://" in filepath else None
+
+    def load(self) -> Path | str:
+        if self.url:
+            return self.url
         self.path.mkdir(parents=True, exist_ok=True)
         return self.path
 

@@ -1,28 +1,26 @@
-"""Content hashes of files and folders, remembered by size and time of change, and of the code behind a function."""
+"""Content hashes of files and folders, and of the code behind a function."""
 
-import atexit
 import hashlib
 import importlib.util
-import json
-import os
 import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fusetune.filehash import remembered_sha256
+
 PACKAGE = "fusetune"
 _IMPORT = re.compile(rf"\b{PACKAGE}(?:\.\w+)+")
-_memo: dict[str, list[Any]] | None = None
 
 
 def content_hash(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes, or of a folder's names and bytes."""
     if path.is_file():
-        return _file_hash(path)
+        return remembered_sha256(path)
     sha = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        sha.update(f"{file.relative_to(path).as_posix()}\0{_file_hash(file)}\n".encode())
+        sha.update(f"{file.relative_to(path).as_posix()}\0{remembered_sha256(file)}\n".encode())
     return sha.hexdigest()
 
 
@@ -33,7 +31,7 @@ def code_hash(function: Callable[..., Any]) -> str:
     """
     sha = hashlib.sha256()
     for module in sorted(reached_modules(function.__module__)):
-        sha.update(f"{module}\0{_file_hash(_source(module) or Path())}\n".encode())
+        sha.update(f"{module}\0{remembered_sha256(_source(module) or Path())}\n".encode())
     return sha.hexdigest()
 
 
@@ -65,46 +63,3 @@ def _source(module: str) -> Path | None:
             return Path(spec.origin)
         module = module.rpartition(".")[0]  # the last part was an attribute
     return None
-
-
-def _file_hash(path: Path) -> str:
-    memo = _memory()
-    stat = path.stat()
-    seen = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    known = memo.get(str(path))
-    if known and known[:3] == seen:
-        return known[3]
-    with path.open("rb") as file:
-        value = hashlib.file_digest(file, "sha256").hexdigest()
-    memo[str(path)] = [*seen, value]
-    return value
-
-
-def _memory() -> dict[str, list[Any]]:
-    global _memo
-    if _memo is None:
-        file = _memory_file()
-        try:
-            _memo = json.loads(file.read_text())
-        except (OSError, ValueError):
-            _memo = {}
-        atexit.register(_remember, file, dict(_memo))
-    return _memo
-
-
-def _remember(file: Path, before: dict[str, list[Any]]) -> None:
-    if _memo == before or _memo is None:
-        return
-    kept = {path: known for path, known in _memo.items() if os.path.exists(path)}
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(kept))
-        temporary.replace(file)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # a read-only or full disk costs us the memory, not the run
-
-
-def _memory_file() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return root / PACKAGE / "hashes.json"

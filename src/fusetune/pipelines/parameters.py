@@ -20,7 +20,7 @@ SCHEMAS: dict[str, str | None] = {
     "validate": "fusetune.manifest.validation:ValidationSettings",
     "backbone": "fusetune.pipelines.pretrain.nodes:BackboneSettings",
     "pretrain": "fusetune.backbones.pretraining:PretrainSettings",
-    "cache": "fusetune.features.extraction:CacheSettings",
+    "cache": "fusetune.features.index:CacheSettings",
     "train": "fusetune.training.settings:TrainSettings",
     "evaluate": "fusetune.training.evaluation:EvaluationSettings",
     "register": "fusetune.pipelines.train.registration:RegisterSettings",

@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--conf", type=Path, default=Path("conf/base"), help="folder with the parameters")
     parser.add_argument("--manifest", type=Path, required=True, help="validated manifest, Parquet")
     parser.add_argument("--base", type=Path, required=True, help="folder of the frozen base")
-    parser.add_argument("--store", type=Path, required=True, help="feature store; what is missing is added")
+    parser.add_argument("--store", required=True, help="feature store, folder or URL; what is missing is added")
     parser.add_argument("--out", type=Path, required=True, help="folder for adapter, metrics and figures")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. train.batch_size=1024")
     try:
@@ -36,7 +37,8 @@ def run(options: argparse.Namespace) -> None:
     import pyarrow.parquet as pq
 
     from fusetune.config import build
-    from fusetune.features.extraction import CacheSettings, extract
+    from fusetune.features.extraction import extract
+    from fusetune.features.index import CacheSettings
     from fusetune.plan import Plan
     from fusetune.training.device import pick_device
     from fusetune.training.evaluation import EvaluationSettings
@@ -44,6 +46,8 @@ def run(options: argparse.Namespace) -> None:
     from fusetune.training.loop import Epoch, Reporter
     from fusetune.training.run import train_and_test
     from fusetune.training.settings import TrainSettings
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
     class Printer(Reporter):
         def epoch(self, epoch: Epoch, best: bool) -> None:

@@ -13,7 +13,9 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.config import build, digest
 from fusetune.errors import FusetuneError
 from fusetune.features.dataset import FeatureSet
-from fusetune.features.extraction import CacheSettings, Features, Source, describe
+from fusetune.features.index import CacheSettings, Features, describe
+from fusetune.features.source import Source
+from fusetune.features.storage import Store
 from fusetune.manifest.schema import SPLITS, Modality
 from fusetune.plan import AdaptedModel, Plan, frontier
 from fusetune.tasks import tasks
@@ -75,15 +77,10 @@ class Experiment:
         self.model = AdaptedModel(backbone, plan, self.task, self._streams(backbone), where)
         self.frontier = frontier(self.model, self._example())
 
-    def split(self, name: str, features: Features, root: Path, device: torch.device) -> Split:
-        """Features and targets of one split."""
-        rows = self.rows[name]
-        picked = Features(
-            features.frontier,
-            features.entries,
-            {modality: [keys[row] for row in rows] for modality, keys in features.keys.items()},
-        )
-        return Split(FeatureSet(picked, root, device), self.task.targets(self._picked(name)))
+    def split(self, name: str, features: Features, store: Store | Path | str, device: torch.device) -> Split:
+        """Features and targets of one split; training rows come in their augmented views, where they have some."""
+        picked = features.of_rows(self.rows[name], augmented=name == "train")
+        return Split(FeatureSet(picked, store, device), self.task.targets(self._picked(name)))
 
     def column(self, name: str, split: str) -> list[Any]:
         values = _column(self.table, name)
@@ -94,7 +91,9 @@ class Experiment:
 
     def key(self, features: Features, settings: TrainSettings) -> str:
         """Digest of all that determines training."""
-        return digest([self.model.plan, settings, self.data, features.entries, features.keys, self.task.state()])
+        return digest(
+            [self.model.plan, settings, self.data, features.entries, features.keys, features.views, self.task.state()]
+        )
 
     def _picked(self, split: str) -> dict[str, Sequence[Any]]:
         return {name: [values[row] for row in self.rows[split]] for name, values in self._columns.items()}
@@ -114,7 +113,8 @@ class Experiment:
         """Two training samples at depth 0, complete ones if there are any: enough to probe the frontier."""
         columns = [self.source.column(name).is_valid().to_pylist() for name in self.data.modalities]
         complete = [row for row in self.rows["train"] if all(column[row] for column in columns)]
-        return self.model.backbone.prepare(self.source.decoded((complete or self.rows["train"])[:2]))
+        rows = (complete or self.rows["train"])[:2]
+        return self.model.backbone.prepare({name: self.source.decoded(name, rows) for name in self.data.modalities})
 
 
 def _column(table: pa.Table, name: str) -> list[Any]:

@@ -122,8 +122,8 @@ def predict(model: AdaptedModel, split: Split, batch_size: int) -> tuple[Tensor,
     model.eval()
     outputs, total = [], 0.0
     with torch.no_grad():
-        for index in batches(len(split.targets), 4 * batch_size):
-            out = model(split.features.batch(index), split.features.frontier).float()
+        for index, states in split.features.batches(batches(len(split.targets), 4 * batch_size)):
+            out = model(states, split.features.frontier).float()
             total += model.task.loss(out, split.targets[index].to(out.device)).item() * len(index)
             outputs.append(out.cpu())
     return torch.cat(outputs), total / len(split.targets)
@@ -146,11 +146,13 @@ def _train_epoch(
     autocast = settings.autocast and device.type == "cuda"
     model.train()
     losses, norms = [], []
-    for index in batches(len(split.targets), settings.batch_size, order):
+    lengths = split.features.ragged_lengths() if settings.length_buckets else None
+    indices = batches(len(split.targets), settings.batch_size, order, lengths)
+    for index, states in split.features.batches(indices, view=number):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warmup_cosine(step, steps, settings.warmup)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            out = model(split.features.batch(index), split.features.frontier)
+            out = model(states, split.features.frontier)
         loss = model.task.loss(out.float(), split.targets[index].to(device))
         value = loss.item()
         if not math.isfinite(value):

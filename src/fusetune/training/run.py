@@ -1,16 +1,21 @@
 """A whole training run: loop, test, artifact, report. Kedro's nodes and `python -m fusetune.training` call this."""
 
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from fusetune.backbones.backbone import Frontier
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.card import card
-from fusetune.features.extraction import CacheSettings, Features, Progress, extract
+from fusetune.features.dataset import FeatureSet, padding
+from fusetune.features.extraction import Progress, extract
+from fusetune.features.index import CacheSettings, Features
+from fusetune.features.storage import Store
 from fusetune.plan import Plan
 from fusetune.report.figures import Figures, compared, confusion_matrix, learning_curve
 from fusetune.training.device import pick_device
@@ -18,6 +23,9 @@ from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.experiment import DataSettings, Experiment, load_backbone, make_task
 from fusetune.training.loop import Epoch, Reporter, Split, predict, train
 from fusetune.training.settings import TrainSettings
+
+logger = logging.getLogger(__name__)
+WORTH_BUCKETS = 0.25  # share of padding from which we say so
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class TrainingResult:
 def train_and_test(
     experiment: Experiment,
     features: Features,
-    store: Path,
+    store: Store | Path | str,
     settings: TrainSettings,
     evaluation: EvaluationSettings,
     checkpoints: Path,
@@ -72,6 +80,8 @@ def train_and_test(
     base_fingerprint = model.backbone.fingerprint(list(experiment.data.modalities))  # before it may be trained
     device = pick_device(settings.device)
     splits = {name: experiment.split(name, features, store, device) for name in ("train", "val", "test")}
+    for text in _told(splits["train"].features, settings):
+        logger.info("%s: %s", method, text)
     key = experiment.key(features, settings)
     folder = checkpoints / key[:16]
     epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter)
@@ -114,14 +124,18 @@ def unimodal_metrics(
     plan: Plan,
     settings: TrainSettings,
     cache: CacheSettings,
-    store: Path,
+    store: Store | Path | str,
     checkpoints: Path,
     progress: Progress,
-) -> dict[str, float]:
-    """The test metric of `plan` when one modality is given and no other, for each; {} where the task compares two."""
+) -> tuple[dict[str, float], Features]:
+    """The test metric of `plan` when one modality is given and no other, for each; {} where the task compares two.
+
+    Also returns what was cached for it, all modalities in one.
+    """
     found: dict[str, float] = {}
+    used = Features(Frontier({}), {}, {})
     if not make_task(data.task).fuses:
-        return found
+        return found, used
     for name in data.modalities:
         alone = replace(data, modalities={name: data.modalities[name]})
         experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone")
@@ -135,7 +149,17 @@ def unimodal_metrics(
         outputs, _ = predict(experiment.model, splits["test"], settings.batch_size)
         found[name] = experiment.task.metrics(outputs, splits["test"].targets)[experiment.task.metric]
         shutil.rmtree(checkpoints / key[:16], ignore_errors=True)
-    return found
+        used = used.joined(features)
+    return found, used
+
+
+def _told(features: FeatureSet, settings: TrainSettings) -> Iterator[str]:
+    """What a user may want to know of the training features."""
+    yield features.placement
+    shares = padding(features.lengths(), settings.batch_size)
+    name = max(shares, key=lambda modality: shares[modality])
+    if shares[name] > WORTH_BUCKETS and not settings.length_buckets:
+        yield f"{shares[name]:.0%} of a batch of '{name}' is padding; train.length_buckets=true would spare most of it"
 
 
 def _predictions(experiment: Experiment, outputs: Any, test: Split) -> pa.Table:

@@ -16,6 +16,7 @@ class TrainSettings:
         weight_decay: not applied to biases, norms, scales and other vectors.
         warmup: share of all steps in which the rate rises; it falls by a cosine afterwards.
         clip: largest norm of the gradient.
+        length_buckets: batches of samples of about one length: less padding where lengths vary much.
         patience: epochs without a better validation metric after which training stops.
         seed: of initial weights and order.
         device: auto, cpu, cuda or cuda:N.
@@ -29,6 +30,7 @@ class TrainSettings:
     weight_decay: float = 0.02
     warmup: float = 0.1
     clip: float = 1.0
+    length_buckets: bool = False
     patience: int = 6
     seed: int = 0
     device: str = "auto"

@@ -32,7 +32,8 @@ def cache_features_of(name: str):
         method: Mapping[str, Any],
     ) -> Any:
         from fusetune.config import build
-        from fusetune.features.extraction import CacheSettings, extract
+        from fusetune.features.extraction import extract
+        from fusetune.features.index import CacheSettings
         from fusetune.pipelines.progress import ExtractionProgress
         from fusetune.pipelines.tracking import log_tags
         from fusetune.training.device import pick_device

@@ -17,10 +17,10 @@ def test_each_alone(
     cache: Mapping[str, Any],
     train: Mapping[str, Any],
     late_fusion: Mapping[str, Any],
-) -> dict[str, float]:
-    """Test metric of the `late_fusion` method with one modality and nothing else, by modality."""
+) -> tuple[dict[str, float], Any]:
+    """Test metric of the `late_fusion` method with one modality and nothing else, by modality; and its features."""
     from fusetune.config import build
-    from fusetune.features.extraction import CacheSettings
+    from fusetune.features.index import CacheSettings
     from fusetune.pipelines.progress import ExtractionProgress
     from fusetune.plan import Plan
     from fusetune.training.experiment import DataSettings
@@ -29,7 +29,7 @@ def test_each_alone(
 
     settings = build(TrainSettings, {**train, **late_fusion.get("train", {})}, "late_fusion.train")
     with ExtractionProgress() as progress:
-        metrics = unimodal_metrics(
+        metrics, features = unimodal_metrics(
             manifest,
             base,
             build(DataSettings, data, "data"),
@@ -41,4 +41,4 @@ def test_each_alone(
             progress,
         )
     logger.info("each modality alone: %s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    return metrics
+    return metrics, features

@@ -18,7 +18,7 @@ def create_pipeline() -> Pipeline:
                     "params:train",
                     "params:late_fusion",
                 ],
-                "unimodal",
+                ["unimodal", "unimodal_features"],
                 name="unimodal",
             )
         ]

@@ -1,0 +1,139 @@
+"""Which rows of the store are the features of a manifest: everything has its name before anything is computed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusetune.backbones.backbone import Backbone, Frontier
+from fusetune.config import check, digest
+from fusetune.errors import FusetuneError
+from fusetune.features.codecs import CODECS
+from fusetune.features.source import Source
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """
+    Attributes:
+        dtype: of activations on disk: float16, bfloat16, float32, or int8 per token; depth 0 is kept as it is.
+        batch_size: samples per pass over the backbone.
+        shard_size: samples per shard.
+        views: seeded augmented views of each training sample; needed where a modality has `augment`.
+        part: ``2/4`` leaves three quarters of the samples to other machines; they need no lock.
+        ray_workers: processes of a Ray cluster that share the work; 0 is this process alone.
+        device: auto, cpu, cuda or cuda:N.
+    """
+
+    dtype: str = "float16"
+    batch_size: int = 128
+    shard_size: int = 512
+    views: int = 0
+    part: str = "1/1"
+    ray_workers: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(self.dtype in CODECS, f"dtype: expected one of {', '.join(CODECS)}, found '{self.dtype}'.")
+        for name in ("batch_size", "shard_size"):
+            value = getattr(self, name)
+            check(value > 0, f"{name}: expected a positive number, found {value}.")
+        for name in ("views", "ray_workers"):
+            check(getattr(self, name) >= 0, f"{name}: expected 0 or more, found {getattr(self, name)}.")
+        self.owned()
+
+    def owned(self) -> tuple[int, int]:
+        """This machine's number, from 0, and how many there are."""
+        number, _, count = self.part.partition("/")
+        well = number.isdigit() and count.isdigit() and 0 < int(number) <= int(count)
+        check(well, f"part: expected e.g. 2/4, the second of four, found '{self.part}'.")
+        return int(number) - 1, int(count)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Which rows of which entries are the features of a manifest at a frontier.
+
+    Attributes:
+        frontier: where they were taken.
+        entries: entry folder by modality, relative to the store's root.
+        keys: row keys by modality, in the manifest's order.
+        views: the same for each augmented view; samples outside training are the same in all of them.
+    """
+
+    frontier: Frontier
+    entries: Mapping[str, str]
+    keys: Mapping[str, Sequence[str]]
+    views: Sequence[Mapping[str, Sequence[str]]] = ()
+
+    def of_rows(self, rows: Sequence[int], augmented: bool) -> "Features":
+        """The features of some rows of the manifest; `augmented` rows keep their views."""
+        picked = [
+            {name: [keys[row] for row in rows] for name, keys in mapping.items()}
+            for mapping in (self.keys, *self.views)
+        ]
+        return Features(self.frontier, self.entries, picked[0], picked[1:] if augmented else ())
+
+    def joined(self, other: "Features") -> "Features":
+        """The features of both, of different modalities."""
+        frontier = Frontier({**self.frontier.towers, **other.frontier.towers}, other.frontier.trunk)
+        mine = self.views or [{}] * len(other.views)
+        views = [{**a, **b} for a, b in zip(mine, other.views or mine, strict=True)]
+        return Features(frontier, {**self.entries, **other.entries}, {**self.keys, **other.keys}, views)
+
+    def save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "frontier": {"towers": dict(self.frontier.towers), "trunk": self.frontier.trunk},
+            "entries": dict(self.entries),
+            "keys": {name: list(keys) for name, keys in self.keys.items()},
+            "views": [{name: list(keys) for name, keys in view.items()} for view in self.views],
+        }
+        file.write_text(json.dumps(record))
+
+    @classmethod
+    def load(cls, file: Path) -> "Features":
+        record = json.loads(file.read_text())
+        return cls(Frontier(**record["frontier"]), record["entries"], record["keys"], record["views"])
+
+
+def describe(backbone: Backbone, source: Source, frontier: Frontier, settings: CacheSettings) -> Features:
+    """Name the entries and rows without computing any: base weights, preprocessing, depth, dtype, content.
+
+    Raises:
+        FusetuneError: an augmentation without a number of views; what is random has no features to cache.
+    """
+    names = list(source.modalities)
+    random = [name for name in names if name in source.augmentations]
+    if random and not settings.views:
+        raise FusetuneError(
+            f"data.modalities.{random[0]}.augment: a random change can't be cached. Set cache.views to the number of "
+            "seeded views to keep of each training sample, e.g. 4, or take `augment` out."
+        )
+    content = source.content_keys()
+    meets = frontier.trunk > 0  # above the trunk's first block a stream depends on all the others
+    entries = {}
+    for name in names:
+        identity = {
+            "base": backbone.fingerprint(names) if meets else backbone.tower(name).fingerprint(),
+            "streams": names if meets else [name],
+            "depth": [frontier.trunk, "trunk"] if meets else [frontier.towers[name], "tower"],
+            "dtype": stored_dtype(frontier, name, settings),
+        }
+        label = f"trunk{frontier.trunk}" if meets else f"depth{frontier.towers[name]}"
+        entries[name] = f"{name}-{label}-{digest([name, identity])[:16]}"
+    count = settings.views if random else 0
+    views = [source.view_keys(content, view) for view in range(count)]
+    return Features(frontier, entries, _met(content, meets), [_met(view, meets) for view in views])
+
+
+def _met(keys: Mapping[str, Sequence[str]], meets: bool) -> dict[str, list[str]]:
+    if not meets:
+        return {name: list(column) for name, column in keys.items()}
+    joint = [digest(list(row)) for row in zip(*keys.values(), strict=True)]
+    return dict.fromkeys(keys, joint)
+
+
+def stored_dtype(frontier: Frontier, name: str, settings: CacheSettings) -> str:
+    """How the activations of one stream are kept."""
+    return settings.dtype if frontier.towers[name] or frontier.trunk else "as prepared"

@@ -1,0 +1,144 @@
+"""A manifest's samples: their contents' hashes, and the samples themselves, decoded on demand."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fusetune.config import check, digest
+from fusetune.errors import FusetuneError
+from fusetune.filehash import remembered_sha256
+from fusetune.manifest.augmentations import make_augmentation
+from fusetune.manifest.decoders import decode
+from fusetune.manifest.schema import MEDIA, Modality
+
+
+class Source:
+    """Samples of a manifest.
+
+    Args:
+        table: the manifest.
+        modalities: by name; the order is the order of the streams.
+    """
+
+    def __init__(self, table: pa.Table, modalities: Mapping[str, Modality]) -> None:
+        self.table, self.modalities = table, dict(modalities)
+        self.augmentations = {}
+        for name, modality in modalities.items():
+            column = modality.column_of(name)
+            check(
+                column in table.column_names,
+                f"modality '{name}': the manifest has no column '{column}'. It has {', '.join(table.column_names)}.",
+            )
+            if modality.augment:
+                where = f"data.modalities.{name}.augment"
+                self.augmentations[name] = make_augmentation(modality.augment, modality.kind, where)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self.table[self.modalities[name].column_of(name)]
+
+    def content_keys(self) -> dict[str, list[str]]:
+        """By modality, the SHA-256 of each sample's own content; '' where the sample has none.
+
+        A file that has not changed since it was last hashed is not read.
+        """
+        return {
+            name: [self._content(name, row, cell) for row, cell in enumerate(self.column(name))]
+            for name in self.modalities
+        }
+
+    def view_keys(self, content: Mapping[str, Sequence[str]], view: int) -> dict[str, list[str]]:
+        """Keys of the training samples' augmented view number `view`; of everything else, its content key."""
+        keys = {name: list(column) for name, column in content.items()}
+        for name in self.augmentations:
+            train = [split == "train" for split in self.table["split"].to_pylist()]
+            settings = self.modalities[name].augment
+            keys[name] = [
+                digest([key, settings, view]) if key and is_train else key
+                for key, is_train in zip(content[name], train, strict=True)
+            ]
+        return keys
+
+    def decoded(self, name: str, rows: Sequence[int], keys: Sequence[str] | None = None) -> list[Any]:
+        """The decoded samples of some rows; None where the modality is missing.
+
+        Args:
+            keys: of these rows' views; the samples are augmented, each by its own generator. None: as they are.
+        """
+        modality = self.modalities[name]
+        samples = []
+        for row, cell in zip(rows, self.column(name).take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
+            where = f"row {row}, column '{modality.column_of(name)}'"
+            samples.append(None if cell is None else decode(modality.kind, self._loaded(name, cell, where), where))
+        if keys is None:
+            return samples
+        return [
+            sample if sample is None else self.augmentations[name](sample, np.random.default_rng(int(key[:16], 16)))
+            for sample, key in zip(samples, keys, strict=True)
+        ]
+
+    def most_items(self) -> dict[str, int]:
+        """By modality, the largest number of pictures, points or vectors of a sample (1 for text and media)."""
+        longest = {}
+        for name, modality in self.modalities.items():
+            column = self.column(name)
+            listed = pa.types.is_list(column.type) and modality.kind != "vector"
+            lengths = (len(cell) for cell in column if cell.is_valid) if listed else ()
+            longest[name] = max(lengths, default=1)
+        return longest
+
+    def _content(self, name: str, row: int, cell: Any) -> str:
+        if not cell.is_valid:
+            return ""
+        if isinstance(cell, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+            return _list_digest(cell.values)
+        value = cell.as_py()
+        if isinstance(value, str):
+            if self.modalities[name].kind in MEDIA:
+                return self._file_digest(name, value, row)
+            return _text_digest(value)
+        return hashlib.sha256(value if isinstance(value, bytes) else repr(value).encode()).hexdigest()
+
+    def _loaded(self, name: str, cell: Any, where: str) -> Any:
+        """Paths become the bytes behind them."""
+        if isinstance(cell, str) and self.modalities[name].kind in MEDIA:
+            return Path(self.modalities[name].root, cell).read_bytes()
+        return cell
+
+    def _file_digest(self, name: str, cell: str, row: int) -> str:
+        modality = self.modalities[name]
+        path = Path(modality.root, cell)
+        try:
+            return remembered_sha256(path)
+        except OSError as error:
+            raise FusetuneError(
+                f"row {row}, column '{modality.column_of(name)}': the file {path} can't be read ({error.strerror}). "
+                f"Expected a path below data.modalities.{name}.root."
+            ) from None
+
+
+def _list_digest(values: Any) -> str:
+    """Of a list of numbers, of lists of numbers (every one as long), or of bytes."""
+    sha = hashlib.sha256(f"{len(values)}:{values.type}".encode())
+    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        sha.update(np.asarray(values.value_lengths()).tobytes())
+        values = values.flatten()
+    if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_string(values.type):
+        for item in values.to_pylist():
+            data = item.encode() if isinstance(item, str) else item or b""
+            sha.update(b"%d:" % len(data) + data)
+    else:
+        sha.update(values.to_numpy(zero_copy_only=False).tobytes())
+    return sha.hexdigest()
+
+
+@lru_cache(maxsize=65536)
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

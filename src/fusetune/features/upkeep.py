@@ -1,0 +1,69 @@
+"""What a user does to a store: see its size, check its bytes, throw away what nothing refers to."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusetune.errors import FusetuneError
+from fusetune.features.storage import Store
+from fusetune.features.store import Entry
+
+
+@dataclass(frozen=True)
+class EntrySize:
+    """One entry: its name, files, rows and bytes, and how many of its rows an index names."""
+
+    name: str
+    shards: int
+    rows: int
+    referenced: int
+    bytes: int
+
+
+def references(indices: Iterable[Path]) -> dict[str, set[str]]:
+    """By entry, the row keys that the given features.json files name."""
+    found: dict[str, set[str]] = {}
+    for file in indices:
+        try:
+            record = json.loads(file.read_text())
+            for mapping in (record["keys"], *record["views"]):
+                for name, keys in mapping.items():
+                    found.setdefault(record["entries"][name], set()).update(keys)
+        except (ValueError, KeyError, TypeError):
+            raise FusetuneError(f"{file}: not the index of cached features; nothing was deleted.") from None
+    return found
+
+
+def sizes(store: Store, named: dict[str, set[str]]) -> Iterator[EntrySize]:
+    """Every entry of the store."""
+    for name in store.entries():
+        entry = Entry.of(store, name)
+        shards = list(entry.shards())
+        keys = {key for shard in shards for key in shard.keys}
+        yield EntrySize(name, len(shards), len(keys), len(keys & named.get(name, set())), entry.size())
+
+
+def collect_garbage(store: Store, named: dict[str, set[str]], delete: bool) -> tuple[int, int]:
+    """Shards of which no row is named, and their bytes; deleted if `delete`."""
+    count = size = 0
+    for name in store.entries():
+        entry, wanted = Entry.of(store, name), named.get(name, set())
+        for shard in list(entry.shards()):
+            if wanted.isdisjoint(shard.keys):
+                count += 1
+                size += entry.folder.size(shard.file) + entry.folder.size(shard.index)
+                if delete:
+                    entry.remove(shard)
+    return count, size
+
+
+def verify(store: Store, repair: bool) -> Iterator[str]:
+    """A sentence for every damaged shard; with `repair` it is removed, so that `cache_features` makes it anew."""
+    for name in store.entries():
+        entry = Entry.of(store, name)
+        for shard, keys in list(entry.damage()):
+            several = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            yield f"{entry.folder}/{shard.file}: sample {keys[0]}{several} of {len(shard.keys)} changed on disk"
+            if repair:
+                entry.remove(shard)
