@@ -21,6 +21,9 @@ OPEN = {"where": "backbone", "adapter": "unfreeze"}
         ([{**OPEN, "config": {"parts": ["trunk"]}}], Frontier({"left": 2, "right": 1}, 0)),
         ([{**OPEN, "config": {"parts": ["left"]}}], Frontier({"left": 0, "right": 1}, 0)),
         ([OPEN], Frontier({"left": 0, "right": 0}, 0)),
+        ([{**OPEN, "config": {"parts": ["trunk"], "top_blocks": 1}}], Frontier({"left": 2, "right": 1}, 1)),
+        ([{**OPEN, "config": {"parts": ["towers"], "top_blocks": 1}}], Frontier({"left": 1, "right": 0}, 0)),
+        ([{**OPEN, "config": {"parts": ["left"], "top_blocks": 9}}], Frontier({"left": 0, "right": 1}, 0)),
     ],
 )
 def test_the_frontier_follows_from_the_plan(toy, placements, expected):
@@ -29,13 +32,48 @@ def test_the_frontier_follows_from_the_plan(toy, placements, expected):
 
 def test_the_frontier_is_below_the_first_trainable_block_however_it_was_opened(toy):
     experiment = toy.experiment()
-    example = experiment._example()
+    example = experiment.example(2)
     model = experiment.model
     last = model.backbone.trunk.layers[1]
     last.mlp[0].bias.requires_grad_(True)
     assert frontier(model, example) == Frontier({"left": 2, "right": 1}, 1)
     model.backbone.towers["left"].norm.weight.requires_grad_(True)  # behind the last block: replay from before it
     assert frontier(model, example) == Frontier({"left": 1, "right": 1}, 0)
+
+
+def test_nothing_is_cached_above_what_is_random(toy):
+    """A block that draws numbers although it should be in eval mode, as careless third-party code does."""
+
+    class Noisy(torch.nn.Module):
+        def forward(self, hidden_states, mask):
+            return torch.nn.functional.dropout(hidden_states, 0.5, training=True)
+
+    experiment = toy.experiment()
+    model, tower = experiment.model, experiment.model.backbone.towers["left"]
+    state = torch.random.get_rng_state()
+    tower.layers[1] = Noisy()
+    assert frontier(model, experiment.example(2)) == Frontier({"left": 1, "right": 1}, 0)
+    tower.layers[0] = Noisy()
+    assert frontier(model, experiment.example(2)) == Frontier({"left": 0, "right": 1}, 0)
+    assert torch.equal(torch.random.get_rng_state(), state), "the probe leaves the random numbers of training alone"
+
+
+def test_the_account_counts_what_lies_above_the_frontier(toy):
+    from fusetune.features.index import CacheSettings
+    from fusetune.training.account import account
+
+    counts = {}
+    for name, placements in {"head": [], "top": [{**OPEN, "config": {"top_blocks": 1}}], "all": [OPEN]}.items():
+        counts[name] = account(toy.experiment(*placements), CacheSettings())
+    assert counts["all"].flops == counts["all"].flops_uncached > counts["top"].flops > counts["head"].flops > 0
+    assert counts["head"].flop_ratio > counts["top"].flop_ratio > counts["all"].flop_ratio == 1
+    # 240 samples, 3.5 tokens on the left and one on the right, 16 floats of two bytes, met in the trunk
+    assert counts["head"].cache_bytes == pytest.approx(240 * 4.5 * 16 * 2, rel=0.01)
+    experiment = toy.experiment()
+    features = toy.features(experiment)
+    from fusetune.features.dataset import FeatureSet
+
+    assert FeatureSet(features, toy.store, torch.device("cpu")).bytes == 2 * counts["head"].cache_bytes  # float32
 
 
 def test_a_frozen_base_stays_in_eval_mode_and_gets_no_gradient(toy):
@@ -49,7 +87,17 @@ def test_a_frozen_base_stays_in_eval_mode_and_gets_no_gradient(toy):
     assert model.trainable_count() == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("placements", [[WANDER], [{**OPEN, "config": {"parts": ["trunk"]}}]])
+@pytest.mark.parametrize(
+    "placements",
+    [
+        [WANDER],
+        [{**OPEN, "config": {"parts": ["trunk"]}}],
+        [{**OPEN, "config": {"parts": ["trunk"], "top_blocks": 1}}],
+        [{**OPEN, "config": {"parts": ["left"], "top_blocks": 1}}],
+        [OPEN],
+    ],
+    ids=["junction", "trunk", "top half of the trunk", "top half of a tower", "all layers"],
+)
 def test_fifty_steps_from_the_cache_lose_what_fifty_steps_from_depth_zero_lose(toy, placements, tmp_path):
     losses = []
     for depth_zero in (False, True):

@@ -5,6 +5,7 @@ from kedro.pipeline import Pipeline
 from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_pipeline
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
 from fusetune.pipelines.parameters import conf_folder, method_names
+from fusetune.pipelines.plan.pipeline import create_pipeline as plan_pipeline
 from fusetune.pipelines.pretrain.pipeline import create_pipeline as pretrain_pipeline
 from fusetune.pipelines.train.pipeline import create_pipeline as train_pipeline
 from fusetune.pipelines.unimodal.pipeline import create_pipeline as unimodal_pipeline
@@ -23,6 +24,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "ingest": ingest_pipeline(),
         "validate": validated,
         "pretrain": pretrain_pipeline(),
+        "plan": ready + plan_pipeline(methods),
         "cache_features": sum(caches.values(), ready),
         "unimodal": ready + unimodal_pipeline(),
     }

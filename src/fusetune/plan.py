@@ -108,10 +108,11 @@ class AdaptedModel(nn.Module):
 
 
 def frontier(model: AdaptedModel, example: Mapping[str, Tokens]) -> Frontier:
-    """The frontier of a plan, found by a dynamic probe: one small forward pass in which gradients are followed.
+    """The frontier of a plan, found by a dynamic probe: two small forward passes in which gradients are followed.
 
-    A walk over parameter names would be wrong where a trainable part reaches blocks by another way (prompts, shared
-    embeddings, connectors); what requires a gradient says it itself.
+    Nothing is cached above what is trainable, nor above what is random: where the two passes differ (dropout that is
+    not switched off, drawn noise), the frontier ends. A walk over parameter names would be wrong where a trainable part
+    reaches blocks by another way (prompts, shared embeddings, connectors); what requires a gradient says it itself.
 
     Args:
         example: one batch at depth 0, by modality.
@@ -127,29 +128,42 @@ def frontier(model: AdaptedModel, example: Mapping[str, Tokens]) -> Frontier:
 
 
 def _first_trainable(stack: Any, tokens: Any) -> int:
-    """The largest depth k such that what stands at depth k needs no gradient."""
-    seen: dict[int, bool] = {}
+    """The largest depth k such that what stands at depth k needs no gradient and is the same in every pass."""
+    one, two = (_pass(stack, tokens, seed) for seed in (0, 1))
+    for number in range(stack.depth):
+        if number in one and not _constant(one[number], two[number]):
+            return number
+    if _constant(one[stack.depth], two[stack.depth]):
+        return stack.depth
+    return stack.depth - 1  # only the final norm is trainable
+
+
+def _pass(stack: Any, tokens: Any, seed: int) -> dict[int, list[Tensor]]:
+    """What each block puts out, by its number, and what the whole stack does, under its depth."""
+    seen: dict[int, list[Tensor]] = {}
 
     def note(number: int):
-        return lambda _, __, out: seen.__setitem__(number, _needs_gradient(out))
+        return lambda _, __, out: seen.__setitem__(number, _tensors(out))
 
     hooks = [block.register_forward_hook(note(i)) for i, block in enumerate(stack.blocks())]
     try:
-        with torch.enable_grad():
-            out = stack.advance(tokens, 0, stack.depth)
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(seed)
+            seen[stack.depth] = _tensors(stack.advance(tokens, 0, stack.depth))
     finally:
         for hook in hooks:
             hook.remove()
-    constant = [number for number in sorted(seen) if not seen[number]]
-    if any(seen.values()):
-        return len(constant)
-    return stack.depth - 1 if _needs_gradient(out) else stack.depth  # only the final norm is trainable
+    return seen
 
 
-def _needs_gradient(out: Any) -> bool:
+def _constant(one: list[Tensor], two: list[Tensor]) -> bool:
+    return not any(t.requires_grad for t in one) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def _tensors(out: Any) -> list[Tensor]:
     if isinstance(out, Tensor):
-        return out.requires_grad
+        return [out]
     if isinstance(out, Tokens):
-        return out.values.requires_grad
+        return [out.values]
     values = out.values() if isinstance(out, Mapping) else out if isinstance(out, list | tuple) else ()
-    return any(_needs_gradient(value) for value in values)
+    return [tensor for value in values for tensor in _tensors(value)]

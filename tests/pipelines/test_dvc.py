@@ -41,7 +41,7 @@ def stage_nodes(stage, pipelines):
     names = stage.cmd.split("--pipelines ")[1].split()[0].split(",")
     upstream = {"ingest": (), "validate": ("ingest",), "pretrain": ()}.get(
         stage.name,
-        ("validate", "pretrain", *(() if stage.name == "cache_features" else ("cache_features", "unimodal"))),
+        ("validate", "pretrain", *(() if stage.name in ("plan", "cache_features") else ("cache_features", "unimodal"))),
     )
     own = sum((pipelines[name] for name in names), pipelines[names[0]])
     done = {node.name for name in upstream for node in pipelines[name].nodes}
@@ -57,7 +57,8 @@ def derived(nodes, catalog):
     made = {name for node in nodes for name in node.outputs}
     for node in nodes:
         outs |= {relative(catalog.get(name).path) for name in node.outputs}
-        outs.add(relative(stamp_path(node, catalog)))
+        if node.outputs:
+            outs.add(relative(stamp_path(node, catalog)))
         for name in node.inputs:
             if name.startswith("params:"):
                 params.add(name.removeprefix("params:"))

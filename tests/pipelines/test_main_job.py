@@ -69,6 +69,40 @@ def test_a_second_run_has_nothing_to_do_and_says_so(trained_project, client):
     assert len(runs(client)) == before, "nothing to do is no MLflow run"
 
 
+def test_the_plan_is_shown_every_time_and_made_once(trained_project, client, tmp_path):
+    project = copy_tree(trained_project, tmp_path)
+    first = said(kedro(project, "run", "--pipeline", "plan", "--env", "ci"))
+    plan = json.loads((project / "data/08_reporting/ci/plan.json").read_text())
+    assert plan["wander"]["frontier"] == "text 2, image 3" and plan["wander"]["flop_ratio"] > 10
+    assert plan["partial_finetune"]["frontier"] == "text 1, image 2" and plan["full_finetune"]["flop_ratio"] == 1
+    again = said(kedro(project, "run", "--pipeline", "plan", "--env", "ci"))
+    assert "plan: up to date" in again and "plan: up to date" not in first
+    assert all("partial_finetune" in text and "text 1" in text for text in (first, again))
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    run = next(r for r in runs(mlflow.MlflowClient()) if r.data.tags["kedro.pipelines"] == "plan")
+    assert run.data.metrics["wander_flop_ratio"] == plan["wander"]["flop_ratio"]
+    assert "plan.json" in {a.path for a in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+
+
+def test_a_damaged_shard_is_made_anew_and_nothing_else(trained_project, tmp_path):
+    project = copy_tree(trained_project, tmp_path)
+    store = project / "data/04_feature/store"
+    before = {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in store.rglob("*.safetensors")}
+    victim = max(before, key=lambda f: len(before[f][0]))
+    data = bytearray(before[victim][0])
+    data[-1000] ^= 1
+    victim.write_bytes(data)
+    command = [sys.executable, "-m", "fusetune.features", "verify", "--repair"]
+    done = subprocess.run(command, cwd=project, env=clean(), capture_output=True, text=True)
+    assert done.returncode == 0 and victim.name in done.stdout and "changed on disk" in done.stdout
+    text = said(kedro(project, "run", "--pipeline", "train_wander", "--env", "ci"))
+    assert "pretrain: up to date" in text and "cache_features_wander: up to date" not in text
+    for file, (content, stamp) in before.items():
+        assert file.read_bytes() == content and (file == victim or file.stat().st_mtime_ns == stamp)
+
+
 def test_a_changed_parameter_repeats_only_what_depends_on_it(trained_project, tmp_path):
     project = copy_tree(trained_project, tmp_path)
     done = kedro(project, "run", "--pipelines", "train_wander", "--env", "ci", "--params", "evaluate.confidence=0.9")

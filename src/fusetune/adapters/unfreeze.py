@@ -14,12 +14,15 @@ class UnfreezeConfig:
     """
     Attributes:
         parts: ``towers``, ``trunk``, or the name of one modality's tower.
+        top_blocks: only so many of the last blocks of each part (a stack of fewer: all of it); 0 opens all there is.
     """
 
     parts: tuple[str, ...] = ("towers", "trunk")
+    top_blocks: int = 0
 
     def __post_init__(self) -> None:
         check(bool(self.parts), "parts: expected at least one of towers, trunk or a modality.")
+        check(self.top_blocks >= 0, f"top_blocks: expected 0 or more, found {self.top_blocks}.")
 
 
 class Unfreeze(BackboneAdapter):
@@ -39,8 +42,18 @@ class Unfreeze(BackboneAdapter):
                 raise FusetuneError(f"unfreeze: the backbone has no part '{part}'. Known: {', '.join(modules)}.")
             module = modules[part]
             if module is not None:  # a backbone without a trunk has nothing to open there
-                module.requires_grad_(True)
+                self._open(module)
                 opened.append(part)
         if not opened:
             raise FusetuneError(f"unfreeze: {list(self.config.parts)} matches nothing in this backbone.")
         return opened
+
+    def _open(self, module: nn.Module) -> None:
+        if isinstance(module, nn.ModuleDict):
+            for tower in module.values():
+                self._open(tower)
+        elif self.config.top_blocks:
+            for block in module.blocks()[-self.config.top_blocks :]:  # type: ignore[operator]
+                block.requires_grad_(True)
+        else:
+            module.requires_grad_(True)

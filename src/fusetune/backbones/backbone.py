@@ -33,7 +33,7 @@ class Frontier:
 
     def __str__(self) -> str:
         depths = [f"{name} {depth}" for name, depth in self.towers.items()]
-        return ", ".join([*depths, f"trunk {self.trunk}"])
+        return ", ".join([*depths, f"trunk {self.trunk}"] if self.trunk else depths)
 
 
 class Backbone(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.families import FAMILIES, load, load_model
+from fusetune.backbones.families import FAMILIES, load, load_model, quiet
 from fusetune.backbones.replay import Left, entered, left_at
 from fusetune.backbones.tower import Tower
 from fusetune.errors import FusetuneError
@@ -63,6 +63,7 @@ class TransformersTower(Tower):
         return nn.ModuleList([self.model])
 
     def save_pretrained(self, folder: Path) -> None:
+        quiet()
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 

@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class IncrementalRunner(SequentialRunner):
-    """Runs the stale nodes in order; says of every other that it is up to date."""
+    """Runs the stale nodes in order; says of every other that it is up to date.
+
+    A node without outputs is there to be seen, and always runs.
+    """
 
     def _run(
         self, pipeline: Pipeline, catalog: CatalogProtocol, hook_manager: Any = None, run_id: str | None = None
@@ -31,6 +34,9 @@ class IncrementalRunner(SequentialRunner):
         check_parameters(catalog, pipeline)
         ran = 0
         for node in pipeline.nodes:
+            if not node.outputs:
+                node.run({name: catalog.load(name) for name in node.inputs})
+                continue
             key = node_key(node, catalog)
             if is_fresh(node, catalog, key):
                 logger.info("%s: up to date, nothing to do", node.name)

@@ -33,6 +33,13 @@ def log_metrics(metrics: Mapping[str, float]) -> None:
         mlflow.log_metrics(dict(metrics))
 
 
+def log_dict(values: Mapping[str, Any], file: str) -> None:
+    if active_run():
+        import mlflow
+
+        mlflow.log_dict(dict(values), file)
+
+
 class TrainingReporter(Reporter):
     """A progress bar with loss, metric, samples/s and time left; curves to MLflow in batches."""
 

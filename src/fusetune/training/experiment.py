@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from fusetune.adapters.adapter import Stream
 from fusetune.backbones.backbone import Backbone
@@ -20,8 +21,11 @@ from fusetune.manifest.schema import SPLITS, Modality
 from fusetune.plan import AdaptedModel, Plan, frontier
 from fusetune.tasks import tasks
 from fusetune.tasks.task import Task
+from fusetune.tokens import Tokens
 from fusetune.training.loop import Split
 from fusetune.training.settings import TrainSettings
+
+PROBED = 2  # samples: enough to find the frontier
 
 
 @dataclass(frozen=True)
@@ -75,16 +79,30 @@ class Experiment:
         self.task.fit(self._picked("train"))
         torch.manual_seed(seed)
         self.model = AdaptedModel(backbone, plan, self.task, self._streams(backbone), where)
-        self.frontier = frontier(self.model, self._example())
+        self.frontier = frontier(self.model, self.example(PROBED))
 
     def split(self, name: str, features: Features, store: Store | Path | str, device: torch.device) -> Split:
         """Features and targets of one split; training rows come in their augmented views, where they have some."""
         picked = features.of_rows(self.rows[name], augmented=name == "train")
-        return Split(FeatureSet(picked, store, device), self.task.targets(self._picked(name)))
+        return Split(FeatureSet(picked, store, device), self.targets(self.rows[name]))
 
     def column(self, name: str, split: str) -> list[Any]:
         values = _column(self.table, name)
         return [values[row] for row in self.rows[split]]
+
+    def example(self, count: int) -> dict[str, Tokens]:
+        """The first training samples at depth 0, complete ones if there are any."""
+        rows = self.example_rows(count)
+        return self.model.backbone.prepare({name: self.source.decoded(name, rows) for name in self.data.modalities})
+
+    def example_rows(self, count: int) -> list[int]:
+        columns = [self.source.column(name).is_valid().to_pylist() for name in self.data.modalities]
+        complete = [row for row in self.rows["train"] if all(column[row] for column in columns)]
+        return (complete or self.rows["train"])[:count]
+
+    def targets(self, rows: Sequence[int]) -> Tensor:
+        """Targets of some rows of the manifest."""
+        return self.task.targets({name: [values[row] for row in rows] for name, values in self._columns.items()})
 
     def describe(self, cache: CacheSettings) -> Features:
         return describe(self.model.backbone, self.source, self.frontier, cache)
@@ -108,13 +126,6 @@ class Experiment:
                 items[name] = tower.prepare(sorted(texts)).values.shape[1]
             streams[name] = Stream(widths[name], tower.tokens_out(items[name]))
         return streams
-
-    def _example(self) -> dict[str, Any]:
-        """Two training samples at depth 0, complete ones if there are any: enough to probe the frontier."""
-        columns = [self.source.column(name).is_valid().to_pylist() for name in self.data.modalities]
-        complete = [row for row in self.rows["train"] if all(column[row] for column in columns)]
-        rows = (complete or self.rows["train"])[:2]
-        return self.model.backbone.prepare({name: self.source.decoded(name, rows) for name in self.data.modalities})
 
 
 def _column(table: pa.Table, name: str) -> list[Any]:

@@ -1,0 +1,1 @@
+"""One method trained, evaluated and registered."""
