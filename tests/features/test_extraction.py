@@ -13,6 +13,7 @@ from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.backbones.feature_towers import FeatureTowerSettings, SequenceTower, VectorTower
 from fusetune.backbones.trunk import StreamSettings, Trunk, TrunkSettings
 from fusetune.errors import FusetuneError
+from fusetune.features.ahead import ahead
 from fusetune.features.dataset import BUCKET, FeatureSet, batches, padding
 from fusetune.features.extraction import extract
 from fusetune.features.index import CacheSettings, Features
@@ -138,14 +139,25 @@ def test_mapped_and_resident_batches_are_the_same(tmp_path, backbone, monkeypatc
                 assert torch.equal(one[name].mask, two[name].mask)
 
 
-def test_an_abandoned_epoch_leaves_no_thread_behind(tmp_path, backbone, monkeypatch):
-    features, _ = run(source(), backbone, tmp_path)
-    monkeypatch.setattr("fusetune.features.dataset.free_memory", lambda _: 0)
-    before = threading.active_count()
-    stream = FeatureSet(features, tmp_path, CPU).batches(torch.arange(20).split(2))
-    next(stream)
-    assert threading.active_count() > before
-    stream.close()
+def test_work_ahead_keeps_the_order_the_bound_and_the_errors_and_leaves_no_thread():
+    before, started = threading.active_count(), []
+
+    def work(item: int) -> int:
+        started.append(item)
+        if item == 7:
+            raise ValueError("seven")
+        return item * item
+
+    stream = ahead(work, iter(range(100)), 3)
+    assert [next(stream) for _ in range(4)] == [0, 1, 4, 9]
+    time.sleep(0.05)
+    assert len(started) <= 4 + 3 and threading.active_count() > before
+    with pytest.raises(ValueError, match="seven"):
+        list(stream)
+    assert threading.active_count() == before and started[-1] < 12
+    abandoned = ahead(abs, range(100), 3)
+    next(abandoned)
+    abandoned.close()
     assert threading.active_count() == before
 
 
