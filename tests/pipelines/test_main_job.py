@@ -175,6 +175,24 @@ def test_an_unknown_pipeline_or_env_is_one_line(trained_project, arguments, mess
     assert done.returncode == 1 and message in said(done) and "Traceback" not in done.stderr + done.stdout
 
 
+def test_runs_that_start_at_once_make_one_database(tmp_path):
+    code = (
+        "import sys, mlflow; from pathlib import Path; from fusetune import hooks; root = Path(sys.argv[1])\n"
+        "mlflow.set_tracking_uri(hooks.tracking_uri(root)); print('ready', flush=True); sys.stdin.readline()\n"
+        "hooks.create_database(root); mlflow.set_experiment('one'); mlflow.start_run(); mlflow.end_run()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    processes = [subprocess.Popen(command, env=clean(), cwd=tmp_path, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    ended = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], ended
+
+
 def test_a_terminated_run_is_killed_in_mlflow(tmp_path):
     import mlflow
 

@@ -13,7 +13,7 @@ from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
 from fusetune.filehash import remembered_sha256
 from fusetune.manifest.augmentations import make_augmentation
-from fusetune.manifest.decoders import decode
+from fusetune.manifest.decoders import decode, duration
 from fusetune.manifest.schema import MEDIA, Modality
 
 
@@ -83,6 +83,17 @@ class Source:
             sample if sample is None else self.augmentations[name](sample, np.random.default_rng(int(key[:16], 16)))
             for sample, key in zip(samples, keys, strict=True)
         ]
+
+    def longest_sound(self, name: str) -> int:
+        """The row of an audio modality whose sound lasts longest, by the files' headers."""
+        seconds = [0.0] * len(self)
+        for row, cell in enumerate(self.column(name).to_pylist()):
+            if cell is not None:
+                where = f"row {row}, column '{self.modalities[name].column_of(name)}'"
+                seconds[row] = duration(
+                    Path(self.modalities[name].root, cell) if isinstance(cell, str) else cell, where
+                )
+        return max(range(len(self)), key=lambda row: seconds[row])
 
     def most_items(self) -> dict[str, int]:
         """By modality, the largest number of pictures, points or vectors of a sample (1 for text and media)."""

@@ -1,6 +1,7 @@
 """Manifest cells to arrays: one function a kind, nothing else knows how a modality is stored."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,17 @@ def _audio(data: Any, where: str) -> Audio:
     if not len(waveform):
         raise FusetuneError(f"{where}: a sound without samples.")
     return Audio(waveform.mean(1), rate)
+
+
+def duration(data: bytes | Path, where: str) -> float:
+    """Seconds of a sound, by its header alone."""
+    import soundfile
+
+    try:
+        found = soundfile.info(io.BytesIO(data) if isinstance(data, bytes) else str(data))
+    except soundfile.LibsndfileError as error:
+        raise FusetuneError(f"{where}: no readable sound ({error.error_string})") from None
+    return found.frames / found.samplerate
 
 
 def _last(cell: Any) -> int:

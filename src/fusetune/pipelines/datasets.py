@@ -119,7 +119,7 @@ class FeaturesDataset(_PathDataset):
         super().__init__(filepath=filepath, metadata=metadata)
         self.store = store
         if "://" not in store and not Path(store).is_absolute():  # Kedro resolves `filepath` alone
-            data = next(p for p in self.path.parents if p.name == Path(store).parts[0])
+            data = next(p for p in self.path.parents if p.name == "data")
             self.store = str(data.parent / store)
 
     def load(self) -> Any:

@@ -124,6 +124,9 @@ class Experiment:
             if modality.kind == "text":
                 texts = {text for text in self.source.column(name).to_pylist() if text is not None}
                 items[name] = tower.prepare(sorted(texts)).values.shape[1]
+            elif modality.kind == "audio":
+                longest = self.source.decoded(name, [self.source.longest_sound(name)])
+                items[name] = tower.prepare(longest).values.shape[1]
             streams[name] = Stream(widths[name], tower.tokens_out(items[name]))
         return streams
 
