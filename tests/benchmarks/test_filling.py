@@ -1,6 +1,6 @@
 """What filling the cache costs beyond the forward pass: extraction against a plain frozen loop over the same batches.
 
-pytest -m benchmark -s tests/benchmarks/test_extraction.py
+pytest -m benchmark -s tests/benchmarks/test_filling.py
 """
 
 import shutil
