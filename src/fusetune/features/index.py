@@ -119,6 +119,7 @@ def describe(backbone: Backbone, source: Source, frontier: Frontier, settings: C
             "streams": names if meets else [name],
             "depth": [frontier.trunk, "trunk"] if meets else [frontier.towers[name], "tower"],
             "dtype": stored_dtype(frontier, name, settings),
+            "frames": source.modalities[name].frames if source.modalities[name].kind == "video" else None,
         }
         label = f"trunk{frontier.trunk}" if meets else f"depth{frontier.towers[name]}"
         entries[name] = f"{name}-{label}-{digest([name, identity])[:16]}"

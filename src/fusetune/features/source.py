@@ -1,8 +1,6 @@
 """A manifest's samples: their contents' hashes, and the samples themselves, decoded on demand."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,10 @@ import pyarrow as pa
 
 from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
-from fusetune.filehash import remembered_sha256
 from fusetune.manifest.augmentations import make_augmentation
+from fusetune.manifest.contents import content_digest
 from fusetune.manifest.decoders import decode, duration
+from fusetune.manifest.files import read_media
 from fusetune.manifest.schema import MEDIA, Modality
 
 
@@ -76,7 +75,9 @@ class Source:
         samples = []
         for row, cell in zip(rows, self.column(name).take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
             where = f"row {row}, column '{modality.column_of(name)}'"
-            samples.append(None if cell is None else decode(modality.kind, self._loaded(name, cell, where), where))
+            if cell is not None and modality.kind in MEDIA and not isinstance(cell, list):
+                cell = read_media(modality.root, cell, where)
+            samples.append(None if cell is None else decode(modality.kind, cell, where, modality.frames))
         if keys is None:
             return samples
         return [
@@ -106,50 +107,12 @@ class Source:
         return longest
 
     def _content(self, name: str, row: int, cell: Any) -> str:
-        if not cell.is_valid:
-            return ""
-        if isinstance(cell, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
-            return _list_digest(cell.values)
-        value = cell.as_py()
-        if isinstance(value, str):
-            if self.modalities[name].kind in MEDIA:
-                return self._file_digest(name, value, row)
-            return _text_digest(value)
-        return hashlib.sha256(value if isinstance(value, bytes) else repr(value).encode()).hexdigest()
-
-    def _loaded(self, name: str, cell: Any, where: str) -> Any:
-        """Paths become the bytes behind them."""
-        if isinstance(cell, str) and self.modalities[name].kind in MEDIA:
-            return Path(self.modalities[name].root, cell).read_bytes()
-        return cell
-
-    def _file_digest(self, name: str, cell: str, row: int) -> str:
         modality = self.modalities[name]
-        path = Path(modality.root, cell)
         try:
-            return remembered_sha256(path)
+            return content_digest(modality, cell)
         except OSError as error:
+            path = Path(modality.root, cell.as_py())
             raise FusetuneError(
                 f"row {row}, column '{modality.column_of(name)}': the file {path} can't be read ({error.strerror}). "
                 f"Expected a path below data.modalities.{name}.root."
             ) from None
-
-
-def _list_digest(values: Any) -> str:
-    """Of a list of numbers, of lists of numbers (every one as long), or of bytes."""
-    sha = hashlib.sha256(f"{len(values)}:{values.type}".encode())
-    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        sha.update(np.asarray(values.value_lengths()).tobytes())
-        values = values.flatten()
-    if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_string(values.type):
-        for item in values.to_pylist():
-            data = item.encode() if isinstance(item, str) else item or b""
-            sha.update(b"%d:" % len(data) + data)
-    else:
-        sha.update(values.to_numpy(zero_copy_only=False).tobytes())
-    return sha.hexdigest()
-
-
-@lru_cache(maxsize=65536)
-def _text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

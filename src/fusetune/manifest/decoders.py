@@ -9,21 +9,23 @@ import numpy as np
 from fusetune.errors import FusetuneError
 from fusetune.manifest.schema import Audio
 
-NOT_YET = "decoding of {} is not part of this version; kinds that work: image, text, audio, sequence, vector."
+MOST_PIXELS = 64_000_000  # of one picture; a small file may unpack to many gigabytes
 
 
-def decode(kind: str, cell: Any, where: str) -> Any:
+def decode(kind: str, cell: Any, where: str, frames: int = 16) -> Any:
     """Decode one cell of the manifest.
 
     Args:
         kind: the modality's kind (`manifest.schema.KINDS`).
         cell: the Arrow cell as a Python value. Images are encoded bytes (any format of Pillow's) or a list of them,
-            one per picture of the sample; sounds are encoded bytes (any format of libsndfile's: WAV, FLAC, OGG, MP3).
+            one per picture of the sample; sounds and videos are encoded bytes too (any format of libsndfile's, of
+            FFmpeg's).
         where: row and column, for the error message.
+        frames: of a video, evenly spaced.
 
     Returns:
         image: a list of PIL images; audio: `Audio`, channels averaged; text: str; sequence: (tokens, width) float32;
-        vector: (1, width) float32.
+        vector: (1, width) float32; video: a list of PIL images.
 
     Raises:
         FusetuneError: names `where`, what was found and what was expected.
@@ -39,7 +41,7 @@ def decode(kind: str, cell: Any, where: str) -> Any:
         return _audio(cell, where)
     if kind in ("sequence", "vector"):
         return _floats(cell, where, dimensions=2 if kind == "sequence" else 1).reshape(-1, _last(cell))
-    raise FusetuneError(f"{where}: " + NOT_YET.format(kind))
+    return _video(cell, where, frames)
 
 
 def _image(data: Any, where: str):
@@ -49,8 +51,10 @@ def _image(data: Any, where: str):
         raise FusetuneError(f"{where}: expected the bytes of an image, found {type(data).__name__}.")
     try:
         image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MOST_PIXELS:
+            raise FusetuneError(f"{where}: {image.width} x {image.height} pixels; expected at most {MOST_PIXELS:,}.")
         image.load()
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise FusetuneError(f"{where}: {len(data)} bytes are no readable image ({error}).") from None
     return image
 
@@ -67,6 +71,31 @@ def _audio(data: Any, where: str) -> Audio:
     if not len(waveform):
         raise FusetuneError(f"{where}: a sound without samples.")
     return Audio(waveform.mean(1), rate)
+
+
+def _video(data: Any, where: str, frames: int) -> list[Any]:
+    """Frames at evenly spaced times, by one pass over the file; never more than two of them decoded ahead."""
+    import av
+
+    if not isinstance(data, bytes):
+        raise FusetuneError(f"{where}: expected the bytes of a video, found {type(data).__name__}.")
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            stream = container.streams.video[0]
+            count = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+            container.seek(0)
+            wanted = np.linspace(0, max(0, count - 1), frames).round().astype(int).tolist()
+            found: list[Any] = []
+            last = None
+            for number, frame in enumerate(container.decode(stream)):
+                last = frame
+                while len(found) < frames and wanted[len(found)] <= number:
+                    found.append(frame.to_image())
+            if last is None:
+                raise FusetuneError(f"{where}: a video without frames.")
+            return found + [last.to_image()] * (frames - len(found))  # its header promised more than there are
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise FusetuneError(f"{where}: {len(data)} bytes are no readable video ({error}).") from None
 
 
 def duration(data: bytes | Path, where: str) -> float:

@@ -24,6 +24,7 @@ class Modality:
         column: the manifest column that holds it (default: the modality's name).
         optional: a sample may be without it.
         root: folder of the files that a column of paths names; relative to where the command runs.
+        frames: of a video, evenly spaced from its first to its last.
         augment: random changes of training samples, ``{name: ..., <its settings>}``; needs `cache.views`.
     """
 
@@ -31,10 +32,12 @@ class Modality:
     column: str | None = None
     optional: bool = False
     root: str = "."
+    frames: int = 16
     augment: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self.kind in KINDS, f"kind: expected one of {', '.join(KINDS)}, found '{self.kind}'.")
+        check(self.frames > 0, f"frames: expected at least 1, found {self.frames}.")
 
     def column_of(self, name: str) -> str:
         return self.column or name

@@ -1,137 +1,188 @@
-"""Validation of a manifest with Pandera: what the rest of the program relies on, checked once and reported by name."""
+"""Validation of a manifest with Pandera: what is wrong is named by check, row and column, and what is sound goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from fusetune.config import check
 from fusetune.errors import FusetuneError
-from fusetune.manifest.schema import REQUIRED, SPLITS, Modality
+from fusetune.manifest.checks import Check, Failure, ValidationSettings, label_checks, row_checks, whole_checks
+from fusetune.manifest.contents import content_digest
+from fusetune.manifest.probing import column_facts, decode_facts
+from fusetune.manifest.schema import MEDIA, REQUIRED, SPLITS, Modality
+from fusetune.manifest.validation_report import EXAMPLES, make_report
 
-EXAMPLES = 5
+Progress = Callable[[str, int, int], None]  # modality, cells decoded, cells
 
 
 @dataclass(frozen=True)
-class ValidationSettings:
+class Outcome:
     """
     Attributes:
-        leakage: whether a `group_id` may stand in one split alone.
-        min_rows_per_split: fewer are an error.
+        sound: the rows that failed nothing of severity `quarantine`.
+        quarantine: sample_id, row, column, check and value of those that did, a line a failure.
+        report: JSON-ready; `stopped_by` lists why the run must stop, empty where it may go on.
     """
 
-    leakage: bool = True
-    min_rows_per_split: int = 1
-
-    def __post_init__(self) -> None:
-        check(self.min_rows_per_split > 0, f"min_rows_per_split: expected at least 1, found {self.min_rows_per_split}.")
+    sound: pa.Table
+    quarantine: pa.Table
+    report: dict[str, Any]
 
 
 def validate(
-    table: pa.Table, modalities: Mapping[str, Modality], labels: list[str], settings: ValidationSettings
-) -> dict[str, Any]:
-    """Check the manifest.
+    table: pa.Table,
+    modalities: Mapping[str, Modality],
+    labels: list[str],
+    settings: ValidationSettings,
+    progress: Progress = lambda *_: None,
+    needed: Iterable[str] = (),
+) -> Outcome:
+    """Check the manifest and everything it points to.
 
     Args:
-        labels: the columns that the task reads.
-
-    Returns:
-        The report: rows per split, label counts, and every check with the number of rows that failed it (0).
+        labels: the columns with the task's answers.
+        needed: further columns that the task reads.
 
     Raises:
-        FusetuneError: some check failed; names each check, how many rows failed it, and the first of them.
+        FusetuneError: a column is missing; nothing can be said about the rest.
     """
     columns = [modality.column_of(name) for name, modality in modalities.items()]
-    missing = [name for name in [*REQUIRED, *columns, *labels] if name not in table.column_names]
+    missing = [name for name in [*REQUIRED, *columns, *labels, *needed] if name not in table.column_names]
     if missing:
         raise FusetuneError(
             f"manifest: column {', '.join(map(repr, missing))} is missing. It has {', '.join(table.column_names)}."
         )
-    frame = _frame(table, modalities, labels)
-    schema, checks = _schema(modalities, labels, settings)
-    failures = _failures(schema, frame)
-    if failures:
-        lines = [f"{name}: {len(rows)} rows, e.g. {'; '.join(rows[:EXAMPLES])}" for name, rows in failures.items()]
-        raise FusetuneError("manifest: validation failed. " + " | ".join(lines))
-    return {
-        "rows": len(frame),
-        "rows_per_split": {split: int((frame["split"] == split).sum()) for split in SPLITS},
-        "checks": dict.fromkeys(checks, 0),
-        "labels": {
-            label: frame[label].value_counts().sort_index().to_dict() for label in labels if label != "group_id"
-        },
-    }
+    facts = _facts(table, modalities, labels, settings, progress)
+    failures: list[Failure] = []
+    kept = np.ones(len(facts), bool)
+
+    def judge(found: Iterable[Failure]) -> None:
+        for failure in found:
+            if settings.level(failure.check) != "off":
+                failures.append(failure)
+                if settings.level(failure.check) == "quarantine" and failure.row >= 0:
+                    kept[failure.row] = False
+
+    if not len(facts):
+        judge([Failure(-1, "", "manifest.empty", "0 rows")])
+    else:
+        judge(_run([*row_checks(modalities, settings.limits), *label_checks(labels, settings.labels)], facts))
+        judge(_contents(table, modalities, facts["split"], kept))
+        for label in labels:
+            judge(_trained(facts, label, kept))
+        judge(_groups(facts[kept]))
+        rest = facts[kept].assign(**{f"{n} in train": facts[n].where(facts["split"] == "train") for n in labels})
+        judge(_run(whole_checks(labels, settings.min_rows_per_split), rest, whole=True))
+        unused = sorted(set(table.column_names) - {*REQUIRED, *columns, *labels, *needed})
+        judge([Failure(-1, name, "column.unused", "neither a modality nor read by the task") for name in unused])
+    report = make_report(facts, kept, failures, labels, modalities, settings)
+    ids = facts["sample_id"].tolist()
+    aside = [f for f in failures if f.row >= 0 and settings.level(f.check) == "quarantine"]
+    quarantine = pa.table(
+        {
+            "sample_id": pa.array([str(ids[f.row]) for f in aside], pa.string()),
+            "row": pa.array([f.row for f in aside], pa.int64()),
+            "column": pa.array([f.column for f in aside], pa.string()),
+            "check": pa.array([f.check for f in aside], pa.string()),
+            "value": pa.array([f.value for f in aside], pa.string()),
+        }
+    )
+    return Outcome(table.filter(pa.array(kept)), quarantine, report)
 
 
-def _frame(table: pa.Table, modalities: Mapping[str, Modality], labels: list[str]) -> pd.DataFrame:
-    """The light columns, and for each modality whether it is there and how long it is; no media is copied."""
-    import pyarrow.compute as pc
-
-    frame = table.select([*REQUIRED, *(label for label in labels if label not in REQUIRED)]).to_pandas()
+def _facts(
+    table: pa.Table, modalities: Mapping[str, Modality], labels: list[str], settings: ValidationSettings, progress: Any
+) -> pd.DataFrame:
+    light = list(dict.fromkeys([*REQUIRED, *labels]))
+    facts = pd.DataFrame({name: pd.Series(table[name].to_pylist(), dtype=object) for name in light})
     for name, modality in modalities.items():
         column = table[modality.column_of(name)]
-        if pa.types.is_list(column.type):
-            lengths = pc.list_value_length(column)
-        elif pa.types.is_binary(column.type) or pa.types.is_string(column.type):
-            lengths = pc.binary_length(column)
-        else:
-            raise FusetuneError(
-                f"manifest: column '{modality.column_of(name)}' is {column.type}; modality '{name}' ({modality.kind}) "
-                "expects bytes, text or a list."
-            )
-        frame[f"length of {name}"] = lengths.to_pandas().astype("Float64").array
-    return frame
+        found = column_facts(name, modality, column)
+        if modality.kind in MEDIA and settings.decode and len(facts):
+            problems = [c for c in found.columns if c.startswith("path.") or c == "type"]
+            rows = found.index[found["present"] & found[problems].isna().all(axis=1) & (found["length"] > 0)]
+            report = lambda done, total, name=name: progress(name, done, total)  # noqa: E731
+            found = found.join(decode_facts(modality, column, rows.tolist(), settings.workers, report))
+        facts = facts.join(found.add_prefix(f"{name}: "))
+    return facts
 
 
-def _schema(modalities: Mapping[str, Modality], labels: list[str], settings: ValidationSettings):
+def _run(checks: Iterable[Check], facts: pd.DataFrame, whole: bool = False) -> list[Failure]:
+    """What fails, by Pandera; a check whose column of facts is not there has nothing to judge."""
     import pandera.pandas as pandera
-
-    def named(function: Any, name: str) -> Any:
-        return pandera.Check(function, name=name, error=name)
-
-    columns = {
-        "sample_id": pandera.Column(str, named(lambda s: ~s.duplicated(), "sample_id is unique")),
-        "split": pandera.Column(
-            str,
-            [
-                named(lambda s: s.isin(SPLITS), f"split is one of {', '.join(SPLITS)}"),
-                named(
-                    lambda s: set(SPLITS) <= set(s[s.map(s.value_counts()) >= settings.min_rows_per_split]),
-                    f"every split has at least {settings.min_rows_per_split} rows",
-                ),
-            ],
-        ),
-        "group_id": pandera.Column(str),
-    }
-    for name, modality in modalities.items():
-        columns[f"length of {name}"] = pandera.Column(
-            "Float64", named(lambda s: s > 0, f"{name} is not empty"), nullable=modality.optional
-        )
-    for label in labels:
-        if label not in columns:
-            columns[label] = pandera.Column(object, coerce=True, nullable=False)
-    whole = []
-    if settings.leakage:
-        name = "no group stands in two splits"
-        whole.append(named(lambda f: f.groupby("group_id")["split"].transform("nunique") == 1, name))
-    schema = pandera.DataFrameSchema(columns, checks=whole)
-    names = [check.name for column in columns.values() for check in column.checks] + [check.name for check in whole]
-    return schema, names
-
-
-def _failures(schema: Any, frame: pd.DataFrame) -> dict[str, list[str]]:
     from pandera.errors import SchemaErrors
 
+    by_column: dict[str, list[Any]] = {}
+    for one in checks:
+        passes = lambda s, one=one: ~one.fails(s).astype(bool)  # noqa: E731
+        rule = pandera.Check(passes, name=one.name, error=one.name, ignore_na=False)
+        by_column.setdefault(one.column, []).append(rule)
+    columns = {n: pandera.Column(checks=rules, nullable=True, required=False) for n, rules in by_column.items()}
     try:
-        schema.validate(frame, lazy=True)
+        pandera.DataFrameSchema(columns).validate(facts, lazy=True)
     except SchemaErrors as error:
-        found: dict[str, list[str]] = {}
-        for case in error.failure_cases.itertuples():
-            row = f"row {int(case.index)}" if pd.notna(case.index) else "the whole column"
-            rows = found.setdefault(f"{case.column}: {case.check}", [])
-            if row not in rows:
-                rows.append(row)
-        return found
-    return {}
+        cases = error.failure_cases
+        failures = [
+            Failure(-1 if whole or pd.isna(row) else int(row), str(column).split(": ")[0], str(name), str(value)[:200])
+            for row, column, name, value in zip(
+                cases["index"], cases["column"], cases["check"], cases["failure_case"], strict=True
+            )
+        ]
+        return list(dict.fromkeys(_of_whole(f, facts) for f in failures)) if whole else failures
+    return []
+
+
+def _of_whole(failure: Failure, facts: pd.DataFrame) -> Failure:
+    counts = facts["split"].value_counts()
+    value = ", ".join(f"{split} {counts.get(split, 0)}" for split in SPLITS)
+    if failure.check == "label.classes":
+        column = failure.column.removesuffix(" in train")
+        return Failure(
+            -1, column, failure.check, f"in training only {facts[failure.column].dropna().unique().tolist()}"
+        )
+    return Failure(-1, failure.column, failure.check, value)
+
+
+def _groups(facts: pd.DataFrame) -> list[Failure]:
+    splits = facts.groupby("group_id")["split"].agg(lambda s: ", ".join(sorted(set(s))))
+    leaking = splits[splits.str.contains(", ")].to_dict()
+    groups = facts["group_id"][facts["group_id"].isin(list(leaking))]
+    return [
+        Failure(int(str(row)), "group_id", "group.leakage", f"{group!s}: {leaking[group]}")
+        for row, group in groups.items()
+    ]
+
+
+def _contents(table: pa.Table, modalities: Mapping[str, Modality], split: pd.Series, kept: np.ndarray) -> list[Failure]:
+    """Samples that are the same in every modality: in two splits a leak, in one a duplicate."""
+    columns = {name: table[modality.column_of(name)] for name, modality in modalities.items()}
+    seen: dict[tuple[str, ...], tuple[int, str]] = {}
+    failures = []
+    order = sorted(np.flatnonzero(kept), key=lambda row: SPLITS.index(split[row]))
+    for row in order:
+        key = tuple(content_digest(modalities[name], columns[name][int(row)]) for name in columns)
+        first, where = seen.setdefault(key, (int(row), split[row]))
+        if first != row:
+            name = "content.duplicate" if where == split[row] else "content.leakage"
+            failures.append(Failure(int(row), "", name, f"the same as row {first} of {where}"))
+    return failures
+
+
+def _trained(facts: pd.DataFrame, label: str, kept: np.ndarray) -> list[Failure]:
+    """Labels of validation and test that no training row has, and training labels that a split lacks."""
+    rows = facts[kept]
+    in_split = {split: set(rows.loc[rows["split"] == split, label].astype(str)) for split in SPLITS}
+    strange = rows.index[~rows[label].astype(str).isin(in_split["train"]) & (rows["split"] != "train")]
+    found = facts.loc[strange, label].astype(str).items()
+    failures = [
+        Failure(int(str(row)), label, "label.trained", f"{value} is in no training row") for row, value in found
+    ]
+    for split in SPLITS[1:]:
+        lacking = sorted(in_split["train"] - in_split[split])
+        if lacking:
+            text = f"{split} lacks {', '.join(lacking[:EXAMPLES])}{' ...' if len(lacking) > EXAMPLES else ''}"
+            failures.append(Failure(-1, label, "label.every_split", text))
+    return failures

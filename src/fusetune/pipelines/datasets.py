@@ -64,6 +64,18 @@ class JSONDataset(_PathDataset):
         _atomically(self.path, lambda temporary: temporary.write_text(text))
 
 
+class TextDataset(_PathDataset):
+    """A text file, written atomically."""
+
+    def load(self) -> str:
+        if not self.path.is_file():
+            raise self._missing()
+        return self.path.read_text()
+
+    def save(self, data: str) -> None:
+        _atomically(self.path, lambda temporary: temporary.write_text(data))
+
+
 class CSVDataset(_PathDataset):
     """A list of rows (dicts) as CSV: what `dvc plots` draws."""
 

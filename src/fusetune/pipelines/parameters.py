@@ -10,6 +10,7 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from fusetune.config import build, check_keys
+from fusetune.manifest.split_settings import SplitSettings
 
 # top-level parameter -> the dataclass that it becomes (imported when a run uses it), or None for plain values
 SCHEMAS: dict[str, str | None] = {
@@ -17,7 +18,7 @@ SCHEMAS: dict[str, str | None] = {
     "ingest": "fusetune.pipelines.parameters:ReaderSettings",
     "pretraining_data": "fusetune.pipelines.parameters:ReaderSettings",
     "data": "fusetune.training.experiment:DataSettings",
-    "validate": "fusetune.manifest.validation:ValidationSettings",
+    "validate": "fusetune.manifest.checks:ValidationSettings",
     "backbone": "fusetune.pipelines.pretrain.nodes:BackboneSettings",
     "pretrain": "fusetune.backbones.pretraining:PretrainSettings",
     "cache": "fusetune.features.index:CacheSettings",
@@ -34,10 +35,12 @@ class ReaderSettings:
     Attributes:
         reader: name in the registry of readers.
         settings: the reader's own.
+        split: shares and seed of splits to draw; None: the data has a column `split`.
     """
 
     reader: str
     settings: Mapping[str, Any]
+    split: SplitSettings | None = None
 
 
 def method_names(conf: Path) -> list[str]:

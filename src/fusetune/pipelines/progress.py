@@ -63,3 +63,10 @@ class ExtractionProgress(Bar):
 
     def __call__(self, done: int, total: int, written: int) -> None:
         self.show("cache features", done, total, f"{self.rate(done):.0f} samples/s, {written / 1e6:.1f} MB written")
+
+
+class DecodeProgress(Bar):
+    """For validation: cells decoded, per modality."""
+
+    def __call__(self, modality: str, done: int, total: int) -> None:
+        self.show(f"decode {modality}", done, total, f"{self.rate(done):.0f} cells/s")

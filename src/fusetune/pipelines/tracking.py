@@ -40,6 +40,13 @@ def log_dict(values: Mapping[str, Any], file: str) -> None:
         mlflow.log_dict(dict(values), file)
 
 
+def log_text(text: str, file: str) -> None:
+    if active_run():
+        import mlflow
+
+        mlflow.log_text(text, file)
+
+
 class TrainingReporter(Reporter):
     """A progress bar with loss, metric, samples/s and time left; curves to MLflow in batches."""
 

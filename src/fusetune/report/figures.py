@@ -27,7 +27,7 @@ class Figures:
 
 def learning_curve(history: Sequence[Mapping[str, Any]], metric: str, title: str):
     """Loss of both splits and the validation metric, by epoch."""
-    figure = _figure(8.0, 3.4)
+    figure = blank(8.0, 3.4)
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     left.plot(epochs, [row["train_loss"] for row in history], color=ACCENT, label="training")
@@ -61,7 +61,7 @@ def confusion_matrix(targets: Sequence[str], predictions: Sequence[str], title: 
             matrix[index[target], index[prediction]] += 1
     matrix /= np.array([[counts[label]] for label in labels])
     side = max(4.0, 1.8 + 0.23 * len(labels))
-    figure = _figure(side + 0.8, side)
+    figure = blank(side + 0.8, side)
     axes = figure.subplots()
     image = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
@@ -73,7 +73,7 @@ def confusion_matrix(targets: Sequence[str], predictions: Sequence[str], title: 
 
 def compared(values: Mapping[str, float], low: float, high: float, metric: str, title: str):
     """Bars of one metric; the first bar is the model and has the interval (`low`, `high`), the others are its parts."""
-    figure = _figure(8.0, 0.9 + 0.42 * len(values))
+    figure = blank(8.0, 0.9 + 0.42 * len(values))
     axes = figure.subplots()
     names = list(values)
     colors = [ACCENT if i == 0 else MUTED for i in range(len(names))]
@@ -87,7 +87,7 @@ def compared(values: Mapping[str, float], low: float, high: float, metric: str, 
     return figure
 
 
-def _figure(width: float, height: float):
+def blank(width: float, height: float):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")

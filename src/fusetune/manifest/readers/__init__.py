@@ -2,4 +2,10 @@
 
 from fusetune.registry import Registry
 
-readers = Registry("readers", {"glyphs": "fusetune.manifest.readers.glyphs:read"})
+readers = Registry(
+    "readers",
+    {
+        "glyphs": "fusetune.manifest.readers.glyphs:read",
+        "manifest": "fusetune.manifest.readers.table:read",
+    },
+)

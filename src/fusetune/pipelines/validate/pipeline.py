@@ -1,16 +1,22 @@
 from kedro.pipeline import Node, Pipeline
 
-from fusetune.pipelines.validate.nodes import validate_manifest
+from fusetune.pipelines.validate.nodes import accept_manifest, check_manifest
 
 
 def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             Node(
-                validate_manifest,
-                ["manifest", "params:data", "params:validate"],
-                ["validated_manifest", "validation_report"],
+                check_manifest,
+                ["manifest", "params:data", "params:validate", "params:experiment"],
+                ["checked_manifest", "quarantine", "validation_report", "validation_page"],
+                name="check_manifest",
+            ),
+            Node(
+                accept_manifest,
+                ["checked_manifest", "validation_report"],
+                "validated_manifest",
                 name="validate",
-            )
+            ),
         ]
     )

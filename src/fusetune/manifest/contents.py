@@ -1,0 +1,47 @@
+"""The content of a cell as a hash: the same picture, sound, text or list of numbers has the same one anywhere."""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fusetune.filehash import remembered_sha256
+from fusetune.manifest.schema import MEDIA, Modality
+
+
+def content_digest(modality: Modality, cell: Any) -> str:
+    """SHA-256 (hex) of an Arrow scalar's content, of the file's where it is a path; '' for none.
+
+    A file that has not changed since it was last hashed is not read. Raises OSError where it can't be.
+    """
+    if not cell.is_valid:
+        return ""
+    if isinstance(cell, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+        return _list_digest(cell.values)
+    value = cell.as_py()
+    if isinstance(value, str):
+        return remembered_sha256(Path(modality.root, value)) if modality.kind in MEDIA else _text_digest(value)
+    return hashlib.sha256(value if isinstance(value, bytes) else repr(value).encode()).hexdigest()
+
+
+def _list_digest(values: Any) -> str:
+    """Of a list of numbers, of lists of numbers, or of bytes."""
+    sha = hashlib.sha256(f"{len(values)}:{values.type}".encode())
+    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        sha.update(np.asarray(values.value_lengths()).tobytes())
+        values = values.flatten()
+    if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_string(values.type):
+        for item in values.to_pylist():
+            data = item.encode() if isinstance(item, str) else item or b""
+            sha.update(b"%d:" % len(data) + data)
+    else:
+        sha.update(values.to_numpy(zero_copy_only=False).tobytes())
+    return sha.hexdigest()
+
+
+@lru_cache(maxsize=65536)
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,40 @@
+"""Paths in a manifest: below their root, or nowhere."""
+
+import os
+from pathlib import Path
+
+from fusetune.errors import FusetuneError
+
+INSIDE, THERE, FULL = "path.inside", "path.exists", "path.empty"
+
+
+def path_problem(root: str | Path, cell: str) -> tuple[str, str] | None:
+    """The check that a path fails, and what was found; None for a file with something in it, below `root`.
+
+    Links are followed: one that leads out of the root is outside.
+    """
+    if not cell.strip() or "\0" in cell:
+        return THERE, f"{cell!r} is no path"
+    if os.path.isabs(cell) or ".." in Path(cell).parts or (len(cell) > 1 and cell[1] == ":"):
+        return INSIDE, cell
+    base = os.path.realpath(root)
+    path = os.path.realpath(os.path.join(base, cell))
+    if os.path.commonpath([base, path]) != base:
+        return INSIDE, f"{cell} -> {path}"
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return THERE, f"{cell}: {error.strerror}"
+    if not os.path.isfile(path):
+        return THERE, f"{cell} is no file"
+    return (FULL, f"{cell}: 0 bytes") if not status.st_size else None
+
+
+def read_media(root: str | Path, cell: str | bytes, where: str) -> bytes:
+    """The bytes of a media cell; raises FusetuneError for a path that isn't a file below its root."""
+    if isinstance(cell, bytes):
+        return cell
+    problem = path_problem(root, cell)
+    if problem:
+        raise FusetuneError(f"{where}: {problem[1]} ({problem[0]}). Expected a file below the modality's root, {root}.")
+    return Path(root, cell).read_bytes()

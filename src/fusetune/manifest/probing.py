@@ -1,0 +1,164 @@
+"""What stands in a column of a modality: facts of every cell, for the checks to judge.
+
+Cheap facts (is it there, how long is it, does its path lead to a file) are read in this process. Whether a cell decodes
+is found out by a pool of processes, a few chunks at a time, so that no data set is ever in memory as a whole.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fusetune.errors import FusetuneError
+from fusetune.manifest.decoders import decode
+from fusetune.manifest.files import path_problem, read_media
+from fusetune.manifest.schema import MEDIA, Modality
+
+Progress = Callable[[int, int], None]  # cells decoded, cells
+CHUNK = 64  # cells that a process takes at once
+ALONE = 2000  # cells up to which starting processes costs more than it saves
+EXPECTED = {
+    "image": (bytes, str, list),
+    "audio": (bytes, str),
+    "video": (bytes, str),
+    "text": (str,),
+    "sequence": (list,),
+    "vector": (list,),
+}
+
+
+def column_facts(name: str, modality: Modality, column: pa.ChunkedArray) -> pd.DataFrame:
+    """One row a cell: `present`, `type` (what is wrong with it), `length`, `path` (check: what was found), and more.
+
+    For numbers `width` and `finite`; for text its length in characters without white space around it.
+    """
+    facts = pd.DataFrame({"present": column.is_valid().to_pandas()})
+    kind, arrow = modality.kind, column.type
+    if kind in ("sequence", "vector") and _is_list(arrow):
+        return facts.join(_numbers(column, kind))
+    cells = column.to_pylist()
+    expected = EXPECTED[kind]
+    facts["type"] = [
+        None if cell is None or isinstance(cell, expected) else f"{type(cell).__name__} {str(cell)[:40]!r}"
+        for cell in cells
+    ]
+    sound = facts["present"] & facts["type"].isna()
+    if kind == "text":
+        facts["length"] = [len(cell.strip()) if ok else np.nan for cell, ok in zip(cells, sound, strict=True)]
+    elif kind in MEDIA:
+        facts["length"] = [len(cell) if ok else np.nan for cell, ok in zip(cells, sound, strict=True)]
+        problems = [
+            path_problem(modality.root, cell) if ok and isinstance(cell, str) else None
+            for cell, ok in zip(cells, sound, strict=True)
+        ]
+        for check in {problem[0] for problem in problems if problem}:
+            facts[check] = [problem[1] if problem and problem[0] == check else None for problem in problems]
+    return facts
+
+
+def _numbers(column: pa.ChunkedArray, kind: str) -> pd.DataFrame:
+    """Lists of floats (vector) or of lists of floats (sequence), without a Python loop over the values."""
+    array = column.combine_chunks()
+    outer = pc.list_value_length(array)
+    facts = pd.DataFrame({"length": outer.to_pandas().astype(float)})
+    depth = 1 + _is_list(array.type.value_type)
+    if depth != (2 if kind == "sequence" else 1):
+        facts["type"] = f"{depth}-dimensional list"
+        return facts
+    rows = pc.list_parent_indices(array).to_numpy()
+    values = array.flatten()
+    if kind == "sequence":
+        widths = pc.list_value_length(values).to_numpy(zero_copy_only=False).astype(float)
+        by_row = pd.Series(widths).groupby(rows)
+        low, high = by_row.min().reindex(facts.index), by_row.max().reindex(facts.index)
+        facts["width"] = high.where(low == high, -1)  # -1: tokens of several widths
+        rows = rows[pc.list_parent_indices(values).to_numpy()]
+        values = values.flatten()
+    else:
+        facts["width"] = facts["length"]
+    try:
+        numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        facts["type"] = f"list of {values.type}"
+        return facts
+    bad = np.zeros(len(facts), bool)
+    bad[rows[~np.isfinite(numbers)]] = True
+    facts["finite"] = ~bad
+    return facts
+
+
+def decode_facts(
+    modality: Modality, column: pa.ChunkedArray, rows: Sequence[int], workers: int, progress: Progress
+) -> pd.DataFrame:
+    """Facts of the given rows that only decoding tells, by row: `error`, and sizes in the kind's own units."""
+    chunks = [list(rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)]
+    found: dict[int, dict[str, Any]] = {}
+    for chunk, facts in zip(chunks, _mapped(modality, column, chunks, workers, len(rows)), strict=True):
+        found.update(zip(chunk, facts, strict=True))
+        progress(len(found), len(rows))
+    return pd.DataFrame.from_dict(found, orient="index")
+
+
+def _mapped(
+    modality: Modality, column: pa.ChunkedArray, chunks: Sequence[list[int]], workers: int, count: int
+) -> Iterator[list[dict[str, Any]]]:
+    workers = workers or os.cpu_count() or 1
+    cells = (column.take(pa.array(chunk, pa.int64())).to_pylist() for chunk in chunks)
+    if workers == 1 or count <= ALONE:
+        for some in cells:
+            yield _probed(modality, some)
+        return
+    method = "forkserver" if "forkserver" in _methods() else "spawn"  # a fork of threads that hold locks may hang
+    waiting: deque[Future[list[dict[str, Any]]]] = deque()
+    with ProcessPoolExecutor(workers, mp_context=get_context(method)) as pool:
+        for some in cells:
+            waiting.append(pool.submit(_probed, modality, some))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _methods() -> list[str]:
+    from multiprocessing import get_all_start_methods
+
+    return get_all_start_methods()
+
+
+def _probed(modality: Modality, cells: Sequence[Any]) -> list[dict[str, Any]]:
+    return [_probe(modality, cell) for cell in cells]
+
+
+def _probe(modality: Modality, cell: Any) -> dict[str, Any]:
+    """Facts of one cell; what can't be decoded is a fact too, whatever the library's way of saying so."""
+    try:
+        if modality.kind in MEDIA and not isinstance(cell, list):
+            cell = read_media(modality.root, cell, "cell")
+        sample = decode(modality.kind, cell, "cell", modality.frames)
+    except FusetuneError as error:
+        return {"error": str(error).removeprefix("cell: ")}
+    except Exception as error:  # a decoder's own fault on hostile bytes: the row is named, the others go on
+        return {"error": f"{type(error).__name__}: {error}"}
+    if modality.kind == "audio":
+        peak = float(np.abs(sample.waveform).max())
+        finite = bool(np.isfinite(sample.waveform).all())
+        seconds = len(sample.waveform) / max(1, sample.sampling_rate)
+        return {"error": None, "seconds": seconds, "rate": sample.sampling_rate, "peak": peak, "finite": finite}
+    sizes = [picture.size for picture in sample]
+    return {
+        "error": None,
+        "items": len(sizes),
+        "smallest": min((min(size) for size in sizes), default=0),
+        "largest": max((max(size) for size in sizes), default=0),
+    }
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
