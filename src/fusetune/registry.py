@@ -39,6 +39,11 @@ class Registry:
                 self.register(point.name, point.value)
         return sorted(self._paths)
 
+    def companion(self, name: str, attribute: str) -> Any:
+        """Another attribute of the module that `name` stands in; None where it has none."""
+        module = import_module(self.get(name).__module__)
+        return getattr(module, attribute, None)
+
     def get(self, name: str) -> Any:
         """Import and return what `name` stands for; raises FusetuneError that lists the choices."""
         if name not in self._paths and name not in self.names():

@@ -348,4 +348,9 @@ def test_the_page_holds_what_failed_and_works_offline(sound):
     broken = with_cell(table, "text", "")
     page = validation_page(run(with_cell(broken, "label", "<b>", 20), modalities).report, "Validation of <mine>")
     assert "text.empty" in page and "row 7 (s7)" in page and "&lt;b&gt; is in no training row" in page
-    assert "Validation of &lt;mine&gt;" in page and "http" not in page and page.count("data:image/png") == 5
+    assert (
+        "Validation of &lt;mine&gt;" in page
+        and "http" not in page
+        and page.count("data:image/png") == 2
+        and "image: all 12 pixels" in page
+    )

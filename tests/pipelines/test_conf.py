@@ -43,3 +43,19 @@ def test_every_parameter_of_every_environment_is_known(env):
 def test_every_default_is_explained():
     for file in sorted((CONF / "base").glob("parameters*.yml")) + sorted((CONF / "base" / "methods").glob("*.yml")):
         assert "#" in file.read_text(), file.name
+
+
+def test_the_command_line_changes_single_values_in_every_environment():
+    from kedro.framework.session import KedroSession
+    from kedro.framework.startup import bootstrap_project
+
+    bootstrap_project(ROOT)
+    for env in ("local", "base", "ci", "family"):
+        given = {"wander": {"train": {"epochs": 3}}, "train": {"seed": 9}}
+        for runtime in ({}, given):
+            with KedroSession.create(project_path=ROOT, env=env, runtime_params=runtime) as session:
+                found = session.load_context().params
+            if not runtime:
+                before = found
+        assert found["wander"] == {**before["wander"], "train": {**before["wander"]["train"], "epochs": 3}}, env
+        assert found["train"] == {**before["train"], "seed": 9}, env

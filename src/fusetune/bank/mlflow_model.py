@@ -59,9 +59,7 @@ class AdapterModel(PythonModel):
         for name, modality in self.data.modalities.items():
             cells = frame[name].tolist() if name in frame.columns else [None] * len(frame)
             samples[name] = [
-                None
-                if _absent(cell)
-                else decode(modality.kind, _received(modality.kind, cell, row), f"row {row}, column '{name}'")
+                None if _absent(cell) else _decoded(modality, cell, row, f"row {row}, column '{name}'")
                 for row, cell in enumerate(cells)
             ]
         for row in range(len(frame)):
@@ -74,8 +72,14 @@ def _absent(cell: Any) -> bool:
     return cell is None or (isinstance(cell, float) and cell != cell)
 
 
+def _decoded(modality: Any, cell: Any, row: int, where: str) -> Any:
+    return decode(modality.kind, _received(modality.kind, cell, row), where, modality.frames)
+
+
 def _received(kind: str, cell: Any, row: int) -> Any:
     """A cell as the manifest would hold it: base64 text becomes bytes, arrays become lists."""
+    if kind in ("audio", "video"):
+        return _bytes(cell, row)
     if kind != "image":
         return cell.tolist() if hasattr(cell, "tolist") else cell
     cells = cell.tolist() if hasattr(cell, "tolist") else cell
@@ -87,13 +91,13 @@ def _bytes(item: Any, row: int) -> bytes:
         try:
             item = base64.b64decode(item, validate=True)
         except binascii.Error:
-            raise FusetuneError(f"row {row}: a picture is expected as base64 text, found other text.") from None
+            raise FusetuneError(f"row {row}: media are expected as base64 text, found other text.") from None
     if not isinstance(item, bytes):
         raise FusetuneError(
-            f"row {row}: a picture is expected as base64 text or bytes, found {json.dumps(str(item))[:60]}."
+            f"row {row}: media are expected as base64 text or bytes, found {json.dumps(str(item))[:60]}."
         )
     if len(item) > MAX_BYTES:
-        raise FusetuneError(f"row {row}: a picture of {len(item)} bytes; at most {MAX_BYTES} are taken.")
+        raise FusetuneError(f"row {row}: {len(item)} bytes of media; at most {MAX_BYTES} are taken.")
     return item
 
 

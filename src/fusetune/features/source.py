@@ -1,5 +1,6 @@
 """A manifest's samples: their contents' hashes, and the samples themselves, decoded on demand."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
 from fusetune.manifest.augmentations import make_augmentation
-from fusetune.manifest.contents import content_digest
+from fusetune.manifest.contents import content_digest, digest_column
 from fusetune.manifest.decoders import decode, duration
 from fusetune.manifest.files import read_media
 from fusetune.manifest.schema import MEDIA, Modality
@@ -76,7 +77,7 @@ class Source:
         for row, cell in zip(rows, self.column(name).take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
             where = f"row {row}, column '{modality.column_of(name)}'"
             if cell is not None and modality.kind in MEDIA and not isinstance(cell, list):
-                cell = read_media(modality.root, cell, where)
+                cell = self._unchanged(name, row, read_media(modality.root, cell, where), where)
             samples.append(None if cell is None else decode(modality.kind, cell, where, modality.frames))
         if keys is None:
             return samples
@@ -106,8 +107,18 @@ class Source:
             longest[name] = max(lengths, default=1)
         return longest
 
+    def _unchanged(self, name: str, row: int, data: bytes, where: str) -> bytes:
+        """Raises FusetuneError for a file that has changed since validation: its features would get another's name."""
+        if digest_column(name) in self.table.column_names:
+            found, known = hashlib.sha256(data).hexdigest(), self.table[digest_column(name)][row].as_py()
+            if found != known:
+                raise FusetuneError(f"{where}: the file has changed since validation. Run the `validate` pipeline.")
+        return data
+
     def _content(self, name: str, row: int, cell: Any) -> str:
         modality = self.modalities[name]
+        if digest_column(name) in self.table.column_names:
+            return self.table[digest_column(name)][row].as_py() or ""
         try:
             return content_digest(modality, cell)
         except OSError as error:

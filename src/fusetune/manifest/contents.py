@@ -1,6 +1,7 @@
 """The content of a cell as a hash: the same picture, sound, text or list of numbers has the same one anywhere."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,21 @@ import pyarrow as pa
 
 from fusetune.filehash import remembered_sha256
 from fusetune.manifest.schema import MEDIA, Modality
+
+
+def digest_column(name: str) -> str:
+    """The column of a validated manifest with the hashes of a modality's files."""
+    return f"{name}: sha256"
+
+
+def with_digests(table: pa.Table, modalities: Mapping[str, Modality]) -> pa.Table:
+    """The manifest with the hashes of the files that it points to: a changed file is a changed manifest."""
+    for name, modality in modalities.items():
+        column = table[modality.column_of(name)]
+        if modality.kind in MEDIA and pa.types.is_string(column.type):
+            digests = [content_digest(modality, cell) or None for cell in column]
+            table = table.append_column(digest_column(name), pa.array(digests, pa.string()))
+    return table
 
 
 def content_digest(modality: Modality, cell: Any) -> str:

@@ -54,7 +54,9 @@ def _image(data: Any, where: str):
         if image.width * image.height > MOST_PIXELS:
             raise FusetuneError(f"{where}: {image.width} x {image.height} pixels; expected at most {MOST_PIXELS:,}.")
         image.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        raise FusetuneError(f"{where}: {len(data)} bytes are no readable image (of no format that is known).") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise FusetuneError(f"{where}: {len(data)} bytes are no readable image ({error}).") from None
     return image
 

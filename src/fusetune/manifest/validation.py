@@ -126,13 +126,17 @@ def _run(checks: Iterable[Check], facts: pd.DataFrame, whole: bool = False) -> l
     except SchemaErrors as error:
         cases = error.failure_cases
         failures = [
-            Failure(-1 if whole or pd.isna(row) else int(row), str(column).split(": ")[0], str(name), str(value)[:200])
+            Failure(-1 if whole or pd.isna(row) else int(row), str(column).split(": ")[0], str(name), _shown(value))
             for row, column, name, value in zip(
                 cases["index"], cases["column"], cases["check"], cases["failure_case"], strict=True
             )
         ]
         return list(dict.fromkeys(_of_whole(f, facts) for f in failures)) if whole else failures
     return []
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)[:200]
 
 
 def _of_whole(failure: Failure, facts: pd.DataFrame) -> Failure:

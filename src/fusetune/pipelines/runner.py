@@ -57,7 +57,12 @@ def node_key(node: Node, catalog: CatalogProtocol) -> str:
     for name in node.inputs:
         is_parameter = name == "parameters" or name.startswith("params:")
         inputs[name] = catalog.load(name) if is_parameter else _content(name, catalog)
-    return digest({"node": node.name, "code": code_hash(node.func), "inputs": inputs})
+    key = {"node": node.name, "code": code_hash(node.func), "inputs": inputs}
+    outside = getattr(node.func, "outside", None)  # what a node reads that no catalog knows: the user's own files
+    if outside:
+        paths = {n: catalog.get(n).path for n in node.inputs if not n.startswith("params:")}  # type: ignore[union-attr]
+        key["outside"] = outside({**inputs, **paths})
+    return digest(key)
 
 
 def is_fresh(node: Node, catalog: CatalogProtocol, key: str) -> bool:

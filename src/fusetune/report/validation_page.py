@@ -70,6 +70,9 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _histogram(name: str, size: Mapping[str, Any]) -> str:
+    if size["edges"][-1] - size["edges"][0] <= 1 and len(size["counts"]) == 1:
+        value = (size["edges"][0] + size["edges"][-1]) / 2
+        return f"<p>{escape(name)}: all {value:g} {escape(size['unit'])}.</p>"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure = blank(3.9, 2.4)

@@ -56,6 +56,12 @@ class TableSettings:
     arrays: Mapping[str, ArrayFile] = field(default_factory=dict)
 
 
+def sources(settings: Mapping[str, Any]) -> list[str]:
+    """The files that `read` reads: when one changes, the manifest is made anew."""
+    arrays = (settings.get("arrays") or {}).values()
+    return [str(settings.get("file", "")), *(str(array.get("file", "")) for array in arrays)]
+
+
 def read(settings: Mapping[str, Any], where: str) -> pa.Table:
     """The manifest; raises FusetuneError that names file, row and column of what can't be read."""
     chosen = build(TableSettings, settings, where)

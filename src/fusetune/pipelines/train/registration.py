@@ -145,16 +145,18 @@ def _data_hash(predictions: Any, metric: str) -> str:
 
 
 def _example(manifest: Any, data: Any) -> tuple[Any, Any]:
-    import base64
-
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
 
+    from fusetune.manifest.schema import MEDIA
+
     kinds: dict[str, Any] = {
         "text": DataType.string,
         "image": Array(DataType.string),
+        "audio": DataType.string,
+        "video": DataType.string,
         "vector": Array(DataType.double),
         "sequence": Array(Array(DataType.double)),
     }
@@ -162,13 +164,22 @@ def _example(manifest: Any, data: Any) -> tuple[Any, Any]:
     columns: dict[str, Any] = {}
     for name, modality in data.modalities.items():
         cells = rows[modality.column_of(name)].to_pylist()
-        if modality.kind == "image":
-            cells = [
-                [base64.b64encode(p).decode() for p in (cell if isinstance(cell, list) else [cell])] for cell in cells
-            ]
-        columns[name] = cells
+        columns[name] = [_as_sent(modality, cell) for cell in cells] if modality.kind in MEDIA else cells
     inputs: list[Any] = [ColSpec(kinds[m.kind], name, required=False) for name, m in data.modalities.items()]
     return pd.DataFrame(columns), ModelSignature(inputs=Schema(inputs))
+
+
+def _as_sent(modality: Any, cell: Any) -> Any:
+    """A media cell as a request holds it: base64 text, of pictures a list."""
+    import base64
+
+    from fusetune.manifest.files import read_media
+
+    if cell is None:
+        return None
+    items = cell if isinstance(cell, list) else [cell]
+    sent = [base64.b64encode(read_media(modality.root, item, "example")).decode() for item in items]
+    return sent if modality.kind == "image" else sent[0]
 
 
 def _version() -> str:

@@ -10,6 +10,7 @@ def check_manifest(
     """The sound rows, the quarantine, the report, and the report as a page."""
     from fusetune.config import build
     from fusetune.manifest.checks import ValidationSettings
+    from fusetune.manifest.contents import with_digests
     from fusetune.manifest.validation import validate as run_checks
     from fusetune.pipelines.progress import DecodeProgress
     from fusetune.pipelines.tracking import log_dict, log_text
@@ -31,7 +32,32 @@ def check_manifest(
     page = validation_page(outcome.report, f"Validation of {experiment}")
     log_dict(outcome.report, "validation.json")
     log_text(page, "validation.html")
-    return outcome.sound, outcome.quarantine, outcome.report, page
+    return with_digests(outcome.sound, settings.modalities), outcome.quarantine, outcome.report, page
+
+
+def _files(inputs: Mapping[str, Any]) -> list[str]:
+    """Hashes of the media files that the manifest points to, which can change while it doesn't."""
+    import pyarrow.parquet as pq
+
+    from fusetune.config import build
+    from fusetune.manifest.contents import content_digest
+    from fusetune.manifest.schema import MEDIA
+    from fusetune.training.experiment import DataSettings
+
+    file, found = inputs["manifest"], []
+    names = pq.read_schema(file).names if file.is_file() else []
+    for name, modality in build(DataSettings, inputs["params:data"], "data").modalities.items():
+        column = modality.column_of(name)
+        if modality.kind in MEDIA and column in names and pq.read_schema(file).field(column).type == "string":
+            for cell in pq.read_table(file, columns=[column])[column]:
+                try:
+                    found.append(content_digest(modality, cell))
+                except (OSError, ValueError):
+                    found.append("unreadable")
+    return found
+
+
+check_manifest.outside = _files  # type: ignore[attr-defined]
 
 
 def accept_manifest(checked: Any, report: Mapping[str, Any]) -> Any:
