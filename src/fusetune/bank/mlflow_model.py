@@ -49,7 +49,6 @@ class AdapterModel(PythonModel):
         return pd.DataFrame(self.model.task.decode(outputs))
 
     def _decoded(self, frame: Any) -> dict[str, list[Any]]:
-        from fusetune.manifest.decoders import decode
 
         known = list(self.data.modalities)
         unknown = [column for column in frame.columns if column not in known]
@@ -73,6 +72,8 @@ def _absent(cell: Any) -> bool:
 
 
 def _decoded(modality: Any, cell: Any, row: int, where: str) -> Any:
+    from fusetune.manifest.decoders import decode
+
     return decode(modality.kind, _received(modality.kind, cell, row), where, modality.frames)
 
 

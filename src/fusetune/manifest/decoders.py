@@ -69,10 +69,27 @@ def _audio(data: Any, where: str) -> Audio:
     try:
         waveform, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise FusetuneError(f"{where}: {len(data)} bytes are no readable sound ({error.error_string})") from None
+        track = _audio_track(data)  # of a video, or a format that libsndfile doesn't know
+        if track is None:
+            raise FusetuneError(f"{where}: {len(data)} bytes are no readable sound ({error.error_string})") from None
+        waveform, rate = track
     if not len(waveform):
         raise FusetuneError(f"{where}: a sound without samples.")
     return Audio(waveform.mean(1), rate)
+
+
+def _audio_track(data: bytes) -> tuple[np.ndarray, int] | None:
+    """(samples, channels) and their rate by FFmpeg; None where it finds no sound."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            stream = container.streams.audio[0]
+            resampler = av.AudioResampler(format="fltp")
+            frames = [part for frame in container.decode(stream) for part in resampler.resample(frame)]
+            return np.concatenate([frame.to_ndarray() for frame in frames], 1).T, stream.rate
+    except (av.FFmpegError, IndexError, ValueError):
+        return None
 
 
 def _video(data: Any, where: str, frames: int) -> list[Any]:

@@ -7,5 +7,13 @@ readers = Registry(
     {
         "glyphs": "fusetune.manifest.readers.glyphs:read",
         "manifest": "fusetune.manifest.readers.table:read",
+        "food101": "fusetune.manifest.readers.food101:read",
+        "mmsa": "fusetune.manifest.readers.mmsa:read",
+        "iemocap": "fusetune.manifest.readers.iemocap:read",
+        "msrvtt": "fusetune.manifest.readers.msrvtt:read",
+        "vqav2": "fusetune.manifest.readers.vqav2:read",
+        "karpathy": "fusetune.manifest.readers.karpathy:read",
+        "ave": "fusetune.manifest.readers.ave:read",
+        "hf": "fusetune.manifest.readers.hf:read",
     },
 )
