@@ -200,3 +200,19 @@ def test_a_folder_of_pictures_and_a_csv_is_trained_on_without_python(tmp_path):
     said = " ".join((refused.stdout + refused.stderr).split())
     assert refused.returncode == 1 and "max_quarantined: 21 of 240 rows" in said and "path.empty" in said
     assert "Traceback" not in said
+
+
+def test_few_labels_leave_so_many_training_rows_a_class_and_all_others():
+    from fusetune.manifest.few_shot import few_shot
+    from fusetune.manifest.split_settings import FewShotSettings
+
+    table = with_splits(people(), SplitSettings(0.7, 0.1, 0.2, "label", 3))
+    few = few_shot(table, FewShotSettings("label", 4, 0)).to_pandas()
+    counts = few[few["split"] == "train"]["label"].value_counts()
+    assert counts.to_dict() == {"rare": 4, "common": 4}
+    whole = table.to_pandas()
+    assert (few["split"] != "train").sum() == (whole["split"] != "train").sum()
+    other = few_shot(table, FewShotSettings("label", 4, 1)).to_pandas()
+    assert set(other["sample_id"]) != set(few["sample_id"])
+    with pytest.raises(FusetuneError, match="few_shot.label: no column 'kind'"):
+        few_shot(table, FewShotSettings("kind", 4))

@@ -133,15 +133,13 @@ def test_other_things_that_a_pickle_could_name_are_refused(tmp_path, data):
 
 
 def test_numpy_of_every_protocol_is_admitted(tmp_path):
-    value = {
-        "a": np.arange(3.0),
-        "b": [np.float32(2), "x", np.array(["y"])],
-        3: (True, None, np.arange(4).reshape(2, 2).T),
-    }
+    turned = np.arange(4).reshape(2, 2).T
+    value = {"a": np.arange(3.0), "b": [np.float32(2), "x", np.array(["y"])], 3: (True, None, turned)}
     for protocol in range(6):
         (tmp_path / "x.pkl").write_bytes(pickle.dumps(value, protocol=protocol))
         found = read_pickle(tmp_path / "x.pkl")
-        assert np.array_equal(found["a"], value["a"]) and found["b"][0] == 2 and np.array_equal(found[3][2], turned)
+        assert np.array_equal(found["a"], value["a"]) and np.array_equal(found[3][2], turned)
+        assert found["b"][0] == 2 and found["b"][2][0] == "y" and found[3][:2] == (True, None)
 
 
 def test_msrvtt(tmp_path):

@@ -175,6 +175,23 @@ def test_an_unknown_pipeline_or_env_is_one_line(trained_project, arguments, mess
     assert done.returncode == 1 and message in said(done) and "Traceback" not in done.stderr + done.stdout
 
 
+def test_validation_killed_in_the_middle_leaves_nothing_and_ends_the_same(trained_project, tmp_path):
+    project = copy_tree(trained_project, tmp_path)
+    made = ["data/02_intermediate/ci/checked.parquet", "data/03_primary/ci/manifest.parquet",
+            "data/08_reporting/ci/quarantine.parquet", "data/08_reporting/ci/validation.json"]  # fmt: skip
+    for seconds in (2.5, 4.0):
+        for name in made:
+            (project / name).unlink(missing_ok=True)
+        command = [sys.executable, "-m", "kedro", "run", "--pipelines", "validate", "--env", "ci"]
+        process = subprocess.Popen(command, cwd=project, env=clean(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        time.sleep(seconds)
+        process.kill()
+        process.communicate()
+    assert kedro(project, "run", "--pipelines", "validate", "--env", "ci").returncode == 0
+    for name in made:
+        assert (project / name).read_bytes() == (trained_project / name).read_bytes(), name
+
+
 def test_runs_that_start_at_once_make_one_database(tmp_path):
     code = (
         "import sys, mlflow; from pathlib import Path; from fusetune import hooks; root = Path(sys.argv[1])\n"

@@ -11,5 +11,9 @@ towers = Registry(
         "video": "fusetune.backbones.item_towers:VideoTower",
         "sequence": "fusetune.backbones.feature_towers:SequenceTower",
         "vector": "fusetune.backbones.feature_towers:VectorTower",
+        "aligned_image": "fusetune.backbones.aligned_towers:AlignedImage",
+        "aligned_audio": "fusetune.backbones.aligned_towers:AlignedAudio",
+        "aligned_sequence": "fusetune.backbones.aligned_towers:AlignedSequence",
+        "aligned_vector": "fusetune.backbones.aligned_towers:AlignedVector",
     },
 )

@@ -16,7 +16,7 @@ from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
 
 INDEX = "backbone.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ class Backbone(nn.Module):
         for name, tower in self.towers.items():
             if not self.source:
                 tower.save_pretrained(folder / "towers" / name)  # type: ignore[operator]
-            index["towers"][name] = {"kind": tower.kind, "source": self.source or f"towers/{name}"}
+            registered = getattr(tower, "registered", tower.kind)
+            index["towers"][name] = {"tower": registered, "source": self.source or f"towers/{name}"}
         if self.trunk:
             self.trunk.save_pretrained(folder / "trunk")
             index["trunk"] = "trunk"
@@ -124,7 +125,7 @@ class Backbone(nn.Module):
         loaded = {}
         for name, entry in index["towers"].items():
             if modalities is None or name in modalities:
-                loaded[name] = _load_tower(entry["kind"], Path(source), entry["source"])
+                loaded[name] = _load_tower(entry["tower"], Path(source), entry["source"])
         trunk = Trunk.from_pretrained(Path(source, index["trunk"])) if index["trunk"] else None
         sources = {
             entry["source"] for entry in index["towers"].values() if not (Path(source) / entry["source"]).is_dir()
@@ -144,6 +145,6 @@ def _foreign_towers(source: str | Path, modalities: Mapping[str, str]) -> dict[s
     return towers
 
 
-def _load_tower(kind: str, folder: Path, source: str) -> Tower:
+def _load_tower(name: str, folder: Path, source: str) -> Tower:
     local = folder / source
-    return tower_registry.get(kind).from_pretrained(local if local.is_dir() else source)
+    return tower_registry.get(name).from_pretrained(local if local.is_dir() else source)

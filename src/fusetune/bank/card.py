@@ -14,7 +14,7 @@ def card(method: str, metrics: Mapping[str, Any], data: DataSettings, model: Ada
     task = to_plain(data.task)
     streams = "\n".join(f"| {m} | {s.width} | {s.max_tokens} |" for m, s in model.streams.items())
     alone = "\n".join(f"| {m} alone | {value:.3f} | |" for m, value in metrics["unimodal"].items())
-    share = 100 * metrics["trainable_parameters"] / metrics["base_parameters"]
+    share = 100 * metrics["trainable_parameters"] / max(metrics["base_parameters"], 1)
     return f"""---
 library_name: fusetune
 tags: [adapter, multimodal, {method}]

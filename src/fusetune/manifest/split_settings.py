@@ -1,4 +1,4 @@
-"""How splits are drawn."""
+"""How splits are drawn, and how few labels are left."""
 
 from dataclasses import dataclass
 
@@ -24,3 +24,20 @@ class SplitSettings:
         shares = (self.train, self.val, self.test)
         whole = min(shares) > 0 and abs(sum(shares) - 1) < 1e-6
         check(whole, f"split: expected shares that add up to 1, found {shares}.")
+
+
+@dataclass(frozen=True)
+class FewShotSettings:
+    """
+    Attributes:
+        label: the column with the classes.
+        per_class: training rows of each class; validation and test rows stay.
+        seed: another seed, other rows.
+    """
+
+    label: str
+    per_class: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.per_class > 0, f"few_shot.per_class: expected at least 1, found {self.per_class}.")

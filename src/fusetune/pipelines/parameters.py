@@ -10,7 +10,7 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from fusetune.config import build, check_keys
-from fusetune.manifest.split_settings import SplitSettings
+from fusetune.manifest.split_settings import FewShotSettings, SplitSettings
 
 # top-level parameter -> the dataclass that it becomes (imported when a run uses it), or None for plain values
 SCHEMAS: dict[str, str | None] = {
@@ -21,6 +21,7 @@ SCHEMAS: dict[str, str | None] = {
     "validate": "fusetune.manifest.checks:ValidationSettings",
     "backbone": "fusetune.pipelines.pretrain.nodes:BackboneSettings",
     "pretrain": "fusetune.backbones.pretraining:PretrainSettings",
+    "align": "fusetune.backbones.alignment:AlignSettings",
     "cache": "fusetune.features.index:CacheSettings",
     "train": "fusetune.training.settings:TrainSettings",
     "evaluate": "fusetune.training.evaluation:EvaluationSettings",
@@ -36,11 +37,13 @@ class ReaderSettings:
         reader: name in the registry of readers.
         settings: the reader's own.
         split: shares and seed of splits to draw; None: the data has a column `split`.
+        few_shot: keep only so many training rows per class; None: all.
     """
 
     reader: str
     settings: Mapping[str, Any]
     split: SplitSettings | None = None
+    few_shot: FewShotSettings | None = None
 
 
 def method_names(conf: Path) -> list[str]:

@@ -14,6 +14,8 @@ readers = Registry(
         "vqav2": "fusetune.manifest.readers.vqav2:read",
         "karpathy": "fusetune.manifest.readers.karpathy:read",
         "ave": "fusetune.manifest.readers.ave:read",
+        "digits6": "fusetune.manifest.readers.digits6:read",
+        "avdigits": "fusetune.manifest.readers.avdigits:read",
         "hf": "fusetune.manifest.readers.hf:read",
     },
 )

@@ -21,6 +21,7 @@ def read_manifest(ingest: Mapping[str, Any]) -> Any:
     """The manifest that the named reader makes, a pyarrow Table."""
     from fusetune.config import build
     from fusetune.errors import FusetuneError
+    from fusetune.manifest.few_shot import few_shot
     from fusetune.manifest.readers import readers
     from fusetune.manifest.splits import with_splits
     from fusetune.pipelines.parameters import ReaderSettings
@@ -28,13 +29,13 @@ def read_manifest(ingest: Mapping[str, Any]) -> Any:
     settings = build(ReaderSettings, ingest, "ingest")
     table = readers.get(settings.reader)(settings.settings, "ingest.settings")
     if settings.split is not None:
-        return with_splits(table, settings.split)
+        table = with_splits(table, settings.split)
     if "split" not in table.column_names:
         raise FusetuneError(
             "ingest: the data has no column `split`. Name the one that plays this part (ingest.settings.split), or "
             "have splits drawn: ingest.split: {train: 0.8, val: 0.1, test: 0.1, stratify: <label>, seed: 0}."
         )
-    return table
+    return table if settings.few_shot is None else few_shot(table, settings.few_shot)
 
 
 read_manifest.outside = _files  # type: ignore[attr-defined]

@@ -1,31 +1,38 @@
 """Node functions of `pretrain`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+OURS = ("pretrain", "align")  # sources that are made here
 
 
 @dataclass(frozen=True)
 class BackboneSettings:
     """
     Attributes:
-        source: ``pretrain`` for the embedded base model, else a hub id or a local folder of `transformers`.
-        modalities: name -> kind of the towers to take from such a source.
+        source: ``pretrain`` for the embedded base model; ``align`` for small towers that are fitted to the training
+            rows of `pretraining_data` without labels; else a hub id or a local folder of `transformers`.
+        modalities: name -> kind of the towers, for everything but ``pretrain``.
+        roots: of modalities whose cells are paths, for ``align``.
     """
 
     source: str = "pretrain"
     modalities: Mapping[str, str] | None = None
+    roots: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_source(pretraining_data: Mapping[str, Any], backbone: Mapping[str, Any]) -> Any:
-    """The characters to pretrain on; an empty table where the backbone comes from elsewhere."""
+    """What the backbone is made from; an empty table where it comes from elsewhere."""
     from fusetune.pipelines.ingest.nodes import read_manifest
 
     table = read_manifest(pretraining_data)
-    return table if backbone["source"] == "pretrain" else table.slice(0, 0)
+    return table if backbone["source"] in OURS else table.slice(0, 0)
 
 
-def make_base(source_manifest: Any, backbone: Mapping[str, Any], pretrain: Mapping[str, Any]) -> Any:
+def make_base(
+    source_manifest: Any, backbone: Mapping[str, Any], pretrain: Mapping[str, Any], align: Mapping[str, Any]
+) -> Any:
     """The backbone, pretrained on the source typefaces or taken from `backbone.source`."""
     from fusetune.backbones.backbone import Backbone
     from fusetune.backbones.pretraining import PretrainSettings
@@ -36,9 +43,27 @@ def make_base(source_manifest: Any, backbone: Mapping[str, Any], pretrain: Mappi
     from fusetune.training.device import pick_device
 
     chosen = build(BackboneSettings, backbone, "backbone")
+    if chosen.source == "align":
+        return _aligned(source_manifest, chosen, align)
     if chosen.source != "pretrain":
         return Backbone.from_pretrained(chosen.source, chosen.modalities)
     phrases = [phrase.format("") for phrases in QUESTIONS.values() for phrase in phrases]
     with StepProgress() as progress:
         settings = build(PretrainSettings, pretrain, "pretrain")
         return run(as_characters(source_manifest), phrases, settings, progress, pick_device("auto"))
+
+
+def _aligned(table: Any, chosen: BackboneSettings, align: Mapping[str, Any]) -> Any:
+    from fusetune.backbones.alignment import AlignSettings
+    from fusetune.backbones.alignment import align as run
+    from fusetune.config import build
+    from fusetune.features.source import Source
+    from fusetune.manifest.schema import Modality
+    from fusetune.pipelines.progress import StepProgress
+
+    kinds = dict(chosen.modalities or {})
+    source = Source(table, {name: Modality(kind, root=chosen.roots.get(name, ".")) for name, kind in kinds.items()})
+    train = [row for row, split in enumerate(table["split"].to_pylist()) if split == "train"]
+    samples = {name: source.decoded(name, train) for name in kinds}
+    with StepProgress() as progress:
+        return run(samples, kinds, build(AlignSettings, align, "align"), progress)

@@ -7,6 +7,11 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             Node(read_source, ["params:pretraining_data", "params:backbone"], "source_manifest", name="ingest_source"),
-            Node(make_base, ["source_manifest", "params:backbone", "params:pretrain"], "base", name="pretrain"),
+            Node(
+                make_base,
+                ["source_manifest", "params:backbone", "params:pretrain", "params:align"],
+                "base",
+                name="pretrain",
+            ),
         ]
     )

@@ -1,0 +1,198 @@
+"""Small towers of our own for data without a pretrained encoder at hand, fitted to the training rows without labels.
+
+Each turns a sample into one vector of plain numbers (a vector as it is, a picture as pixels, a sound as log-mel
+energies, Davis and Mermelstein 1980, a sequence and a sound averaged over stretches), standardises it, and runs an MLP.
+`alignment` trains the MLPs so that the modalities of one sample find each other.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fusetune.backbones.audio_towers import resampled
+from fusetune.backbones.tower import Tower
+from fusetune.config import build, to_plain
+from fusetune.errors import FusetuneError
+from fusetune.tokens import Tokens, pad
+
+CLIP = 5.0  # standard deviations
+MELS = 40
+
+
+@dataclass(frozen=True)
+class AlignedSettings:
+    """
+    Attributes:
+        inputs: numbers per sample.
+        width, hidden: of the MLP's output and middle.
+        side: of a picture, pixels; others are resized.
+        rate: of a sound, Hz; others are resampled.
+        window, hop: of a spectrogram, in seconds.
+        segments: stretches over which the tokens of a sound or a sequence are averaged.
+    """
+
+    inputs: int
+    width: int = 64
+    hidden: int = 256
+    side: int = 8
+    rate: int = 8000
+    window: float = 0.032
+    hop: float = 0.01
+    segments: int = 12
+
+
+class Standardise(nn.Module):
+    """(value - mean) / standard deviation, per channel, within `CLIP`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("std", torch.ones(inputs))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return ((values - self.mean) / self.std).clamp(-CLIP, CLIP)
+
+
+class AlignedTower(Tower):
+    """Two blocks, the standardisation and the MLP; a sample is one token."""
+
+    registered: ClassVar[str]  # name in the registry of towers
+
+    def __init__(self, settings: AlignedSettings) -> None:
+        super().__init__()
+        self.settings, self.depth, self.width = settings, 2, settings.width
+        middle = nn.Sequential(
+            nn.Linear(settings.inputs, settings.hidden),
+            nn.GELU(),
+            nn.Linear(settings.hidden, settings.width),
+            nn.LayerNorm(settings.width, elementwise_affine=False),
+        )
+        self.layers = nn.ModuleList([Standardise(settings.inputs), middle])
+
+    @classmethod
+    def fitted(cls, samples: Sequence[Any], where: str) -> "AlignedTower":
+        """A tower with the means and spreads of these samples, its MLP untrained."""
+        probe = cls(AlignedSettings(1))
+        present = [probe.numbers(sample) for sample in samples if sample is not None]
+        if not present:
+            raise FusetuneError(f"{where}: no training row has this modality.")
+        values = torch.stack(present)
+        tower = cls(AlignedSettings(values.shape[1]))
+        standardise: Any = tower.layers[0]
+        standardise.mean.copy_(values.mean(0))
+        standardise.std.copy_(values.std(0).clamp(min=1e-6))
+        return tower
+
+    @abstractmethod
+    def numbers(self, sample: Any) -> Tensor:
+        """A decoded sample as (inputs,) float32."""
+
+    def prepare(self, samples: Sequence[Any]) -> Tokens:
+        rows = []
+        for number, sample in enumerate(samples):
+            row = torch.zeros(0, self.settings.inputs) if sample is None else self.numbers(sample)[None]
+            if row.shape[1] != self.settings.inputs:
+                raise FusetuneError(
+                    f"sample {number} of the batch: expected {self.settings.inputs} numbers for this {self.kind} "
+                    f"tower, found {row.shape[1]}."
+                )
+            rows.append(row)
+        return pad(rows)
+
+    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+        values = tokens.values
+        for block in self.layers[start:stop]:
+            values = block(values) * tokens.mask.unsqueeze(-1)
+        return Tokens(values, tokens.mask)
+
+    def blocks(self) -> nn.ModuleList:
+        return self.layers
+
+    def tokens_out(self, tokens_in: int) -> int:
+        return 1
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {"tower": type(self).__name__, **to_plain(self.settings)}
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(to_plain(self.settings), indent=2) + "\n")
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "AlignedTower":
+        folder = Path(source)
+        if not (folder / "config.json").is_file():
+            raise FusetuneError(f"{folder}: expected the folder of a {cls.__name__} with config.json in it.")
+        settings = json.loads((folder / "config.json").read_text())
+        tower = cls(build(AlignedSettings, settings, str(folder / "config.json")))
+        tower.load_state_dict(load_file(folder / "model.safetensors"))
+        return tower.eval()
+
+
+class AlignedVector(AlignedTower):
+    """A vector as it is."""
+
+    kind, registered = "vector", "aligned_vector"
+
+    def numbers(self, sample: Any) -> Tensor:
+        return torch.as_tensor(sample).reshape(-1).float()
+
+
+class AlignedSequence(AlignedTower):
+    """A sequence as mean and spread of each of its `segments` stretches."""
+
+    kind, registered = "sequence", "aligned_sequence"
+
+    def numbers(self, sample: Any) -> Tensor:
+        return segmented(np.asarray(sample, np.float32), self.settings.segments)
+
+
+class AlignedImage(AlignedTower):
+    """The first picture of a sample, in grey."""
+
+    kind, registered = "image", "aligned_image"
+
+    def numbers(self, sample: Any) -> Tensor:
+        grey = sample[0].convert("L").resize((self.settings.side, self.settings.side))
+        return torch.from_numpy(np.asarray(grey, np.float32) / 255).reshape(-1)
+
+
+class AlignedAudio(AlignedTower):
+    """A sound's log-mel frames, as mean and spread of each of `segments` stretches."""
+
+    kind, registered = "audio", "aligned_audio"
+
+    def numbers(self, sample: Any) -> Tensor:
+        from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+        chosen = self.settings
+        window, hop = round(chosen.window * chosen.rate), round(chosen.hop * chosen.rate)
+        filters = mel_filter_bank(window // 2 + 1, MELS, 60.0, chosen.rate / 2, chosen.rate)
+        waveform = resampled(sample, chosen.rate)
+        waveform = np.pad(waveform, (0, max(0, 2 * window - len(waveform))))
+        shape = window_function(window, "hann")
+        power = spectrogram(waveform, shape, window, hop, power=2.0, mel_filters=filters, mel_floor=1e-8, log_mel="log")
+        return segmented(power.T, chosen.segments)
+
+
+def segmented(tokens: np.ndarray, segments: int) -> Tensor:
+    """(tokens, width) to (segments * 2 * width,): mean and standard deviation of each of `segments` stretches."""
+    if len(tokens) < segments:
+        tokens = np.repeat(tokens, segments, axis=0)
+    parts = np.array_split(tokens, segments)
+    return torch.from_numpy(np.concatenate([[*part.mean(0), *part.std(0)] for part in parts]).astype(np.float32))
+
+
+TOWERS = {tower.kind: tower for tower in (AlignedVector, AlignedSequence, AlignedImage, AlignedAudio)}
