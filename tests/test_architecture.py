@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "fusetune"
 KEDRO_SIDE = {"pipelines", "hooks.py", "settings.py", "pipeline_registry.py"}
 FLOORS = [
-    {"errors", "config", "registry", "tokens", "schedule"},
+    {"errors", "config", "registry", "tokens", "schedule", "filehash"},
     {"manifest", "backbones", "adapters", "tasks"},
     {"plan", "features"},
     {"training", "bank", "report"},

@@ -262,6 +262,21 @@ def test_a_missing_modality_is_data_where_it_is_optional(sound):
     assert run(gone, modalities).report["checks"][0]["check"] == "cell.missing"
 
 
+def test_rows_that_the_user_lets_through_and_large_strings_of_pandas_crash_nothing(sound):
+    from fusetune.manifest.contents import digest_column, with_digests
+
+    _, table, modalities = sound
+    large = pa.table({n: c.cast(pa.large_string()) if c.type == pa.string() else c for n, c in
+                      zip(table.column_names, table.columns, strict=True)})  # fmt: skip
+    assert not run(large, modalities).report["checks"]
+    assert with_digests(large, modalities)[digest_column("image")].null_count == 0
+    broken = with_cell(with_cell(with_cell(table, "image", "nowhere.png"), "split", "dev", 8), "text", None, 9)
+    lenient = dict.fromkeys(("path.exists", "split.known", "cell.missing", "label.trained", "group.leakage"), "warn")
+    outcome = run(broken, modalities, severity=lenient)
+    assert outcome.sound.num_rows == ROWS and {c["severity"] for c in outcome.report["checks"]} == {"warn"}
+    assert with_digests(outcome.sound, modalities)[digest_column("image")].null_count == 1
+
+
 def test_severities_are_the_users(sound):
     _, table, modalities = sound
     broken = with_cell(table, "text", "")

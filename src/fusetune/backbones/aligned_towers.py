@@ -5,21 +5,17 @@ energies, Davis and Mermelstein 1980, a sequence and a sound averaged over stret
 `alignment` trains the MLPs so that the modalities of one sample find each other.
 """
 
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fusetune.backbones.audio_towers import resampled
-from fusetune.backbones.tower import Tower
-from fusetune.config import build, to_plain
+from fusetune.backbones.own_tower import OwnTower
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens, pad
 
@@ -64,14 +60,15 @@ class Standardise(nn.Module):
         return ((values - self.mean) / self.std).clamp(-CLIP, CLIP)
 
 
-class AlignedTower(Tower):
+class AlignedTower(OwnTower):
     """Two blocks, the standardisation and the MLP; a sample is one token."""
 
+    Settings = AlignedSettings
     registered: ClassVar[str]  # name in the registry of towers
 
     def __init__(self, settings: AlignedSettings) -> None:
-        super().__init__()
-        self.settings, self.depth, self.width = settings, 2, settings.width
+        super().__init__(settings)
+        self.depth, self.width = 2, settings.width
         middle = nn.Sequential(
             nn.Linear(settings.inputs, settings.hidden),
             nn.GELU(),
@@ -121,24 +118,6 @@ class AlignedTower(Tower):
 
     def tokens_out(self, tokens_in: int) -> int:
         return 1
-
-    def preprocessing(self) -> dict[str, Any]:
-        return {"tower": type(self).__name__, **to_plain(self.settings)}
-
-    def save_pretrained(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(to_plain(self.settings), indent=2) + "\n")
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / "model.safetensors")
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path) -> "AlignedTower":
-        folder = Path(source)
-        if not (folder / "config.json").is_file():
-            raise FusetuneError(f"{folder}: expected the folder of a {cls.__name__} with config.json in it.")
-        settings = json.loads((folder / "config.json").read_text())
-        tower = cls(build(AlignedSettings, settings, str(folder / "config.json")))
-        tower.load_state_dict(load_file(folder / "model.safetensors"))
-        return tower.eval()
 
 
 class AlignedVector(AlignedTower):

@@ -1,18 +1,14 @@
 """Towers of our own for sequences and vectors: outlines, measurements, features that somebody else extracted."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fusetune.backbones.blocks import EncoderBlock
-from fusetune.backbones.tower import Tower
-from fusetune.config import build, to_plain
+from fusetune.backbones.own_tower import OwnTower
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens, pad
 
@@ -35,8 +31,8 @@ class FeatureTowerSettings:
     max_tokens: int = 128
 
 
-class _FeatureTower(Tower):
-    settings: FeatureTowerSettings
+class _FeatureTower(OwnTower):
+    Settings = FeatureTowerSettings
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
         rows = []
@@ -53,24 +49,6 @@ class _FeatureTower(Tower):
     def tokens_out(self, tokens_in: int) -> int:
         return tokens_in
 
-    def preprocessing(self) -> dict[str, Any]:
-        return {"tower": type(self).__name__, **to_plain(self.settings)}
-
-    def save_pretrained(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(to_plain(self.settings), indent=2) + "\n")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path):
-        folder = Path(source)
-        if not (folder / "config.json").is_file():
-            raise FusetuneError(f"{folder}: expected the folder of a {cls.__name__} with config.json in it.")
-        settings = json.loads((folder / "config.json").read_text())
-        tower = cls(build(FeatureTowerSettings, settings, str(folder / "config.json")))
-        tower.load_state_dict(load_file(folder / "model.safetensors"))
-        return tower.eval()
-
 
 class SequenceTower(_FeatureTower):
     """A small transformer over (tokens, width) floats, with learned positions."""
@@ -78,8 +56,8 @@ class SequenceTower(_FeatureTower):
     kind = "sequence"
 
     def __init__(self, settings: FeatureTowerSettings) -> None:
-        super().__init__()
-        self.settings, self.depth, self.width = settings, settings.depth, settings.width
+        super().__init__(settings)
+        self.depth, self.width = settings.depth, settings.width
         self.embedding = nn.Linear(settings.input_width, settings.width)
         self.positions = nn.Parameter(torch.randn(settings.max_tokens, settings.width) * 0.02)
         self.layers = nn.ModuleList(EncoderBlock(settings.width, settings.heads) for _ in range(settings.depth))
@@ -108,8 +86,8 @@ class VectorTower(_FeatureTower):
     std: Tensor
 
     def __init__(self, settings: FeatureTowerSettings) -> None:
-        super().__init__()
-        self.settings, self.width = settings, settings.width
+        super().__init__(settings)
+        self.width = settings.width
         self.register_buffer("mean", torch.zeros(settings.input_width))
         self.register_buffer("std", torch.ones(settings.input_width))
         width = settings.width

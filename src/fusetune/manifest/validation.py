@@ -165,9 +165,13 @@ def _contents(table: pa.Table, modalities: Mapping[str, Modality], split: pd.Ser
     columns = {name: table[modality.column_of(name)] for name, modality in modalities.items()}
     seen: dict[tuple[str, ...], tuple[int, str]] = {}
     failures = []
-    order = sorted(np.flatnonzero(kept), key=lambda row: SPLITS.index(split[row]))
+    turn = {name: place for place, name in enumerate(SPLITS)}
+    order = sorted(np.flatnonzero(kept), key=lambda row: turn.get(split[row], len(turn)))
     for row in order:
-        key = tuple(content_digest(modalities[name], columns[name][int(row)]) for name in columns)
+        try:
+            key = tuple(content_digest(modalities[name], columns[name][int(row)]) for name in columns)
+        except (OSError, ValueError):
+            continue  # a file that can't be read, where that is no reason to set its row aside
         first, where = seen.setdefault(key, (int(row), split[row]))
         if first != row:
             name = "content.duplicate" if where == split[row] else "content.leakage"

@@ -40,15 +40,15 @@ def _files(inputs: Mapping[str, Any]) -> list[str]:
     import pyarrow.parquet as pq
 
     from fusetune.config import build
-    from fusetune.manifest.contents import content_digest
+    from fusetune.manifest.contents import content_digest, is_text
     from fusetune.manifest.schema import MEDIA
     from fusetune.training.experiment import DataSettings
 
     file, found = inputs["manifest"], []
-    names = pq.read_schema(file).names if file.is_file() else []
+    schema = pq.read_schema(file) if file.is_file() else None
     for name, modality in build(DataSettings, inputs["params:data"], "data").modalities.items():
         column = modality.column_of(name)
-        if modality.kind in MEDIA and column in names and pq.read_schema(file).field(column).type == "string":
+        if modality.kind in MEDIA and schema and column in schema.names and is_text(schema.field(column).type):
             for cell in pq.read_table(file, columns=[column])[column]:
                 try:
                     found.append(content_digest(modality, cell))
