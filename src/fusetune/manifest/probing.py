@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
@@ -117,13 +118,19 @@ def _mapped(
         return
     method = "forkserver" if "forkserver" in _methods() else "spawn"  # a fork of threads that hold locks may hang
     waiting: deque[Future[list[dict[str, Any]]]] = deque()
-    with ProcessPoolExecutor(workers, mp_context=get_context(method)) as pool:
-        for some in cells:
-            waiting.append(pool.submit(_probed, modality, some))
-            if len(waiting) > 4 * workers:
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context(method)) as pool:
+            for some in cells:
+                waiting.append(pool.submit(_probed, modality, some))
+                if len(waiting) > 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise FusetuneError(
+            f"validate: a process that decodes {modality.kind} cells died, for want of memory or in a library. Set "
+            "validate.workers to 1 to see where. Nothing was written."
+        ) from error
 
 
 def _methods() -> list[str]:
