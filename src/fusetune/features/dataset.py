@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fusetune.features.ahead import ahead, delayed
-from fusetune.features.codecs import decode
 from fusetune.features.index import Features
 from fusetune.features.mapping import named
 from fusetune.features.storage import Store
@@ -25,6 +24,7 @@ from fusetune.tokens import Tokens, pad
 SHARE = 0.5  # of the free memory that features may take
 AHEAD = 2  # batches gathered before they are needed
 NOTICE = 8  # batches before which the disk is told
+BUCKET = 16  # batches, among which rows of about one length are brought together
 
 
 class FeatureSet:
@@ -39,7 +39,7 @@ class FeatureSet:
 
     def __init__(self, features: Features, store: Store | Path | str, device: torch.device) -> None:
         """Open the rows; raises FusetuneError if some were never cached or, where all are read, if one has changed."""
-        store = store if isinstance(store, Store) else Store(store)
+        store = Store(store)
         self.frontier, self.device, self.views = features.frontier, device, len(features.views)
         mappings = features.views or [features.keys]
         self.count = len(next(iter(features.keys.values())))
@@ -92,12 +92,15 @@ class FeatureSet:
         for index, tokens in ahead(lambda index: (index, self._gathered(index, view)), coming, AHEAD):
             yield index, self._arrived(tokens)
 
+    def _distinct(self, name: str, index: Tensor, view: int) -> np.ndarray:
+        """The numbers of the distinct rows behind rows of a view."""
+        return self._where[name][index.numpy() + (view % self.views if self.views else 0) * self.count]
+
     def _gathered(self, index: Tensor, view: int) -> dict[str, Tokens]:
-        places = index.numpy() + (view % self.views if self.views else 0) * self.count
         pinned = self.device.type == "cuda"
         found = {}
         for name, rows in self._rows.items():
-            which = self._where[name][places]
+            which = self._distinct(name, index, view)
             packed = self._packed.get(name)
             tokens = packed.gather(torch.from_numpy(which)) if packed else gather(rows, which, pinned)
             if pinned and tokens.values.device.type == "cpu" and not tokens.values.is_pinned():
@@ -110,9 +113,8 @@ class FeatureSet:
         return {name: t.to(self.device).to(self.device, torch.float32) for name, t in streams.items()}
 
     def _will_need(self, index: Tensor, view: int) -> None:
-        places = index.numpy() + (view % self.views if self.views else 0) * self.count
         for name, rows in self._rows.items():
-            for row in self._where[name][places]:
+            for row in self._distinct(name, index, view):
                 start = int(rows.start[row])
                 rows.maps[rows.shard[row]].will_need(start, start + int(rows.length[row]))
 
@@ -154,7 +156,7 @@ class _Packed:
 def gather(rows: Rows, which: np.ndarray, pinned: bool = False) -> Tokens:
     """Rows of the memory map as a padded batch on the CPU, each copied once, straight into its place."""
     if rows.coded:
-        return pad([decode(rows.maps[rows.shard[i]].tensors(*_span(rows, i))) for i in which])
+        return pad([rows[i] for i in which])
     lengths = rows.length[which]
     arrays = [mapped.arrays["values"] for mapped in rows.maps]
     shape = len(which), max(1, int(lengths.max(initial=0))), arrays[0].shape[1]
@@ -191,9 +193,6 @@ def batches(
     yield from (found[turn] for turn in turns.tolist())
 
 
-BUCKET = 16  # batches
-
-
 def padding(lengths: dict[str, np.ndarray], size: int) -> dict[str, float]:
     """By modality, the share of a random batch that is padding."""
     shares = {}
@@ -215,10 +214,6 @@ def free_memory(device: torch.device) -> int:
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
         return 4 * 2**30  # no such file on this system: a modest guess
-
-
-def _span(rows: Rows, row: int) -> tuple[int, int]:
-    return int(rows.start[row]), int(rows.start[row] + rows.length[row])
 
 
 def _memory(rows: Rows) -> int:

@@ -86,7 +86,7 @@ def extract(
     Raises:
         FusetuneError: an unreadable sample, activations that the dtype can't hold, a disk that is or will be full.
     """
-    store = Store(store) if not isinstance(store, Store) else store
+    store = Store(store)
     features = describe(backbone, source, frontier, settings)
     todo = chunks(source, features, store, settings)
     if not todo:
@@ -103,8 +103,7 @@ def extract(
         waiting: deque[Future[int]] = deque()
         for chunk in todo:
             streams = _Gathered(chunk.names)
-            for count, tokens in _advance(backbone, source, chunk, features.frontier, settings.batch_size, device):
-                streams.add(tokens, features.frontier, settings)
+            for count in streams.fill(backbone, source, features, chunk, settings, device):
                 if done == 0:
                     check_space(store, features, streams.bytes / count * total)
                 done += count
@@ -122,8 +121,8 @@ def extract_chunk(
 ) -> int:
     """Compute and write one chunk; returns the bytes written."""
     streams = _Gathered(chunk.names)
-    for _, tokens in _advance(backbone, source, chunk, features.frontier, settings.batch_size, device):
-        streams.add(tokens, features.frontier, settings)
+    for _ in streams.fill(backbone, source, features, chunk, settings, device):
+        pass
     return streams.write(chunk, features, store, settings)
 
 
@@ -145,7 +144,15 @@ class _Gathered:
         self.lengths: dict[str, list[Tensor]] = {name: [] for name in names}
         self.bytes = 0
 
-    def add(self, streams: Mapping[str, Tokens], frontier: Frontier, settings: CacheSettings) -> None:
+    def fill(
+        self, backbone: Backbone, source: Source, features: Features, chunk: Chunk, settings: CacheSettings, device
+    ) -> Iterator[int]:
+        """Compute the chunk batch by batch; yields the number of samples of each."""
+        for count, streams in _advance(backbone, source, chunk, features.frontier, settings.batch_size, device):
+            self._add(streams, features.frontier, settings)
+            yield count
+
+    def _add(self, streams: Mapping[str, Tokens], frontier: Frontier, settings: CacheSettings) -> None:
         for name, tokens in streams.items():
             values, dtype = tokens.values[tokens.mask], stored_dtype(frontier, name, settings)
             if dtype in ("float16", "bfloat16"):  # on the device: half the bytes to bring home

@@ -1,11 +1,10 @@
 """Fewer labels: what is left of the training rows when only so many per class are known."""
 
-import hashlib
-
 import pyarrow as pa
 
 from fusetune.errors import FusetuneError
 from fusetune.manifest.split_settings import FewShotSettings
+from fusetune.manifest.splits import drawn_order
 
 
 def few_shot(table: pa.Table, settings: FewShotSettings) -> pa.Table:
@@ -19,8 +18,7 @@ def few_shot(table: pa.Table, settings: FewShotSettings) -> pa.Table:
     keep = []
     for row, (sample, split, label) in enumerate(zip(*columns, strict=True)):
         if split == "train":
-            name = hashlib.sha256(f"{settings.seed}:{sample}".encode()).hexdigest()
-            by_class.setdefault(str(label), []).append((name, row))
+            by_class.setdefault(str(label), []).append((drawn_order(settings.seed, sample), row))
         else:
             keep.append(row)
     for rows in by_class.values():

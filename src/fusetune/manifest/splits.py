@@ -28,7 +28,7 @@ def with_splits(table: pa.Table, settings: SplitSettings) -> pa.Table:
     for group, label in zip(groups, labels, strict=True):
         votes.setdefault(group, Counter())[label] += 1
     stratum = {group: min(counts, key=lambda name: (-counts[name], name)) for group, counts in votes.items()}
-    order = sorted(rows, key=lambda group: (stratum[group], _hash(settings.seed, group)))
+    order = sorted(rows, key=lambda group: (stratum[group], drawn_order(settings.seed, group)))
     shares = dict(zip(SPLITS, (settings.train, settings.val, settings.test), strict=True))
     given: dict[str, float] = dict.fromkeys(SPLITS, 0.0)
     chosen: dict[str, str] = {}
@@ -42,5 +42,6 @@ def with_splits(table: pa.Table, settings: SplitSettings) -> pa.Table:
     return table.append_column("split", column)
 
 
-def _hash(seed: int, group: str) -> str:
-    return hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()
+def drawn_order(seed: int, name: str) -> str:
+    """A key to sort names by: an order that only the seed and the names decide."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()

@@ -62,12 +62,13 @@ def account(experiment: Experiment, cache: CacheSettings) -> Account:
     ground = Frontier(dict.fromkeys(inputs, 0))
     with torch.no_grad():
         states = model.backbone.advance(inputs, ground, frontier)
-    size = 0
+    size, count = 0, len(experiment.source)
+    content = {} if frontier.trunk else experiment.source.content_keys()
     for name, tokens in states.items():
         dtype = stored_dtype(frontier, name, cache)
         width = tokens.values.element_size() if dtype == "as prepared" else bytes_per_value(dtype)
-        keys = experiment.source.content_keys()[name] if not frontier.trunk else range(len(experiment.source))
-        size += int(tokens.mask.sum() / len(rows) * tokens.width * width * len(set(keys)))
+        distinct = len(set(content[name])) if content else count
+        size += int(tokens.mask.sum() / len(rows) * tokens.width * width * distinct)
 
     def flops(start: Frontier, given: Any) -> int:
         with FlopCounterMode(display=False) as counter:

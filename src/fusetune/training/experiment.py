@@ -76,7 +76,7 @@ class Experiment:
                 raise FusetuneError(f"manifest: no row of split '{name}'; each of {', '.join(SPLITS)} needs some.")
         self.task = make_task(data.task)
         self._columns = {name: _column(table, name) for name in self.task.columns()}
-        self.task.fit(self._picked("train"))
+        self.task.fit(self._picked(self.rows["train"]))
         torch.manual_seed(seed)
         self.model = AdaptedModel(backbone, plan, self.task, self._streams(backbone), where)
         self.frontier = frontier(self.model, self.example(PROBED))
@@ -102,7 +102,7 @@ class Experiment:
 
     def targets(self, rows: Sequence[int]) -> Tensor:
         """Targets of some rows of the manifest."""
-        return self.task.targets({name: [values[row] for row in rows] for name, values in self._columns.items()})
+        return self.task.targets(self._picked(rows))
 
     def describe(self, cache: CacheSettings) -> Features:
         return describe(self.model.backbone, self.source, self.frontier, cache)
@@ -113,8 +113,8 @@ class Experiment:
             [self.model.plan, settings, self.data, features.entries, features.keys, features.views, self.task.state()]
         )
 
-    def _picked(self, split: str) -> dict[str, Sequence[Any]]:
-        return {name: [values[row] for row in self.rows[split]] for name, values in self._columns.items()}
+    def _picked(self, rows: Sequence[int]) -> dict[str, Sequence[Any]]:
+        return {name: [values[row] for row in rows] for name, values in self._columns.items()}
 
     def _streams(self, backbone: Backbone) -> dict[str, Stream]:
         items, widths = self.source.most_items(), backbone.widths(list(self.data.modalities))

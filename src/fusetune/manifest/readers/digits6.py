@@ -6,7 +6,6 @@ Made from `handwritten_6views.mat` of github.com/hanmenghan/TMC.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,18 @@ import numpy as np
 import pyarrow as pa
 
 from fusetune.config import build
-from fusetune.manifest.readers.layouts import there
+from fusetune.manifest.readers.layouts import FileSettings, one_file, there
 from fusetune.manifest.readers.table import ArrayFile, load_array, nested
 
 VIEWS = ("pix", "fou", "fac", "zer", "kar", "mor")
 
 
-@dataclass(frozen=True)
-class Digits6Settings:
-    """
-    Attributes:
-        file: `digits6.npz`.
-    """
-
-    file: str
-
-
-def sources(settings: Mapping[str, Any]) -> list[str]:
-    return [str(settings.get("file"))]
+sources = one_file
 
 
 def read(settings: Mapping[str, Any], where: str) -> pa.Table:
     """A column a view, and label."""
-    file = there(Path(build(Digits6Settings, settings, where).file))
+    file = there(Path(build(FileSettings, settings, where).file))
     with np.load(file, allow_pickle=False) as opened:
         labels, splits = opened["label"], opened["split"]
     names = [f"digit{row:05d}" for row in range(len(labels))]

@@ -9,7 +9,6 @@ The published split has no validation part: name shares in `ingest.split`, or se
 """
 
 import csv
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow as pa
 
 from fusetune.config import build
 from fusetune.errors import FusetuneError
-from fusetune.manifest.readers.layouts import manifest, there
+from fusetune.manifest.readers.layouts import is_drawn, manifest, there
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ def read(settings: Mapping[str, Any], where: str) -> pa.Table:
                         f"{file}, line {number + 1}: expected name,title,class, found {len(line)} fields."
                     )
                 name, title, label = (cell.strip() for cell in line)
-                drawn = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < chosen.val_share
-                split = "val" if part == "train" and drawn else part
+                split = "val" if part == "train" and is_drawn(name, chosen.val_share) else part
                 path = f"images/{part}/{label}/{name}"
                 rows.append(dict(sample_id=name, split=split, group_id=name, image=path, text=title, label=label))
     return manifest(rows, where)

@@ -9,7 +9,6 @@ From https://github.com/yaohungt/Multimodal-Transformer (Tsai et al., ACL 2019),
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +17,18 @@ import pyarrow as pa
 
 from fusetune.config import build
 from fusetune.errors import FusetuneError
-from fusetune.manifest.readers.layouts import field, manifest, read_pickle
+from fusetune.manifest.readers.layouts import FileSettings, field, manifest, one_file, read_pickle
 from fusetune.manifest.readers.mmsa import PARTS
 
 EMOTIONS = ("neutral", "happy", "sad", "angry")
 
 
-@dataclass(frozen=True)
-class IEMOCAPSettings:
-    """
-    Attributes:
-        file: `iemocap_data.pkl` or `iemocap_data_noalign.pkl`.
-    """
-
-    file: str
-
-
-def sources(settings: Mapping[str, Any]) -> list[str]:
-    return [str(settings.get("file"))]
+sources = one_file
 
 
 def read(settings: Mapping[str, Any], where: str) -> pa.Table:
     """Columns words, audio and vision (sequences), and one column an emotion, yes or no."""
-    file = Path(build(IEMOCAPSettings, settings, where).file)
+    file = Path(build(FileSettings, settings, where).file)
     published, rows = read_pickle(file), []
     for part, split in PARTS.items():
         data, at = field(published, part, str(file)), f"{file}, '{part}'"

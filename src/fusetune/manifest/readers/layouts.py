@@ -1,9 +1,11 @@
 """What readers of published layouts share: JSON that is there, rows that become a manifest, a restricted unpickler."""
 
+import hashlib
 import io
 import json
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,26 @@ def field(record: Mapping[str, Any], name: str, where: str) -> Any:
     if name not in record:
         raise FusetuneError(f"{where}: expected a key '{name}', found {', '.join(map(str, record))}.")
     return record[name]
+
+
+def is_drawn(name: str, share: float) -> bool:
+    """Whether a name is among the `share` of all names that is drawn; the same on any machine."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < share
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """
+    Attributes:
+        file: as published.
+    """
+
+    file: str
+
+
+def one_file(settings: Mapping[str, Any]) -> list[str]:
+    """`sources` of a reader with `FileSettings`."""
+    return [str(settings.get("file"))]
 
 
 def manifest(rows: Sequence[Mapping[str, Any]], where: str) -> pa.Table:

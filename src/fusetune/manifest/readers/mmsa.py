@@ -9,7 +9,6 @@ It is read by an unpickler that admits numpy arrays and plain containers and not
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,17 @@ import numpy as np
 import pyarrow as pa
 
 from fusetune.config import build
-from fusetune.manifest.readers.layouts import field, manifest, read_pickle
+from fusetune.manifest.readers.layouts import FileSettings, field, manifest, one_file, read_pickle
 
 PARTS = {"train": "train", "valid": "val", "test": "test"}
 
 
-@dataclass(frozen=True)
-class MMSASettings:
-    """
-    Attributes:
-        file: `aligned_50.pkl` or `unaligned_50.pkl`.
-    """
-
-    file: str
-
-
-def sources(settings: Mapping[str, Any]) -> list[str]:
-    return [str(settings.get("file"))]
+sources = one_file
 
 
 def read(settings: Mapping[str, Any], where: str) -> pa.Table:
     """Columns text (raw), words, audio and vision (sequences), sentiment (-3 to 3), label (its three classes)."""
-    file = Path(build(MMSASettings, settings, where).file)
+    file = Path(build(FileSettings, settings, where).file)
     published, rows = read_pickle(file), []
     for part, split in PARTS.items():
         data, at = field(published, part, str(file)), f"{file}, '{part}'"

@@ -11,7 +11,6 @@ for `part` train and val. The answers of the official test set are not public: v
 `val_share` of the training pictures our validation.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from fusetune.config import build
-from fusetune.manifest.readers.layouts import field, manifest, read_json
+from fusetune.manifest.readers.layouts import field, is_drawn, manifest, read_json
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def read(settings: Mapping[str, Any], where: str) -> pa.Table:
             )
             if number not in told:
                 continue
-            drawn = int(hashlib.sha256(str(picture).encode()).hexdigest()[:8], 16) / 2**32 < chosen.val_share
+            drawn = is_drawn(str(picture), chosen.val_share)
             given = told[number]
             rows.append(
                 {
