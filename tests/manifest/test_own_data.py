@@ -216,3 +216,18 @@ def test_few_labels_leave_so_many_training_rows_a_class_and_all_others():
     assert set(other["sample_id"]) != set(few["sample_id"])
     with pytest.raises(FusetuneError, match="few_shot.label: no column 'kind'"):
         few_shot(table, FewShotSettings("kind", 4))
+
+
+def test_a_changed_source_file_is_noticed_by_every_node_that_reads_it(tmp_path):
+    from fusetune.pipelines.ingest.nodes import read_manifest
+    from fusetune.pipelines.pretrain.nodes import read_source
+
+    file = written(tmp_path, ".csv")
+    reader = {"reader": "manifest", "settings": {"file": str(file)}}
+    inputs = {"params:pretraining_data": reader, "params:backbone": {"source": "align"}}
+    before = read_manifest.outside({"params:ingest": reader}), read_source.outside(inputs)
+    assert before[0] == before[1] and len(before[0]) == 1
+    file.write_text("id\n1\n")
+    assert read_source.outside(inputs) == read_manifest.outside({"params:ingest": reader}) != before[0]
+    file.unlink()
+    assert read_source.outside(inputs) == ["not there"]

@@ -187,13 +187,6 @@ def _media_checks(kind: str, at: str, limits: Limits) -> Iterator[Check]:
         yield Check(f"{kind}.size", f"{at}largest", lambda s: s > limits.image_side[1])
 
 
-def whole_checks(labels: list[str], least_rows: int) -> Iterator[Check]:
-    """Everything about rows among each other, on those that are sound by themselves."""
-    yield Check("split.rows", "split", lambda s: pd.Series([not _enough(s, least_rows)] * len(s), s.index))
-    for label in labels:
-        yield Check("label.classes", f"{label} in train", lambda s: pd.Series([s.nunique() < 2] * len(s), s.index))
-
-
 def _outside(low: float, high: float) -> Fails:
     return lambda s: s.notna() & ~s.between(low, high)
 
@@ -209,11 +202,6 @@ def _not_among(known: set[str]) -> Fails:
 def _most_common(values: pd.Series) -> float:
     sound = values[values > 0]
     return float(sound.mode().iloc[0]) if len(sound) else float("nan")
-
-
-def _enough(split: pd.Series, least: int) -> bool:
-    counts = split.value_counts()
-    return all(counts.get(name, 0) >= least for name in SPLITS)
 
 
 def _number(value: Any) -> float:

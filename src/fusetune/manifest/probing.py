@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,21 @@ EXPECTED = {
 }
 
 
-def column_facts(name: str, modality: Modality, column: pa.ChunkedArray) -> pd.DataFrame:
+def column_facts(modality: Modality, column: pa.ChunkedArray) -> pd.DataFrame:
     """One row a cell: `present`, `type` (what is wrong with it), `length`, `path` (check: what was found), and more.
 
-    For numbers `width` and `finite`; for text its length in characters without white space around it.
+    For numbers `width` and `finite`; for text its length in characters without white space around it. Encoded media are
+    counted where they lie.
     """
     facts = pd.DataFrame({"present": column.is_valid().to_pandas()})
     kind, arrow = modality.kind, column.type
     if kind in ("sequence", "vector") and _is_list(arrow):
         return facts.join(_numbers(column, kind))
+    if kind in MEDIA and (_is_binary(arrow) or (kind == "image" and _is_list(arrow))):
+        facts["type"] = None
+        count = pc.list_value_length if _is_list(arrow) else pc.binary_length
+        facts["length"] = count(column).to_pandas().astype(float)
+        return facts
     cells = column.to_pylist()
     expected = EXPECTED[kind]
     facts["type"] = [
@@ -116,7 +122,8 @@ def _mapped(
         for some in cells:
             yield _probed(modality, some)
         return
-    method = "forkserver" if "forkserver" in _methods() else "spawn"  # a fork of threads that hold locks may hang
+    # a fork of threads that hold locks may hang
+    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
     waiting: deque[Future[list[dict[str, Any]]]] = deque()
     try:
         with ProcessPoolExecutor(workers, mp_context=get_context(method)) as pool:
@@ -131,12 +138,6 @@ def _mapped(
             f"validate: a process that decodes {modality.kind} cells died, for want of memory or in a library. Set "
             "validate.workers to 1 to see where. Nothing was written."
         ) from error
-
-
-def _methods() -> list[str]:
-    from multiprocessing import get_all_start_methods
-
-    return get_all_start_methods()
 
 
 def _probed(modality: Modality, cells: Sequence[Any]) -> list[dict[str, Any]]:
@@ -169,3 +170,7 @@ def _probe(modality: Modality, cell: Any) -> dict[str, Any]:
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

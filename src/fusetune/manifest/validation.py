@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from fusetune.errors import FusetuneError
-from fusetune.manifest.checks import Check, Failure, ValidationSettings, label_checks, row_checks, whole_checks
+from fusetune.manifest.checks import Check, Failure, ValidationSettings, label_checks, row_checks
 from fusetune.manifest.contents import content_digest
 from fusetune.manifest.probing import column_facts, decode_facts
 from fusetune.manifest.schema import MEDIA, REQUIRED, SPLITS, Modality
@@ -74,8 +74,7 @@ def validate(
         for label in labels:
             judge(_trained(facts, label, kept))
         judge(_groups(facts[kept]))
-        rest = facts[kept].assign(**{f"{n} in train": facts[n].where(facts["split"] == "train") for n in labels})
-        judge(_run(whole_checks(labels, settings.min_rows_per_split), rest, whole=True))
+        judge(_totals(facts[kept], labels, settings.min_rows_per_split))
         unused = sorted(set(table.column_names) - {*REQUIRED, *columns, *labels, *needed})
         judge([Failure(-1, name, "column.unused", "neither a modality nor read by the task") for name in unused])
     report = make_report(facts, kept, failures, labels, modalities, settings)
@@ -100,7 +99,7 @@ def _facts(
     facts = pd.DataFrame({name: pd.Series(table[name].to_pylist(), dtype=object) for name in light})
     for name, modality in modalities.items():
         column = table[modality.column_of(name)]
-        found = column_facts(name, modality, column)
+        found = column_facts(modality, column)
         if modality.kind in MEDIA and settings.decode and len(facts):
             problems = [c for c in found.columns if c.startswith("path.") or c == "type"]
             rows = found.index[found["present"] & found[problems].isna().all(axis=1) & (found["length"] > 0)]
@@ -110,7 +109,7 @@ def _facts(
     return facts
 
 
-def _run(checks: Iterable[Check], facts: pd.DataFrame, whole: bool = False) -> list[Failure]:
+def _run(checks: Iterable[Check], facts: pd.DataFrame) -> list[Failure]:
     """What fails, by Pandera; a check whose column of facts is not there has nothing to judge."""
     import pandera.pandas as pandera
     from pandera.errors import SchemaErrors
@@ -125,13 +124,12 @@ def _run(checks: Iterable[Check], facts: pd.DataFrame, whole: bool = False) -> l
         pandera.DataFrameSchema(columns).validate(facts, lazy=True)
     except SchemaErrors as error:
         cases = error.failure_cases
-        failures = [
-            Failure(-1 if whole or pd.isna(row) else int(row), str(column).split(": ")[0], str(name), _shown(value))
+        return [
+            Failure(-1 if pd.isna(row) else int(row), str(column).split(": ")[0], str(name), _shown(value))
             for row, column, name, value in zip(
                 cases["index"], cases["column"], cases["check"], cases["failure_case"], strict=True
             )
         ]
-        return list(dict.fromkeys(_of_whole(f, facts) for f in failures)) if whole else failures
     return []
 
 
@@ -139,15 +137,18 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)[:200]
 
 
-def _of_whole(failure: Failure, facts: pd.DataFrame) -> Failure:
-    counts = facts["split"].value_counts()
-    value = ", ".join(f"{split} {counts.get(split, 0)}" for split in SPLITS)
-    if failure.check == "label.classes":
-        column = failure.column.removesuffix(" in train")
-        return Failure(
-            -1, column, failure.check, f"in training only {facts[failure.column].dropna().unique().tolist()}"
-        )
-    return Failure(-1, failure.column, failure.check, value)
+def _totals(facts: pd.DataFrame, labels: list[str], least: int) -> list[Failure]:
+    """Whether there are rows enough in every split, and labels to tell apart."""
+    counts = {split: int((facts["split"] == split).sum()) for split in SPLITS}
+    failures = []
+    if min(counts.values()) < least:
+        text = ", ".join(f"{split} {count}" for split, count in counts.items())
+        failures.append(Failure(-1, "split", "split.rows", text))
+    for label in labels:
+        there = facts.loc[facts["split"] == "train", label].dropna().unique().tolist()
+        if len(there) < 2:
+            failures.append(Failure(-1, label, "label.classes", f"in training only {there}"))
+    return failures
 
 
 def _groups(facts: pd.DataFrame) -> list[Failure]:

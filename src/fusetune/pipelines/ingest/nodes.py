@@ -4,17 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def _files(inputs: Mapping[str, Any]) -> list[str]:
-    """Hashes of the files that the reader says it reads (its module's `sources`)."""
+def files_read(inputs: Mapping[str, Any]) -> list[str]:
+    """Hashes of the files that the readers among a node's parameters say they read (their modules' `sources`)."""
     from pathlib import Path
 
     from fusetune.filehash import remembered_sha256
     from fusetune.manifest.readers import readers
 
-    (ingest,) = inputs.values()
-    sources = readers.companion(ingest.get("reader", ""), "sources")
-    files = [Path(file) for file in sources(ingest.get("settings") or {})] if sources else []
-    return [remembered_sha256(file) if file.is_file() else "not there" for file in files]
+    found = []
+    for settings in inputs.values():
+        sources = readers.companion(settings["reader"], "sources") if "reader" in settings else None
+        for file in map(Path, sources(settings.get("settings") or {}) if sources else ()):
+            found.append(remembered_sha256(file) if file.is_file() else "not there")
+    return found
 
 
 def read_manifest(ingest: Mapping[str, Any]) -> Any:
@@ -38,4 +40,4 @@ def read_manifest(ingest: Mapping[str, Any]) -> Any:
     return table if settings.few_shot is None else few_shot(table, settings.few_shot)
 
 
-read_manifest.outside = _files  # type: ignore[attr-defined]
+read_manifest.outside = files_read  # type: ignore[attr-defined]

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusetune.pipelines.ingest.nodes import files_read, read_manifest
+
 OURS = ("pretrain", "align")  # sources that are made here
 
 
@@ -24,16 +26,17 @@ class BackboneSettings:
 
 def read_source(pretraining_data: Mapping[str, Any], backbone: Mapping[str, Any]) -> Any:
     """What the backbone is made from; an empty table where it comes from elsewhere."""
-    from fusetune.pipelines.ingest.nodes import read_manifest
-
     table = read_manifest(pretraining_data)
     return table if backbone["source"] in OURS else table.slice(0, 0)
+
+
+read_source.outside = files_read  # type: ignore[attr-defined]
 
 
 def make_base(
     source_manifest: Any, backbone: Mapping[str, Any], pretrain: Mapping[str, Any], align: Mapping[str, Any]
 ) -> Any:
-    """The backbone, pretrained on the source typefaces or taken from `backbone.source`."""
+    """The backbone, made here or taken from `backbone.source`."""
     from fusetune.backbones.backbone import Backbone
     from fusetune.backbones.pretraining import PretrainSettings
     from fusetune.backbones.pretraining import pretrain as run
