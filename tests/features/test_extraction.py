@@ -299,7 +299,6 @@ def test_a_hundred_thousand_unchanged_samples_take_seconds_and_no_media_file_is_
     import io
     import sys
 
-    sys.path.insert(0, str(__import__("pathlib").Path(__file__).parents[1] / "backbones"))
     from encoders import vit
     from PIL import Image
 

@@ -1,5 +1,6 @@
 """Data that a user brings without any Python: tables, array files, splits, and the whole chain from a folder."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -153,7 +154,7 @@ def test_splits_keep_groups_whole_labels_balanced_and_never_change():
         zip(frame["sample_id"], frame["split"], strict=True)
     )
     assert with_splits(people(), SplitSettings(0.7, 0.1, 0.2, "label", 4))["split"] != table["split"]
-    digest = __import__("hashlib").sha256("".join(table["split"].to_pylist()).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("".join(table["split"].to_pylist()).encode()).hexdigest()[:12]
     assert digest == "cf58ec9ce359", "the same on any machine"
 
 

@@ -1,13 +1,12 @@
 """Real sounds and pictures through encoders of `transformers`: spoken digits beside handwritten ones."""
 
 import io
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, SHARED, WANDER
+from conftest import SHARED, WANDER
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import build
 from fusetune.features.extraction import extract
@@ -49,7 +48,6 @@ def table():
 
 @pytest.mark.parametrize("audio", ["wav2vec2", "ast"])
 def test_sounds_and_pictures_are_cached_and_learned(table, tmp_path, audio):
-    sys.path.insert(0, str(ROOT / "tests" / "backbones"))
     from encoders import FAMILIES, vit
 
     torch.manual_seed(0)

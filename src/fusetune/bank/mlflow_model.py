@@ -58,7 +58,7 @@ class AdapterModel(PythonModel):
         for name, modality in self.data.modalities.items():
             cells = frame[name].tolist() if name in frame.columns else [None] * len(frame)
             samples[name] = [
-                None if _absent(cell) else _decoded(modality, cell, row, f"row {row}, column '{name}'")
+                None if _absent(cell) else _sample(modality, cell, row, f"row {row}, column '{name}'")
                 for row, cell in enumerate(cells)
             ]
         for row in range(len(frame)):
@@ -71,7 +71,7 @@ def _absent(cell: Any) -> bool:
     return cell is None or (isinstance(cell, float) and cell != cell)
 
 
-def _decoded(modality: Any, cell: Any, row: int, where: str) -> Any:
+def _sample(modality: Any, cell: Any, row: int, where: str) -> Any:
     from fusetune.manifest.decoders import decode
 
     return decode(modality.kind, _received(modality.kind, cell, row), where, modality.frames)
