@@ -117,12 +117,10 @@ class Toy:
     def features(self, experiment):
         import torch
 
-        from fusetune.features.extraction import CacheSettings, extract
+        from fusetune.features.extraction import CacheSettings
 
         settings = CacheSettings(dtype="float32", batch_size=32)
-        backbone = experiment.model.backbone
-        cpu = torch.device("cpu")
-        return extract(backbone, experiment.source, experiment.frontier, self.store, settings, lambda *_: None, cpu)
+        return experiment.extract(self.store, settings, lambda *_: None, torch.device("cpu"))
 
     def splits(self, experiment):
         import torch

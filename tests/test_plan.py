@@ -6,7 +6,7 @@ import torch
 from conftest import WANDER
 from fusetune.backbones.backbone import Frontier
 from fusetune.errors import FusetuneError
-from fusetune.plan import frontier
+from fusetune.frontier import frontier
 from fusetune.training.loop import Reporter, train
 from fusetune.training.settings import TrainSettings
 
@@ -103,7 +103,7 @@ def test_fifty_steps_from_the_cache_lose_what_fifty_steps_from_depth_zero_lose(t
     for depth_zero in (False, True):
         experiment = toy.experiment(*placements)
         if depth_zero:
-            experiment.frontier = Frontier({"left": 0, "right": 0}, 0)
+            experiment.frontiers = {1: Frontier({"left": 0, "right": 0}, 0)}
         splits = toy.splits(experiment)
         settings = TrainSettings(epochs=10, batch_size=32, patience=10, device="cpu")  # 5 steps an epoch
         folder = tmp_path / str(depth_zero)
@@ -117,9 +117,9 @@ def test_fifty_steps_from_the_cache_lose_what_fifty_steps_from_depth_zero_lose(t
     [
         (
             [{"where": "head", "adapter": "wander"}],
-            "'wander' is placed at 'junction', not 'head'",
+            "'wander' is placed at 'junction' or 'trunk', not 'head'",
         ),
-        ([{"where": "junction", "adapter": "wonder"}], "adapters: 'wonder' is unknown. Known: linear, mlp, unfreeze"),
+        ([{"where": "junction", "adapter": "wonder"}], "adapters: 'wonder' is unknown. Known: adalora, .*, wander"),
         ([{**WANDER, "config": {"rnk": 2}}], r"toy.placements\[0\].config: unknown key 'rnk'. Did you mean 'rank'"),
         ([{"where": "head", "adapter": "mlp"}], "exactly one placement at 'head', found 2"),
         ([{**OPEN, "config": {"parts": ["top"]}}], "no part 'top'. Known: towers, trunk, left, right"),

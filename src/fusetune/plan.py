@@ -1,4 +1,4 @@
-"""A method is a plan: placements of adapters on a backbone. From the plan follow the adapted model and its frontier."""
+"""A method is a plan: placements of adapters on a backbone. From the plan follows the adapted model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.adapters import adapters
-from fusetune.adapters.adapter import JunctionAdapter, Stream
+from fusetune.adapters.adapter import Adapter, BlockAdapter, Stream
+from fusetune.adapters.orthogonality import Orthogonal, Orthogonality
+from fusetune.assembly import Assembly
 from fusetune.backbones.backbone import Backbone, Frontier
-from fusetune.config import build
-from fusetune.errors import FusetuneError
+from fusetune.config import check
 from fusetune.tasks.task import Task
 from fusetune.tokens import Tokens
 
@@ -21,14 +21,23 @@ class Placement:
     """Where and what.
 
     Attributes:
-        where: ``backbone``, ``junction`` or ``head``.
+        where: towers, trunk, connector, junction, head, or backbone.
         adapter: its name in the registry of adapters.
         config: the adapter's own settings.
+        blocks: in towers and trunk: all, top, bottom, sparse, a preset, or the settings of a `placing.Selection`.
+        task: of several tasks, the one that this adapter at the junction is for; None: all.
+        from_epoch: the epoch from which on it acts and is trained (gradual unfreezing).
     """
 
     where: str
     adapter: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    blocks: Any = "all"
+    task: str | None = None
+    from_epoch: int = 1
+
+    def __post_init__(self) -> None:
+        check(self.from_epoch > 0, f"from_epoch: expected an epoch from 1, found {self.from_epoch}.")
 
 
 @dataclass(frozen=True)
@@ -37,10 +46,12 @@ class Plan:
     Attributes:
         placements: in the order in which they act; exactly one is a head.
         train: settings of `train` that this method has of its own.
+        orthogonal: trained adapters whose subspaces this one keeps away from.
     """
 
     placements: tuple[Placement, ...]
     train: Mapping[str, Any] = field(default_factory=dict)
+    orthogonal: Orthogonal | None = None
 
 
 class AdaptedModel(nn.Module):
@@ -51,119 +62,146 @@ class AdaptedModel(nn.Module):
         where: what the plan is called for the user (the method's name), for error messages.
 
     Raises:
-        FusetuneError: an unknown adapter, a site that it doesn't fit, no head or two of them.
+        FusetuneError: an unknown adapter, a site that it doesn't fit, blocks that aren't there, two placements that
+            fight over a module, no head or two of them.
     """
 
     def __init__(
         self, backbone: Backbone, plan: Plan, task: Task, streams: Mapping[str, Stream], where: str = "plan"
     ) -> None:
         super().__init__()
+        backbone.remember_fingerprints()  # before anything is put into it
         self.backbone, self.plan, self.task, self.streams = backbone, plan, task, dict(streams)
-        self.junction = nn.ModuleList()
-        heads = []
-        for number, placement in enumerate(plan.placements):
-            at = f"{where}.placements[{number}]"
-            cls = adapters.get(placement.adapter)
-            if placement.where != cls.site:
-                raise FusetuneError(f"{at}: '{placement.adapter}' is placed at '{cls.site}', not '{placement.where}'.")
-            config = build(cls.Config, placement.config, f"{at}.config")
-            if cls.site == "junction":
-                if not task.fuses:
-                    raise FusetuneError(f"{at}: '{placement.adapter}' mixes the streams that this task compares.")
-                self.junction.append(cls(config, streams))
-            elif cls.site == "head":
-                heads.append(lambda width, outputs, cls=cls, config=config: cls(config, width, outputs))
-            else:
-                cls(config).apply(backbone)
-        if len(heads) != 1:
-            raise FusetuneError(f"{where}: a plan has exactly one placement at 'head', found {len(heads)}.")
-        self.head = task.head({name: stream.width for name, stream in streams.items()}, heads[0])
+        self._base = set(backbone.parameters())
+        self._base_count = self._count_base()
+        made = Assembly(backbone, task, self.streams, where).of(plan.placements)
+        self.connectors, self.blocks = nn.ModuleList(made.connectors), nn.ModuleList(made.blocks)
+        self.junction = nn.ModuleList(made.junction)
+        self.branches = nn.ModuleDict({name: nn.ModuleList(several) for name, several in made.branches.items()})
+        self.head = task.head({name: stream.width for name, stream in streams.items()}, made.head)
+        self.placed, self.resolved = made.placed, made.resolved
+        self.apart = Orthogonality(plan.orthogonal, self.trainable()) if plan.orthogonal else None
+        self.set_epoch(1)
 
     def forward(self, states: Mapping[str, Tokens], start: Frontier) -> Tensor:
         """Outputs of the task from streams at the frontier `start`."""
-        streams = self.backbone.advance(states, start, self.backbone.full_depth(list(states)))
+        streams = self._met(states, start)
         for adapter in self.junction:
-            streams = adapter(streams)
-        return self.head({name: tokens.pooled() for name, tokens in streams.items()})
+            streams = adapter(streams) if adapter.active else streams
+        if not self.branches:
+            return self.head(_pooled(streams))
+        parts = dict.fromkeys(self.head.tasks, _pooled(streams))  # type: ignore[arg-type]
+        for task, adapters in self.branches.items():
+            own = streams
+            for adapter in adapters:  # type: ignore[attr-defined]
+                own = adapter(own) if adapter.active else own
+            parts[task] = _pooled(own)
+        return self.head.apart(parts)  # type: ignore[operator]
 
-    def adapters(self) -> list[JunctionAdapter]:
-        return list(self.junction)  # type: ignore[arg-type]
+    def _met(self, states: Mapping[str, Tokens], start: Frontier) -> dict[str, Tokens]:
+        """The streams at the junction: through towers, connectors and trunk."""
+        names = list(states)
+        full = self.backbone.full_depth(names)
+        streams, depths = dict(states), dict(start.towers)
+        for connector in self.active_connectors():
+            reach = {name: connector.reach(full.towers)[name] for name in names if name in full.towers}
+            streams = self.backbone.advance_towers(streams, depths, reach)
+            before, streams, depths = streams, connector(streams), reach
+            if hasattr(connector, "leave"):
+                streams = self.backbone.advance_towers(streams, depths, full.towers)
+                streams, depths = connector.leave(streams, before), dict(full.towers)
+        return self.backbone.advance(streams, Frontier(depths, start.trunk), full)
+
+    def active_connectors(self) -> list[Any]:
+        return [connector for connector in self.connectors if connector.active]
+
+    def adapters(self) -> list[Adapter]:
+        """All adapters but the head."""
+        return [placed.adapter for placed in self.placed]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Switch on what the plan has from this epoch on (from 1), and the rest off."""
+        for placed in self.placed:
+            placed.adapter.set_active(epoch >= placed.from_epoch)
+
+    def stages(self) -> list[int]:
+        """The epochs at which something is switched on; the first is 1."""
+        return sorted({1} | {placed.from_epoch for placed in self.placed})
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters by name: found by identity, whatever they are called."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        """The trained parameters by name, of every epoch: found by identity, whatever they are called."""
+        sites = self.sites()
+        return {name: p for name, p in self.named_parameters() if p in sites}
+
+    def sites(self) -> dict[nn.Parameter, str]:
+        """Where each trained parameter acts: a modality's name, trunk, connector, junction or head."""
+        sites = {parameter: "head" for parameter in self.head.parameters() if parameter.requires_grad}
+        for placed in self.placed:
+            owners = placed.owners(self.backbone)
+            sites |= {parameter: owners.get(parameter, placed.site) for parameter in placed.adapter.trained()}
+        return sites
+
+    def kept(self) -> dict[str, Tensor]:
+        """All that an artifact has to hold, by name: what was trained, and frozen parts that are not the base's."""
+        trained = self.trainable()
+        return {name: p for name, p in self.named_parameters() if name in trained or p not in self._base}
+
+    def penalty(self) -> Tensor | None:
+        """What the adapters add to the task's loss, a scalar, after a forward pass in training."""
+        found = [p for adapter in self.adapters() if adapter.active and (p := adapter.penalty()) is not None]
+        if self.apart:
+            found.append(self.apart.penalty(self.trainable()))
+        return torch.stack(found).sum() if found else None
+
+    def observed(self) -> dict[str, Tensor]:
+        """What the last forward pass showed, (batch, columns) by name, the placement's number where several do."""
+        shown = [(placed.number, placed.adapter.observed()) for placed in self.placed]
+        several = sum(bool(values) for _, values in shown) > 1
+        return {f"p{i}_{name}" if several else name: v for i, values in shown for name, v in values.items()}
+
+    def fold(self) -> None:
+        """Drop what only training needs (the MLP behind a prefix); outputs stay the same."""
+        for adapter in self.adapters():
+            adapter.fold()
+
+    def merge(self) -> None:
+        """Fold every adapter into the base's weights: inference then costs what the base costs.
+
+        Raises:
+            TypeError: an adapter that is no change of weights; nothing has been changed then.
+        """
+        changes = [(placed, placed.adapter.delta()) for placed in self.placed]
+        for placed, delta in changes:
+            adapter = placed.adapter
+            if isinstance(adapter, BlockAdapter):
+                adapter.detach()
+                stack = self.backbone.stack(adapter.stack_name)
+                for name, change in delta.items():
+                    stack.get_parameter(name).data.add_(change)
+        self.blocks, self.placed = nn.ModuleList(), []
+
+    def detach(self) -> None:
+        """Take all hooks off the backbone, so that another model may use it."""
+        for adapter in self.blocks:
+            if isinstance(adapter, BlockAdapter):
+                adapter.detach()
 
     def trainable_count(self) -> int:
         return sum(p.numel() for p in self.trainable().values())
 
     def base_count(self) -> int:
         """Parameters of the backbone that this model's modalities pass through."""
-        used = [self.backbone.tower(name) for name in self.streams]
+        return self._base_count
+
+    def is_base(self, parameter: nn.Parameter) -> bool:
+        """Whether a parameter is the backbone's own, opened to training or not."""
+        return parameter in self._base
+
+    def _count_base(self) -> int:
+        used: list[Any] = [self.backbone.tower(name) for name in self.streams]
         modules = [*used, self.backbone.trunk] if self.backbone.trunk else used
         return sum(p.numel() for module in modules for p in module.parameters())
 
-    def open_base(self) -> bool:
-        """Whether the plan trains weights of the backbone itself."""
-        return any(p.requires_grad for p in self.backbone.parameters())
 
-
-def frontier(model: AdaptedModel, example: Mapping[str, Tokens]) -> Frontier:
-    """The frontier of a plan, found by a dynamic probe: two small forward passes in which gradients are followed.
-
-    Nothing is cached above what is trainable, nor above what is random: where the two passes differ (dropout that is
-    not switched off, drawn noise), the frontier ends. A walk over parameter names would be wrong where a trainable part
-    reaches blocks by another way (prompts, shared embeddings, connectors); what requires a gradient says it itself.
-
-    Args:
-        example: one batch at depth 0, by modality.
-    """
-    backbone = model.backbone
-    depths = {name: _first_trainable(backbone.tower(name), tokens) for name, tokens in example.items()}
-    full = backbone.full_depth(list(example))
-    if backbone.trunk is None or depths != full.towers:
-        return Frontier(depths, 0)
-    with torch.no_grad():
-        streams = backbone.advance(example, Frontier(dict.fromkeys(example, 0)), Frontier(full.towers, 0))
-    return Frontier(depths, _first_trainable(backbone.trunk, streams))
-
-
-def _first_trainable(stack: Any, tokens: Any) -> int:
-    """The largest depth k such that what stands at depth k needs no gradient and is the same in every pass."""
-    one, two = (_pass(stack, tokens, seed) for seed in (0, 1))
-    for number in range(stack.depth):
-        if number in one and not _constant(one[number], two[number]):
-            return number
-    if _constant(one[stack.depth], two[stack.depth]):
-        return stack.depth
-    return stack.depth - 1  # only the final norm is trainable
-
-
-def _pass(stack: Any, tokens: Any, seed: int) -> dict[int, list[Tensor]]:
-    """What each block puts out, by its number, and what the whole stack does, under its depth."""
-    seen: dict[int, list[Tensor]] = {}
-
-    def note(number: int):
-        return lambda _, __, out: seen.__setitem__(number, _tensors(out))
-
-    hooks = [block.register_forward_hook(note(i)) for i, block in enumerate(stack.blocks())]
-    try:
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(seed)
-            seen[stack.depth] = _tensors(stack.advance(tokens, 0, stack.depth))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
-
-
-def _constant(one: list[Tensor], two: list[Tensor]) -> bool:
-    return not any(t.requires_grad for t in one) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-
-
-def _tensors(out: Any) -> list[Tensor]:
-    if isinstance(out, Tensor):
-        return [out]
-    if isinstance(out, Tokens):
-        return [out.values]
-    values = out.values() if isinstance(out, Mapping) else out if isinstance(out, list | tuple) else ()
-    return [tensor for value in values for tensor in _tensors(value)]
+def _pooled(streams: Mapping[str, Tokens]) -> dict[str, Tensor]:
+    return {name: tokens.pooled() for name, tokens in streams.items()}

@@ -11,11 +11,11 @@ import torch
 from measuring import in_turn, seconds, show
 
 from fusetune.backbones.backbone import Frontier
-from fusetune.features.extraction import extract
 from fusetune.features.index import CacheSettings
 from fusetune.training.account import account
 from fusetune.training.device import pick_device
-from fusetune.training.loop import Reporter, _optimizer, _train_epoch
+from fusetune.training.loop import Reporter, _train_epoch
+from fusetune.training.optimizer import make_optimizer
 from fusetune.training.settings import TrainSettings
 
 pytestmark = pytest.mark.benchmark
@@ -38,14 +38,12 @@ def test_epoch_from_the_cache(tmp_path):
             if cached:
                 flops = account(made, CacheSettings())
             else:
-                made.frontier = Frontier(dict.fromkeys(made.frontier.towers, 0))
-            features = extract(
-                made.model.backbone, made.source, made.frontier, tmp_path, CacheSettings(), lambda *_: None, device
-            )
+                made.frontiers = {1: Frontier(dict.fromkeys(made.frontier.towers, 0))}
+            features = made.extract(tmp_path, CacheSettings(), lambda *_: None, device)
             split = made.split("train", features, tmp_path, device)
             settings = TrainSettings(batch_size=8 if device.type == "cpu" else 64, autocast=False)
             model = made.model.to(device)
-            optimizer = _optimizer(model.trainable(), settings)
+            optimizer = make_optimizer(model, settings)
 
             def epoch(model=model, split=split, optimizer=optimizer, settings=settings):
                 _train_epoch(model, split, optimizer, settings, 0, 0, 1000, Reporter())

@@ -9,7 +9,6 @@ import torch
 from conftest import SHARED, WANDER
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import build
-from fusetune.features.extraction import extract
 from fusetune.features.index import CacheSettings
 from fusetune.plan import Plan
 from fusetune.training.experiment import DataSettings, Experiment
@@ -65,7 +64,7 @@ def test_sounds_and_pictures_are_cached_and_learned(table, tmp_path, audio):
     depth = backbone.tower("sound").depth
     assert experiment.frontier == Frontier({"sound": depth, "image": 3}, 0)
     cache = CacheSettings(batch_size=32)
-    features = extract(backbone, experiment.source, experiment.frontier, tmp_path, cache, lambda *_: None, CPU)
+    features = experiment.extract(tmp_path, cache, lambda *_: None, CPU)
     splits = {name: experiment.split(name, features, tmp_path, CPU) for name in ("train", "val", "test")}
     longest = max(int(split.features.lengths()["sound"].max()) for split in splits.values())
     assert longest == experiment.model.streams["sound"].max_tokens

@@ -1,7 +1,7 @@
-"""The contracts of adapters, by site."""
+"""The contracts of adapters, by what they act on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,28 +23,102 @@ class Stream:
     max_tokens: int
 
 
+@dataclass(frozen=True)
+class Block:
+    """One block that a placement chose.
+
+    Attributes:
+        number: in its stack.
+        module: the block itself.
+        rank: what the placement says of the adapter's size in this block; None: the adapter's own config.
+    """
+
+    number: int
+    module: nn.Module
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A tower or the trunk, as an adapter inside it sees it.
+
+    Attributes:
+        name: the modality, or ``trunk``.
+        module: the whole tower or trunk.
+        roles: what the parts of a block are for -> their paths in a block (``query`` -> ``self_attn.q_proj``).
+        streams: names of the streams that pass through, with their widths.
+    """
+
+    name: str
+    module: nn.Module
+    roles: Mapping[str, str]
+    streams: Mapping[str, Stream]
+
+
 class Adapter(nn.Module):
-    """A small trainable module of a placement."""
+    """A small trainable module of a placement.
 
-    site: ClassVar[str]
+    Attributes:
+        sites: where it may be placed: towers, trunk, connector, junction, head, backbone.
+        rank_key: the field of its config that a placement's rank stands for, where it has one.
+        active: an adapter that is not passes everything through unchanged (gradual unfreezing).
+    """
+
+    sites: ClassVar[tuple[str, ...]]
     Config: ClassVar[type[Any]]
+    rank_key: ClassVar[str | None] = None
+    active: bool = True
 
-    def delta(self) -> Any:
-        """What can be folded into the base's weights.
+    def delta(self) -> Mapping[str, Tensor]:
+        """What can be folded into the base's weights: name of a parameter in its stack -> what is added to it.
 
         Raises:
             TypeError: for an adapter that adds a computation of its own, such as a fusion of several streams.
         """
         raise TypeError(f"{type(self).__name__} can't be merged into the base: it is no change of the base's weights.")
 
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that belong to it, wherever they are registered."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def set_active(self, active: bool) -> None:
+        """Switch it on or off; what it opened of the base is trainable while it is on."""
+        self.active = active
+
+    def penalty(self) -> Tensor | None:
+        """What is added to the task's loss in training, a scalar, after a forward pass."""
+        return None
+
+    def observed(self) -> Mapping[str, Tensor]:
+        """What the last forward pass showed, (batch, columns) by name: gates, routes."""
+        return {}
+
+    def fold(self) -> None:
+        """Drop what only training needs; called once, after training and before an artifact is loaded."""
+
+    def on_start(self, steps: int) -> None:
+        """Called by the loop before the first of `steps` optimizer steps."""
+
     def on_step(self, step: int) -> None:
-        """Called by the loop after each optimizer step; adaptive ranks and the like override it."""
+        """Called by the loop after each optimizer step, gradients still there; adaptive ranks and the like use it."""
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What a resumed run needs besides parameters; `restore_training_state` takes it back."""
+        return {}
+
+    def restore_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `training_state`."""
+        del state
 
 
-class JunctionAdapter(Adapter, ABC):
-    """Streams in, streams out; `__init__(config, streams)` with a `Stream` by modality."""
+class StreamAdapter(Adapter, ABC):
+    """Streams in, streams out; `__init__(config, streams)` with a `Stream` by modality.
 
-    site = "junction"
+    At the junction it acts once; in the trunk there is one behind each chosen block; as a connector it acts when the
+    towers have run as far as `reach` says.
+    """
+
+    sites: ClassVar[tuple[str, ...]] = ("junction", "trunk")
 
     @abstractmethod
     def __init__(self, config: Any, streams: Mapping[str, Stream]) -> None:
@@ -53,11 +127,19 @@ class JunctionAdapter(Adapter, ABC):
     @abstractmethod
     def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]: ...
 
+    def streams_out(self, streams: Mapping[str, Stream]) -> dict[str, Stream]:
+        """What the streams are behind it."""
+        return dict(streams)
+
+    def reach(self, depths: Mapping[str, int]) -> dict[str, int]:
+        """As a connector: how far each tower has run when it acts; by default to the top."""
+        return dict(depths)
+
 
 class HeadAdapter(Adapter, ABC):
     """Pooled streams (batch, width) to (batch, outputs); `__init__(config, width, outputs)`."""
 
-    site = "head"
+    sites = ("head",)
 
     @abstractmethod
     def __init__(self, config: Any, width: int, outputs: int) -> None:
@@ -67,15 +149,54 @@ class HeadAdapter(Adapter, ABC):
     def forward(self, pooled: Tensor) -> Tensor: ...
 
 
-class BackboneAdapter(ABC):
-    """Opens parameters of the backbone; `__init__(config)`, then `apply(backbone)`."""
+class BlockAdapter(Adapter, ABC):
+    """Acts inside blocks of one tower or of the trunk; `__init__(config, stack, blocks)`, then `attach()`.
 
-    site: ClassVar[str] = "backbone"
-    Config: ClassVar[type[Any]]
+    Its modules are its own: the base's parameters and their names stay what they are, hooks on the base's modules do
+    the work. `detach()` takes them off.
+    """
+
+    sites: ClassVar[tuple[str, ...]] = ("towers", "trunk")
+    missing: frozenset[str] = frozenset()  # what the config asks for and no given block has
+    changes_weights: ClassVar[bool] = False  # those attach before those that read what the changed modules put out
 
     @abstractmethod
-    def __init__(self, config: Any) -> None: ...
+    def __init__(self, config: Any, stack: Stack, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.stack_name = stack.name
+        self._handles: list[Any] = []
 
     @abstractmethod
-    def apply(self, backbone: Any) -> list[str]:
+    def attach(self) -> None:
+        """Register the hooks."""
+
+    def detach(self) -> None:
+        """Take the hooks off; the backbone is as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @abstractmethod
+    def claims(self) -> list[str]:
+        """What it takes for itself in its stack: two placements that claim the same are an error."""
+
+
+class BackboneAdapter(Adapter, ABC):
+    """Opens parameters of the backbone outside any block too; `__init__(config)`, then `open_in(backbone)`."""
+
+    sites = ("backbone",)
+
+    @abstractmethod
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.opened: list[nn.Parameter] = []
+
+    @abstractmethod
+    def open_in(self, backbone: Any) -> list[str]:
         """Make parameters trainable; returns the names of the modules that were opened."""
+
+    def trained(self) -> list[nn.Parameter]:
+        return self.opened
+
+    def delta(self) -> Mapping[str, Tensor]:
+        return {}  # it trains the base's weights themselves

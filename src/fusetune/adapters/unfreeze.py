@@ -31,9 +31,15 @@ class Unfreeze(BackboneAdapter):
     Config = UnfreezeConfig
 
     def __init__(self, config: UnfreezeConfig) -> None:
+        super().__init__(config)
         self.config = config
 
-    def apply(self, backbone) -> list[str]:
+    def set_active(self, active: bool) -> None:
+        super().set_active(active)
+        for parameter in self.opened:
+            parameter.requires_grad_(active)
+
+    def open_in(self, backbone) -> list[str]:
         modules: dict[str, nn.Module | None] = {"towers": backbone.towers, "trunk": backbone.trunk}
         modules.update({name: tower for name, tower in backbone.towers.items()})
         opened = []
@@ -54,6 +60,10 @@ class Unfreeze(BackboneAdapter):
                 self._open(tower)
         elif self.config.top_blocks:
             for block in module.blocks()[-self.config.top_blocks :]:  # type: ignore[operator]
-                block.requires_grad_(True)
+                self._train(block)
         else:
-            module.requires_grad_(True)
+            self._train(module)
+
+    def _train(self, module: nn.Module) -> None:
+        module.requires_grad_(True)
+        self.opened += module.parameters()

@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusetune.adapters.adapter import JunctionAdapter, Stream
+from fusetune.adapters.adapter import Stream, StreamAdapter
+from fusetune.adapters.streams import target_of
 from fusetune.config import check
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
@@ -57,7 +58,7 @@ class WanderConfig:
             check(value is None or value > 0, f"{name}: expected a positive number, found {value}.")
 
 
-class Wander(JunctionAdapter):
+class Wander(StreamAdapter):
     """Adds the low-rank fusion of all streams to one of them; see the module's docstring for the equations.
 
     Raises:
@@ -65,13 +66,12 @@ class Wander(JunctionAdapter):
     """
 
     Config = WanderConfig
+    rank_key = "rank"
 
     def __init__(self, config: WanderConfig, streams: Mapping[str, Stream]) -> None:
         super().__init__(config, streams)
         self.config = config
-        self.target = config.target or next(iter(streams))
-        if self.target not in streams:
-            raise FusetuneError(f"wander.target: no stream '{self.target}'. Known: {', '.join(streams)}.")
+        self.target = target_of(config.target, streams, "wander")
         width = streams[self.target].width
         self.fused_tokens = config.fused_tokens or streams[self.target].max_tokens
         check(
@@ -100,6 +100,8 @@ class Wander(JunctionAdapter):
 
 class _Factor(nn.Module):
     """F_m^(i) for all i at once."""
+
+    undecayed = ("bias_row",)
 
     def __init__(self, config: WanderConfig, stream: Stream, fused_tokens: int, width: int) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ energies, Davis and Mermelstein 1980, a sequence and a sound averaged over stret
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -115,6 +115,9 @@ class AlignedTower(OwnTower):
 
     def blocks(self) -> nn.ModuleList:
         return self.layers
+
+    def roles(self) -> Mapping[str, str]:
+        return {"mlp_input": "0", "mlp_output": "2"}  # of the second block; the first has no weights
 
     def tokens_out(self, tokens_in: int) -> int:
         return 1

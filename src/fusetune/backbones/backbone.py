@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fusetune.backbones import towers as tower_registry
-from fusetune.backbones.tower import Tower
+from fusetune.backbones.tower import Tower, fingerprint
 from fusetune.backbones.trunk import Trunk
 from fusetune.config import digest
 from fusetune.errors import FusetuneError
@@ -50,6 +50,7 @@ class Backbone(nn.Module):
         self.towers = nn.ModuleDict(towers)
         self.trunk = trunk
         self.source = source
+        self._fingerprints: dict[str, str] = {}
         self.requires_grad_(False)
         self.eval()
 
@@ -61,19 +62,36 @@ class Backbone(nn.Module):
             raise FusetuneError(f"backbone: no tower for '{modality}'; it has {', '.join(self.towers)}.")
         return self.towers[modality]  # type: ignore[return-value]
 
+    def stack(self, name: str) -> nn.Module:
+        """A tower by its modality, or the trunk."""
+        if name == "trunk" and self.trunk is not None:
+            return self.trunk
+        return self.tower(name)
+
     def widths(self, modalities: Sequence[str]) -> dict[str, int]:
         """Floats per token of each stream at the junction."""
         return {m: self.trunk.width if self.trunk else self.tower(m).width for m in modalities}
 
     def fingerprint(self, modalities: Sequence[str] | None = None) -> str:
         """SHA-256 (hex) of the weights and preprocessing that the given modalities pass through."""
-        names = sorted(modalities or self.towers)
-        parts: dict[str, Any] = {name: self.tower(name).fingerprint() for name in names}
+        parts = {name: self.fingerprint_of(name) for name in sorted(modalities or self.towers)}
         if self.trunk:
-            from fusetune.backbones.tower import fingerprint
-
-            parts["trunk"] = fingerprint(self.trunk.state_dict())
+            parts["trunk"] = self.fingerprint_of("trunk")
         return digest(parts)
+
+    def fingerprint_of(self, name: str) -> str:
+        """The same of one tower, or of the trunk."""
+        if name in self._fingerprints:
+            return self._fingerprints[name]
+        stack: Any = self.stack(name)
+        return fingerprint(stack.state_dict()) if name == "trunk" else stack.fingerprint()
+
+    def remember_fingerprints(self) -> None:
+        """Keep the fingerprints of the weights as they are now, whatever an adapter does to them afterwards."""
+        if next(self.parameters()).is_meta:
+            return  # no weights, nothing that anybody could load or cache
+        names = [*self.towers, "trunk"] if self.trunk else list(self.towers)
+        self._fingerprints = {name: self.fingerprint_of(name) for name in names}
 
     def prepare(self, samples: Mapping[str, Sequence[Any]]) -> dict[str, Tokens]:
         """Decoded samples by modality to tokens at depth 0."""
@@ -85,8 +103,14 @@ class Backbone(nn.Module):
 
     def advance(self, streams: Mapping[str, Tokens], start: Frontier, stop: Frontier) -> dict[str, Tokens]:
         """Run towers, then trunk, from one frontier to another; `stop.trunk` > 0 needs every tower at its top."""
-        states = {m: self.tower(m).advance(t, start.towers[m], stop.towers[m]) for m, t in streams.items()}
+        states = self.advance_towers(streams, start.towers, stop.towers)
         return self.trunk.advance(states, start.trunk, stop.trunk) if self.trunk else states
+
+    def advance_towers(
+        self, streams: Mapping[str, Tokens], start: Mapping[str, int], stop: Mapping[str, int]
+    ) -> dict[str, Tokens]:
+        """Run towers alone, each from its depth in `start` to that in `stop`."""
+        return {m: self.tower(m).advance(tokens, start[m], stop[m]) for m, tokens in streams.items()}
 
     def save_pretrained(self, folder: Path) -> None:
         """Write towers and trunk, each a folder, and the index that names them."""

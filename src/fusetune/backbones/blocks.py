@@ -40,6 +40,16 @@ class MLP(nn.Sequential):
         super().__init__(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
 
 
+def attention_roles(attention: str, prefix: str = "") -> dict[str, str]:
+    """Roles of an `Attention` in a block, by its path there; `prefix` tells two attentions of a block apart."""
+    output = f"{prefix}output" if prefix else "attention_output"
+    parts = {f"{prefix}{name}": f"{attention}.{name}" for name in ("query", "key", "value")}
+    return {f"{prefix}attention": attention, **parts, output: f"{attention}.output"}
+
+
+ENCODER_ROLES = attention_roles("attention") | {"mlp_input": "mlp.0", "mlp_output": "mlp.2"}
+
+
 class EncoderBlock(nn.Module):
     """Self-attention and MLP, each behind a norm and beside a skip connection."""
 

@@ -33,6 +33,7 @@ class Family:
         options: for `from_pretrained`; a pooler that no checkpoint holds would be random, new at every load.
         reserved_positions: position codes that no token uses.
         fixed_length: texts are padded to the model's full length and attend to the padding, as in its training.
+        roles: what the parts of a block are for -> their paths in a block, for adapters.
     """
 
     blocks: str
@@ -41,7 +42,33 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)
     reserved_positions: int = 0
     fixed_length: bool = False
+    roles: Mapping[str, str] = field(default_factory=dict)
 
+
+def _attention(attention: str, query: str, key: str, value: str, output: str) -> dict[str, str]:
+    """Roles of a self-attention: the module that attends, and the linear layers in it, by their paths."""
+    parts = {"query": query, "key": key, "value": value, "attention_output": output}
+    return {"attention": attention} | {role: f"{attention}.{path}" for role, path in parts.items()}
+
+
+def _mlp(first: str, last: str) -> dict[str, str]:
+    return {"mlp_input": first, "mlp_output": last}
+
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_VIT = _attention("attention", *_PROJECTIONS, "o_proj") | _mlp("mlp.fc1", "mlp.fc2")
+_CLIP = _attention("self_attn", *_PROJECTIONS, "out_proj") | _mlp("mlp.fc1", "mlp.fc2")
+_WORDS = ("query", "key", "value", "dense")
+_BERT = _attention("attention.self", *_WORDS) | _mlp("intermediate.dense", "output.dense")
+_BERT["attention_output"] = "attention.output.dense"
+_VIDEOMAE = _attention("attention.attention", *_WORDS) | _mlp("intermediate.dense", "output.dense")
+_VIDEOMAE["attention_output"] = "attention.output.dense"
+_WAVE = _attention("attention", *_PROJECTIONS, "out_proj") | _mlp(
+    "feed_forward.intermediate_dense", "feed_forward.output_dense"
+)
+_WHISPER = _attention("self_attn", *_PROJECTIONS, "out_proj") | _mlp("fc1", "fc2")
+_LLAMA = _attention("self_attn", *_PROJECTIONS, "o_proj") | _mlp("mlp.up_proj", "mlp.down_proj")
+_BLIP = {"qkv": "self_attn.qkv", "attention_output": "self_attn.projection"} | _mlp("mlp.fc1", "mlp.fc2")
 
 _NO_POOLER = {"add_pooling_layer": False}
 _WAVES = Family(
@@ -49,23 +76,27 @@ _WAVES = Family(
     {"encoder.pos_conv_embed": _same},
     stack="encoder",
     options={"mask_time_prob": 0.0, "mask_feature_prob": 0.0},  # SpecAugment's vector is of no use in eval mode
+    roles=_WAVE,
 )
 
 # by the model type of the encoder itself; MiniLM is a BERT
 FAMILIES = {
-    "vit": Family("layers", options=_NO_POOLER),
-    "dinov2": Family("encoder.layer"),
-    "clip_vision_model": Family("encoder.layers"),
-    "siglip_vision_model": Family("encoder.layers"),
-    "bert": Family("encoder.layer", options=_NO_POOLER),
-    "roberta": Family("encoder.layer", options=_NO_POOLER, reserved_positions=2),
-    "clip_text_model": Family("encoder.layers"),
-    "siglip_text_model": Family("encoder.layers", fixed_length=True),
+    "vit": Family("layers", options=_NO_POOLER, roles=_VIT),
+    "dinov2": Family("encoder.layer", roles=_VIT),
+    "clip_vision_model": Family("encoder.layers", roles=_CLIP),
+    "siglip_vision_model": Family("encoder.layers", roles=_CLIP),
+    "blip_vision_model": Family("encoder.layers", roles=_BLIP),
+    "bert": Family("encoder.layer", options=_NO_POOLER, roles=_BERT),
+    "roberta": Family("encoder.layer", options=_NO_POOLER, reserved_positions=2, roles=_BERT),
+    "clip_text_model": Family("encoder.layers", roles=_CLIP),
+    "siglip_text_model": Family("encoder.layers", fixed_length=True, roles=_CLIP),
+    "blip_text_model": Family("encoder.layer", options=_NO_POOLER, roles=_BERT),
+    "llama": Family("layers", {"embed_tokens": _same}, roles=_LLAMA),
     "wav2vec2": _WAVES,
     "hubert": _WAVES,
-    "whisper": Family("layers", {"conv1": _same, "conv2": _channels_first}),
-    "audio-spectrogram-transformer": Family("layers"),
-    "videomae": Family("encoder.layer"),
+    "whisper": Family("layers", {"conv1": _same, "conv2": _channels_first}, roles=_WHISPER),
+    "audio-spectrogram-transformer": Family("layers", roles=_VIT),
+    "videomae": Family("encoder.layer", roles=_VIDEOMAE),
 }
 
 # the encoder of one modality within a composite model: (model type, kind) -> class, and keys of its checkpoints

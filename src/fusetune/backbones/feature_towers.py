@@ -1,13 +1,13 @@
 """Towers of our own for sequences and vectors: outlines, measurements, features that somebody else extracted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.blocks import EncoderBlock
+from fusetune.backbones.blocks import ENCODER_ROLES, EncoderBlock
 from fusetune.backbones.own_tower import OwnTower
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens, pad
@@ -66,6 +66,9 @@ class SequenceTower(_FeatureTower):
     def blocks(self) -> nn.ModuleList:
         return self.layers
 
+    def roles(self) -> Mapping[str, str]:
+        return ENCODER_ROLES
+
     def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
         hidden_states = tokens.values  # (batch, tokens, input_width) at depth 0, else (batch, tokens, width)
         if start == 0 < stop:
@@ -104,6 +107,9 @@ class VectorTower(_FeatureTower):
 
     def blocks(self) -> nn.ModuleList:
         return self.layers
+
+    def roles(self) -> Mapping[str, str]:
+        return {"mlp_input": "0", "mlp_output": "2"}
 
     def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
         if start == stop:

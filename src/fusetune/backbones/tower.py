@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ class Tower(nn.Module, ABC):
     @abstractmethod
     def blocks(self) -> nn.ModuleList:
         """The stack of blocks; block k leads from depth k to depth k + 1."""
+
+    def roles(self) -> Mapping[str, str]:
+        """What the parts of a block are for -> their paths in a block; adapters find linear layers by these names."""
+        return {}
 
     @abstractmethod
     def tokens_out(self, tokens_in: int) -> int:

@@ -1,6 +1,7 @@
 """Towers over Hugging Face `transformers`: what encoders of all modalities share."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,6 +62,9 @@ class TransformersTower(Tower):
         if self.family:
             return self.model.get_submodule(self.family.blocks)
         return nn.ModuleList([self.model])
+
+    def roles(self) -> Mapping[str, str]:
+        return self.family.roles if self.family else {}
 
     def save_pretrained(self, folder: Path) -> None:
         quiet()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fusetune.backbones.blocks import MLP, Attention
+from fusetune.backbones.blocks import MLP, Attention, attention_roles
 from fusetune.config import build, to_plain
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
@@ -50,8 +50,23 @@ def sinusoids(tokens: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
+TRUNK_ROLES = (
+    attention_roles("self_attention")
+    | attention_roles("cross_attention", "cross_")
+    | {"mlp_input": "mlp.0", "mlp_output": "mlp.2"}
+)
+
+
 class CoAttentionBlock(nn.Module):
-    """Self-attention, attention to the other streams, MLP; one set of weights serves every modality."""
+    """Self-attention, attention to the other streams, MLP; one set of weights serves every modality.
+
+    Attributes:
+        stream: the stream that is being computed, for adapters that tell streams apart.
+        context: names and numbers of tokens of the streams that its attention reads.
+    """
+
+    stream: str = ""
+    context: tuple[tuple[str, int], ...] = ()
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -65,12 +80,14 @@ class CoAttentionBlock(nn.Module):
     def forward(self, streams: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
         attended = {}
         for name, states in streams.items():
+            self.stream, self.context = name, ((name, states.shape[1]),)
             normed = self.self_norm(states)
             attended[name] = states + self.self_attention(normed, normed, masks[name])
         normed = {name: self.cross_norm(states) for name, states in attended.items()}
         mixed = {}
         for name, states in attended.items():
             others = [other for other in streams if other != name]
+            self.stream, self.context = name, tuple((other, normed[other].shape[1]) for other in others)
             if others:
                 context = torch.cat([normed[other] for other in others], 1)
                 allowed = torch.cat([masks[other] for other in others], 1)
@@ -101,6 +118,9 @@ class Trunk(nn.Module):
 
     def blocks(self) -> nn.ModuleList:
         return self.layers
+
+    def roles(self) -> Mapping[str, str]:
+        return TRUNK_ROLES
 
     def advance(self, streams: Mapping[str, Tokens], start: int, stop: int) -> dict[str, Tokens]:
         """Run the blocks from depth `start` to depth `stop`; raises FusetuneError for a stream that it can't take."""

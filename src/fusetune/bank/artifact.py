@@ -44,8 +44,8 @@ class Artifact:
 
     @classmethod
     def of(cls, model: AdaptedModel, data: DataSettings, method: str, card: str) -> "Artifact":
-        """The artifact of a trained model; call it before the backbone is used for anything else."""
-        tensors = {name: p.detach().cpu().contiguous().clone() for name, p in model.trainable().items()}
+        """The artifact of a trained and folded model; call it before the backbone is used for anything else."""
+        tensors = {name: p.detach().cpu().contiguous().clone() for name, p in model.kept().items()}
         config = {
             "format": FORMAT,
             "fusetune_version": __version__,
@@ -112,7 +112,8 @@ class Artifact:
         streams = {name: build(Stream, s, f"streams.{name}") for name, s in self.config["streams"].items()}
         plan = build(Plan, self.config["plan"], "adapter_config.plan")
         model = AdaptedModel(backbone, plan, task, streams, self.config["method"])
-        wanted = model.trainable()
+        model.fold()
+        wanted = model.kept()
         for name in sorted(set(wanted) ^ set(self.tensors)):
             state = "is missing" if name in wanted else "belongs to no part of the plan"
             raise FusetuneError(f"{WEIGHTS}: tensor '{name}' {state}. The file is not from this adapter_config.json.")
@@ -124,6 +125,7 @@ class Artifact:
                         f"{tuple(parameter.shape)}."
                     )
                 parameter.copy_(self.tensors[name])
+        model.set_epoch(model.stages()[-1])  # gradual unfreezing is over
         return model.eval()
 
 

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import check, digest
@@ -59,12 +60,14 @@ class Features:
         entries: entry folder by modality, relative to the store's root.
         keys: row keys by modality, in the manifest's order.
         views: the same for each augmented view; samples outside training are the same in all of them.
+        later: features at the deeper frontiers of plans that unfreeze gradually, by the epoch from which on.
     """
 
     frontier: Frontier
     entries: Mapping[str, str]
     keys: Mapping[str, Sequence[str]]
     views: Sequence[Mapping[str, Sequence[str]]] = ()
+    later: Mapping[int, "Features"] = field(default_factory=dict)
 
     def of_rows(self, rows: Sequence[int], augmented: bool) -> "Features":
         """The features of some rows of the manifest; `augmented` rows keep their views."""
@@ -83,18 +86,27 @@ class Features:
 
     def save(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        record = {
+        file.write_text(json.dumps(self._record()))
+
+    def _record(self) -> dict[str, Any]:
+        record: dict[str, Any] = {
             "frontier": {"towers": dict(self.frontier.towers), "trunk": self.frontier.trunk},
             "entries": dict(self.entries),
             "keys": {name: list(keys) for name, keys in self.keys.items()},
             "views": [{name: list(keys) for name, keys in view.items()} for view in self.views],
         }
-        file.write_text(json.dumps(record))
+        if self.later:
+            record["later"] = {epoch: features._record() for epoch, features in self.later.items()}
+        return record
 
     @classmethod
     def load(cls, file: Path) -> "Features":
-        record = json.loads(file.read_text())
-        return cls(Frontier(**record["frontier"]), record["entries"], record["keys"], record["views"])
+        return cls._of(json.loads(file.read_text()))
+
+    @classmethod
+    def _of(cls, record: Mapping[str, Any]) -> "Features":
+        later = {int(epoch): cls._of(part) for epoch, part in record.get("later", {}).items()}
+        return cls(Frontier(**record["frontier"]), record["entries"], record["keys"], record["views"], later)
 
 
 def describe(backbone: Backbone, source: Source, frontier: Frontier, settings: CacheSettings) -> Features:
@@ -115,7 +127,7 @@ def describe(backbone: Backbone, source: Source, frontier: Frontier, settings: C
     entries = {}
     for name in names:
         identity = {
-            "base": backbone.fingerprint(names) if meets else backbone.tower(name).fingerprint(),
+            "base": backbone.fingerprint(names) if meets else backbone.fingerprint_of(name),
             "streams": names if meets else [name],
             "depth": [frontier.trunk, "trunk"] if meets else [frontier.towers[name], "tower"],
             "dtype": stored_dtype(frontier, name, settings),

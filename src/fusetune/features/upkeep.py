@@ -27,9 +27,10 @@ def references(indices: Iterable[Path]) -> dict[str, set[str]]:
     for file in indices:
         try:
             record = json.loads(file.read_text())
-            for mapping in (record["keys"], *record["views"]):
-                for name, keys in mapping.items():
-                    found.setdefault(record["entries"][name], set()).update(keys)
+            for stage in (record, *record.get("later", {}).values()):
+                for mapping in (stage["keys"], *stage["views"]):
+                    for name, keys in mapping.items():
+                        found.setdefault(stage["entries"][name], set()).update(keys)
         except (ValueError, KeyError, TypeError):
             raise FusetuneError(f"{file}: not the index of cached features; nothing was deleted.") from None
     return found

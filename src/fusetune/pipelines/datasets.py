@@ -153,7 +153,8 @@ class FeaturesDataset(_PathDataset):
         if not self.path.is_file():
             return None
         record, store = json.loads(self.path.read_text()), Store(self.store)
-        for name, entry in record["entries"].items():
+        stages = [record, *record.get("later", {}).values()]
+        for record, name, entry in ((stage, *pair) for stage in stages for pair in stage["entries"].items()):
             try:
                 there = {key for shard in read_shards(store.folder(entry)) for key in shard.keys}
             except FusetuneError:

@@ -62,6 +62,9 @@ class TrainingReporter(Reporter):
         if resumed_at:
             self._bar.progress.console.log(f"{self.method}: resumed at step {resumed_at} of {steps}")
 
+    def stage(self, text: str) -> None:
+        self._bar.progress.console.log(f"{self.method}: {text}")
+
     def step(self, done: int, steps: int, loss: float) -> None:
         self._bar.show(f"train {self.method}", done, steps, f"loss {loss:.3f} {self._text}")
 
@@ -74,6 +77,7 @@ class TrainingReporter(Reporter):
             "gradient_norm": epoch.gradient_norm,
             "learning_rate": epoch.learning_rate,
             "samples_per_second": epoch.samples_per_second,
+            **{f"gradient_norm_{site}": norm for site, norm in epoch.gradient_norms.items()},
         }
         self._buffer += [(name, value, epoch.number) for name, value in values.items()]
         if time.perf_counter() - self._flushed > FLUSH_EVERY:

@@ -87,6 +87,26 @@ def compared(values: Mapping[str, float], low: float, high: float, metric: str, 
     return figure
 
 
+def distributions(values: Mapping[str, np.ndarray], title: str):
+    """Boxes of values between 0 and 1 over samples, one for each column of each (samples, columns) array."""
+    columns = {}
+    for name, array in values.items():
+        for i in range(array.shape[1]):
+            columns[name if array.shape[1] == 1 else f"{name} {i}"] = array[:, i]
+    figure = blank(8.0, 1.2 + 0.3 * len(columns))
+    axes = figure.subplots()
+    names = [name.replace("_", " ") for name in columns]
+    drawn = axes.boxplot(list(columns.values()), orientation="horizontal", widths=0.6, sym="")
+    for part in (*drawn["boxes"], *drawn["whiskers"], *drawn["caps"]):
+        part.set_color(INK)
+    for line in drawn["medians"]:
+        line.set(color=ACCENT, linewidth=2)
+    axes.set_yticks(range(1, len(names) + 1), names)
+    axes.invert_yaxis()
+    axes.set(xlim=(-0.02, 1.02), xlabel="weight: median, quartiles, 1.5 times their distance", title=title)
+    return figure
+
+
 def blank(width: float, height: float):
     from matplotlib.figure import Figure
 

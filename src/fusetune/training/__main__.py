@@ -37,7 +37,6 @@ def run(options: argparse.Namespace) -> None:
     import pyarrow.parquet as pq
 
     from fusetune.config import build
-    from fusetune.features.extraction import extract
     from fusetune.features.index import CacheSettings
     from fusetune.plan import Plan
     from fusetune.training.device import pick_device
@@ -50,6 +49,9 @@ def run(options: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
     class Printer(Reporter):
+        def stage(self, text: str) -> None:
+            print(text, flush=True)
+
         def epoch(self, epoch: Epoch, best: bool) -> None:
             print(
                 f"epoch {epoch.number}: loss {epoch.train_loss:.3f}, validation {epoch.val_metric:.3f}, "
@@ -75,10 +77,7 @@ def run(options: argparse.Namespace) -> None:
     )
     device = pick_device(settings.device)
     print(f"device {device}, frontier at {experiment.frontier}", flush=True)
-    features = extract(
-        experiment.model.backbone,
-        experiment.source,
-        experiment.frontier,
+    features = experiment.extract(
         options.store,
         cache,
         lambda done, total, written: print(f"cached {done} of {total}", flush=True) if done == total else None,

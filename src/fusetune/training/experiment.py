@@ -1,7 +1,7 @@
 """One experiment: data, backbone, task and method, as the pipelines and `python -m fusetune.training` share it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from fusetune.adapters.adapter import Stream
-from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import build, digest
 from fusetune.errors import FusetuneError
 from fusetune.features.dataset import FeatureSet
-from fusetune.features.index import CacheSettings, Features, describe
+from fusetune.features.extraction import Progress, extract
+from fusetune.features.index import CacheSettings, Features
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
+from fusetune.frontier import frontier
 from fusetune.manifest.schema import SPLITS, Modality
-from fusetune.plan import AdaptedModel, Plan, frontier
+from fusetune.plan import AdaptedModel, Plan
 from fusetune.tasks import tasks
 from fusetune.tasks.task import Task
 from fusetune.tokens import Tokens
@@ -79,12 +81,34 @@ class Experiment:
         self.task.fit(self._picked(self.rows["train"]))
         torch.manual_seed(seed)
         self.model = AdaptedModel(backbone, plan, self.task, self._streams(backbone), where)
-        self.frontier = frontier(self.model, self.example(PROBED))
+        self.frontiers: dict[int, Frontier] = {}  # by the epoch from which on
+        example = self.example(PROBED)
+        for epoch in self.model.stages():
+            self.model.set_epoch(epoch)
+            self.frontiers[epoch] = frontier(self.model, example)
+
+    @property
+    def frontier(self) -> Frontier:
+        """The frontier of the whole plan, when everything in it acts."""
+        return self.frontiers[max(self.frontiers)]
+
+    def extract(
+        self, store: Store | Path | str, cache: CacheSettings, progress: Progress, device: torch.device
+    ) -> Features:
+        """Fill the store with the features of every stage; what is there is left alone."""
+        stages = {}
+        for epoch, depth in self.frontiers.items():
+            self.model.set_epoch(epoch)
+            stages[epoch] = extract(self.model.backbone, self.source, depth, store, cache, progress, device)
+        return replace(stages.pop(1), later=stages)
 
     def split(self, name: str, features: Features, store: Store | Path | str, device: torch.device) -> Split:
         """Features and targets of one split; training rows come in their augmented views, where they have some."""
-        picked = features.of_rows(self.rows[name], augmented=name == "train")
-        return Split(FeatureSet(picked, store, device), self.targets(self.rows[name]))
+        stages = {}
+        for epoch, of_stage in {1: features, **features.later}.items():
+            picked = of_stage.of_rows(self.rows[name], augmented=name == "train")
+            stages[epoch] = FeatureSet(picked, store, device)
+        return Split(stages, self.targets(self.rows[name]))
 
     def column(self, name: str, split: str) -> list[Any]:
         values = _column(self.table, name)
@@ -104,13 +128,16 @@ class Experiment:
         """Targets of some rows of the manifest."""
         return self.task.targets(self._picked(rows))
 
-    def describe(self, cache: CacheSettings) -> Features:
-        return describe(self.model.backbone, self.source, self.frontier, cache)
-
     def key(self, features: Features, settings: TrainSettings) -> str:
         """Digest of all that determines training."""
         return digest(
-            [self.model.plan, settings, self.data, features.entries, features.keys, features.views, self.task.state()]
+            [
+                self.model.plan,
+                settings,
+                self.data,
+                [[f.entries, f.keys, f.views] for f in (features, *features.later.values())],
+                self.task.state(),
+            ]
         )
 
     def _picked(self, rows: Sequence[int]) -> dict[str, Sequence[Any]]:

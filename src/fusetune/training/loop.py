@@ -2,25 +2,33 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fusetune.config import check
 from fusetune.errors import FusetuneError
 from fusetune.features.dataset import FeatureSet, batches
 from fusetune.plan import AdaptedModel
 from fusetune.schedule import warmup_cosine
+from fusetune.tokens import Tokens
 from fusetune.training import checkpoint
+from fusetune.training.optimizer import clip, gradient_norms, make_optimizer
 from fusetune.training.settings import TrainSettings
+
+TOTAL = "total"
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch showed; `seconds` covers training and validation, `samples_per_second` training alone."""
+    """What an epoch showed; `seconds` covers training and validation, `samples_per_second` training alone.
+
+    `gradient_norm` and, by site, `gradient_norms` are means over the steps, before clipping.
+    """
 
     number: int
     train_loss: float
@@ -30,19 +38,35 @@ class Epoch:
     learning_rate: float
     seconds: float
     samples_per_second: float
+    gradient_norms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Features and targets of one split; targets are one a row."""
+    """Features and targets of one split.
 
-    features: FeatureSet
+    Attributes:
+        stages: features by the epoch from which on they are used: the frontier moves down where more is trained.
+        targets: one a row.
+    """
+
+    stages: Mapping[int, FeatureSet]
     targets: Tensor
+
+    @property
+    def features(self) -> FeatureSet:
+        """Those of the last stage, where everything of the plan acts."""
+        return self.stages[max(self.stages)]
+
+    def at(self, epoch: int) -> FeatureSet:
+        """Those of an epoch, from 1."""
+        return self.stages[max(first for first in self.stages if first <= epoch)]
 
 
 class Reporter:
     """What wants to know how training goes; every method may be overridden, none does anything here."""
 
+    def stage(self, text: str) -> None: ...
     def started(self, settings: TrainSettings, steps: int, resumed_at: int) -> None: ...
     def step(self, done: int, steps: int, loss: float) -> None: ...
     def epoch(self, epoch: Epoch, best: bool) -> None: ...
@@ -70,62 +94,91 @@ def train(
         after_epoch: called behind each checkpoint (tests kill the run there).
 
     Raises:
-        FusetuneError: the loss is no number any more; the best epoch before stays in the checkpoint.
+        FusetuneError: the loss is no number any more; the best epoch before stays in the checkpoint. Or fewer epochs
+            than the plan's last stage begins with.
     """
     device = train_split.features.device
     model.to(device)
     trainable = model.trainable()
     names = {parameter: name for name, parameter in trainable.items()}
-    optimizer = _optimizer(trainable, settings)
-    steps_per_epoch = math.ceil(len(train_split.targets) / settings.batch_size)
+    optimizer = make_optimizer(model, settings)
+    last_stage = model.stages()[-1]
+    check(
+        last_stage <= settings.epochs,
+        f"train.epochs: the plan switches something on in epoch {last_stage}, found {settings.epochs} epochs.",
+    )
+    steps_per_epoch = math.ceil(len(train_split.targets) / settings.batch_size / settings.accumulate)
     steps = steps_per_epoch * settings.epochs
+    for adapter in model.adapters():
+        adapter.on_start(steps)
     history, best = _resume(model, optimizer, names, key, folder)
-    best_metric = max((epoch.val_metric for epoch in history), default=-math.inf)
+    best_metric = max((epoch.val_metric for epoch in history[last_stage - 1 :]), default=-math.inf)
     reporter.started(settings, steps, len(history) * steps_per_epoch)
     try:
         for number in range(len(history), settings.epochs):
-            if _stale(history, settings.patience):
+            if _stale(history[last_stage - 1 :], settings.patience):
                 break
+            model.set_epoch(number + 1)
+            if number and number + 1 in model.stages():
+                reporter.stage(_moved(model, train_split, number + 1, history[-1]))
             begun = time.perf_counter()
             step = number * steps_per_epoch
             losses, norms = _train_epoch(model, train_split, optimizer, settings, number, step, steps, reporter)
             trained = time.perf_counter() - begun
-            outputs, val_loss = predict(model, val_split, settings.batch_size)
+            outputs, val_loss = predict(model, val_split, settings.batch_size, number + 1)
             metric = model.task.metrics(outputs, val_split.targets)[model.task.metric]
             epoch = Epoch(
                 number + 1,
                 sum(losses) / len(losses),
                 val_loss,
                 metric,
-                sum(norms) / len(norms),
+                norms.pop(TOTAL),
                 optimizer.param_groups[0]["lr"],
                 time.perf_counter() - begun,
                 len(train_split.targets) / trained,
+                norms,
             )
             history.append(epoch)
-            if metric > best_metric:
+            if metric > best_metric and number + 1 >= last_stage:
                 best_metric, best = metric, {name: p.detach().clone() for name, p in trainable.items()}
             tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in trainable.items()}
             tensors |= {f"best.{name}": value for name, value in best.items()}
             tensors |= checkpoint.optimizer_tensors(optimizer, names)
+            for i, adapter in enumerate(model.adapters()):
+                tensors |= {f"adapter.{i}.{name}": value for name, value in adapter.training_state().items()}
             checkpoint.save(folder, tensors, {"key": key, "history": [asdict(e) for e in history]})
             reporter.epoch(epoch, metric >= best_metric)
             after_epoch(number + 1)
     finally:
         reporter.ended()
+    model.set_epoch(max(last_stage, len(history)))
     _assign(trainable, best)
     return history
 
 
-def predict(model: AdaptedModel, split: Split, batch_size: int) -> tuple[Tensor, float]:
-    """Outputs of all rows, float32 on the CPU, and the mean loss."""
+def predict(
+    model: AdaptedModel,
+    split: Split,
+    batch_size: int,
+    epoch: int | None = None,
+    observed: dict[str, list[Tensor]] | None = None,
+) -> tuple[Tensor, float]:
+    """Outputs of all rows, float32 on the CPU, and the mean loss.
+
+    Args:
+        epoch: whose features are used; None: those of the last stage.
+        observed: what adapters show of each batch (gates, routes) is appended to it by name.
+    """
     model.eval()
     outputs, total = [], 0.0
+    features = split.features if epoch is None else split.at(epoch)
     with torch.no_grad():
-        for index, states in split.features.batches(batches(len(split.targets), 4 * batch_size)):
-            out = model(states, split.features.frontier).float()
+        for index, states in features.batches(batches(len(split.targets), 4 * batch_size)):
+            out = model(states, features.frontier).float()
             total += model.task.loss(out, split.targets[index].to(out.device)).item() * len(index)
             outputs.append(out.cpu())
+            for name, values in model.observed().items() if observed is not None else ():
+                observed.setdefault(name, []).append(values.float().cpu())  # type: ignore[union-attr]
     return torch.cat(outputs), total / len(split.targets)
 
 
@@ -138,21 +191,25 @@ def _train_epoch(
     step: int,
     steps: int,
     reporter: Reporter,
-) -> tuple[list[float], list[float]]:
-    device = split.features.device
+) -> tuple[list[float], dict[str, float]]:
+    features = split.at(number + 1)
+    device = features.device
     torch.manual_seed(settings.seed * 100_003 + number)
     order = torch.Generator().manual_seed(settings.seed * 100_003 + number)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     autocast = settings.autocast and device.type == "cuda"
     model.train()
-    losses, norms = [], []
-    lengths = split.features.ragged_lengths() if settings.length_buckets else None
+    losses: list[float] = []
+    norms: dict[str, float] = {}
+    lengths = features.ragged_lengths() if settings.length_buckets else None
     indices = batches(len(split.targets), settings.batch_size, order, lengths)
-    for index, states in split.features.batches(indices, view=number):
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * warmup_cosine(step, steps, settings.warmup)
+    parts = -(-len(split.targets) // settings.batch_size)  # batches of an epoch
+    optimizer.zero_grad(set_to_none=True)
+    first = step
+    for part, (index, states) in enumerate(features.batches(indices, view=number)):
+        if settings.modality_dropout:
+            states = with_dropped_modalities(states, settings.modality_dropout)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            out = model(states, split.features.frontier)
+            out = model(states, features.frontier)
         loss = model.task.loss(out.float(), split.targets[index].to(device))
         value = loss.item()
         if not math.isfinite(value):
@@ -160,26 +217,50 @@ def _train_epoch(
                 f"training: the loss is {value} in epoch {number + 1}, step {step + 1}. The best epoch so far is kept "
                 f"in the checkpoint; lower train.learning_rate (now {settings.learning_rate}) and run again."
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norms.append(nn.utils.clip_grad_norm_(parameters, settings.clip).item())
-        optimizer.step()
+        losses.append(value)
+        penalty = model.penalty()
+        whole = loss if penalty is None else loss + penalty
+        rest = parts - part // settings.accumulate * settings.accumulate  # batches from this step's first on
+        (whole / min(settings.accumulate, rest)).backward()
+        if (part + 1) % settings.accumulate and part + 1 < parts:
+            continue
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * warmup_cosine(step, steps, settings.warmup)
+        for site, norm in _step(optimizer, settings.clip).items():
+            norms[site] = norms.get(site, 0.0) + norm
         step += 1
         for adapter in model.adapters():
             adapter.on_step(step)
-        losses.append(value)
+        optimizer.zero_grad(set_to_none=True)
         reporter.step(step, steps, value)
-    return losses, norms
+    return losses, {site: total / (step - first) for site, total in norms.items()}
 
 
-def _optimizer(trainable: dict[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in trainable.items():
-        rate = settings.base_learning_rate if name.startswith("backbone.") else settings.learning_rate
-        decay = settings.weight_decay if parameter.ndim > 1 and not name.endswith("bias_row") else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": p, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+def _step(optimizer: torch.optim.Optimizer, largest: float) -> dict[str, float]:
+    """One clipped step; returns the gradient's norms before clipping, by site and in all."""
+    norms = gradient_norms(optimizer)
+    norms[TOTAL] = clip(optimizer, norms, largest)
+    optimizer.step()
+    return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
+
+
+def with_dropped_modalities(states: Mapping[str, Tokens], share: float) -> dict[str, Tokens]:
+    """Hide each modality of each sample with probability `share`; a sample whose all would go keeps them."""
+    present = torch.stack([tokens.mask.any(1) for tokens in states.values()])  # (modalities, batch)
+    kept = present & (torch.rand(present.shape).to(present.device) >= share)
+    kept = torch.where(kept.any(0), kept, present)
+    return {
+        name: Tokens(tokens.values, tokens.mask & kept[i].unsqueeze(1))
+        for i, (name, tokens) in enumerate(states.items())
+    }
+
+
+def _moved(model: AdaptedModel, split: Split, epoch: int, before: Epoch) -> str:
+    held, now = split.at(epoch - 1), split.at(epoch)
+    active = {p for adapter in model.adapters() if adapter.active for p in adapter.trained()}
+    return (
+        f"epoch {epoch}: {sum(p.numel() for p in active):,} parameters below the head are trained now, the frontier "
+        f"moves from ({held.frontier}) to ({now.frontier}); until here {before.samples_per_second:.0f} samples/s"
     )
 
 
@@ -201,6 +282,9 @@ def _resume(
     _assign(trainable, {name: tensors[f"model.{name}"] for name in trainable})
     checkpoint.restore_optimizer(optimizer, names, tensors)
     best = {name: tensors[f"best.{name}"].to(p.device) for name, p in trainable.items()}
+    for i, adapter in enumerate(model.adapters()):
+        prefix = f"adapter.{i}."
+        adapter.restore_training_state({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
     return [Epoch(**epoch) for epoch in state["history"]], best
 
 

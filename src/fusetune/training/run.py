@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
+from torch import Tensor
 
 from fusetune.backbones.backbone import Frontier
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.card import card
 from fusetune.features.dataset import FeatureSet, padding
-from fusetune.features.extraction import Progress, extract
+from fusetune.features.extraction import Progress
 from fusetune.features.index import CacheSettings, Features
 from fusetune.features.storage import Store
 from fusetune.plan import Plan
-from fusetune.report.figures import Figures, compared, confusion_matrix, learning_curve
+from fusetune.report.figures import Figures, compared, confusion_matrix, distributions, learning_curve
 from fusetune.training.device import pick_device
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.experiment import DataSettings, Experiment, load_backbone, make_task
@@ -52,6 +54,9 @@ class TrainingResult:
         flat = {f"test_{name}": v for name, v in self.metrics["test"].items() if isinstance(v, float)}
         flat |= {f"test_only_{name}": value for name, value in self.metrics["unimodal"].items()}
         flat |= {f"{name}": float(v) for name, v in self.metrics.items() if isinstance(v, int)}
+        for name, means in self.metrics.get("observed", {}).items():
+            flat |= {f"{name}_{i}" if len(means) > 1 else name: value for i, value in enumerate(means)}
+        flat |= {f"overlap_{name}": value for name, value in self.metrics.get("overlap", {}).items()}
         flat["train_seconds"] = sum(epoch.seconds for epoch in self.epochs)
         return flat
 
@@ -80,12 +85,16 @@ def train_and_test(
     base_fingerprint = model.backbone.fingerprint(list(experiment.data.modalities))  # before it may be trained
     device = pick_device(settings.device)
     splits = {name: experiment.split(name, features, store, device) for name in ("train", "val", "test")}
-    for text in _told(splits["train"].features, settings):
+    for text in (*model.resolved, *_told(splits["train"].features, settings)):
         logger.info("%s: %s", method, text)
     key = experiment.key(features, settings)
     folder = checkpoints / key[:16]
     epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter)
-    outputs, _ = predict(model, splits["test"], settings.batch_size)
+    trainable = model.trainable_count()
+    model.fold()
+    parts: dict[str, list[Tensor]] = {}
+    outputs, _ = predict(model, splits["test"], settings.batch_size, observed=parts)
+    observed = {name: torch.cat(several) for name, several in parts.items()}
     group = getattr(task.config, "question_type", None)  # type: ignore[attr-defined]
     groups = experiment.column(group, "test") if group else None
     metrics = {
@@ -93,13 +102,18 @@ def train_and_test(
         "metric": task.metric,
         "test": evaluate(task, outputs, splits["test"].targets, evaluation, groups),
         "unimodal": dict(unimodal),
-        "trainable_parameters": model.trainable_count(),
+        "trainable_parameters": trainable,
+        "kept_parameters": sum(tensor.numel() for tensor in model.kept().values()),
         "base_parameters": model.base_count(),
-        "best_epoch": max(epochs, key=lambda e: e.val_metric).number,
+        "best_epoch": max(epochs[model.stages()[-1] - 1 :], key=lambda e: e.val_metric).number,
         "train_samples": len(splits["train"].targets),
         "test_samples": len(splits["test"].targets),
         "seed": settings.seed,
     }
+    if observed:
+        metrics["observed"] = {name: values.mean(0).tolist() for name, values in observed.items()}
+    if model.apart:
+        metrics["overlap"] = model.apart.overlap(model.trainable())
     curve = [
         {"epoch": e.number, "train_loss": e.train_loss, "val_loss": e.val_loss, "val_metric": e.val_metric}
         for e in epochs
@@ -109,8 +123,8 @@ def train_and_test(
         artifact.with_base(base_fingerprint),
         metrics,
         curve,
-        _predictions(experiment, outputs, splits["test"]),
-        _figures(experiment, outputs, metrics, curve, method),
+        _predictions(experiment, outputs, splits["test"], observed),
+        _figures(experiment, outputs, metrics, curve, method, observed),
         epochs,
     )
     shutil.rmtree(folder, ignore_errors=True)
@@ -140,9 +154,7 @@ def unimodal_metrics(
         alone = replace(data, modalities={name: data.modalities[name]})
         experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone")
         device = pick_device(settings.device)
-        features = extract(
-            experiment.model.backbone, experiment.source, experiment.frontier, store, cache, progress, device
-        )
+        features = experiment.extract(store, cache, progress, device)
         splits = {s: experiment.split(s, features, store, device) for s in ("train", "val", "test")}
         key = experiment.key(features, settings)
         train(experiment.model, splits["train"], splits["val"], settings, key, checkpoints / key[:16], Reporter())
@@ -162,7 +174,7 @@ def _told(features: FeatureSet, settings: TrainSettings) -> Iterator[str]:
         yield f"{shares[name]:.0%} of a batch of '{name}' is padding; train.length_buckets=true would spare most of it"
 
 
-def _predictions(experiment: Experiment, outputs: Any, test: Split) -> pa.Table:
+def _predictions(experiment: Experiment, outputs: Any, test: Split, observed: Mapping[str, Tensor]) -> pa.Table:
     decoded = experiment.task.decode(outputs)
     columns: dict[str, list[Any]] = {"sample_id": experiment.column("sample_id", "test")}
     for name in experiment.task.columns():
@@ -170,11 +182,18 @@ def _predictions(experiment: Experiment, outputs: Any, test: Split) -> pa.Table:
     for name in decoded[0]:
         columns[name] = [row[name] for row in decoded]
     scores = experiment.task.per_sample(outputs, test.targets)[experiment.task.metric]
+    for name, values in observed.items():
+        columns[name] = (values[:, 0] if values.shape[1] == 1 else values).tolist()
     return pa.table({**columns, "score": scores.tolist()})
 
 
 def _figures(
-    experiment: Experiment, outputs: Any, metrics: dict[str, Any], curve: list[dict[str, Any]], method: str
+    experiment: Experiment,
+    outputs: Any,
+    metrics: dict[str, Any],
+    curve: list[dict[str, Any]],
+    method: str,
+    observed: Mapping[str, Tensor],
 ) -> Figures:
     test, name = metrics["test"], metrics["metric"]
     bars = {method: test[name]} | {f"{m} alone": value for m, value in metrics["unimodal"].items()}
@@ -183,6 +202,9 @@ def _figures(
         "learning_curve": learning_curve(curve, name, method),
         "test_metrics": compared(bars, test[f"{name}_low"], test[f"{name}_high"], name, f"{method} on the test split"),
     }
+    if observed:
+        title = f"{method}: what the gates did on the test split"
+        figures["gates"] = distributions({name: values.numpy() for name, values in observed.items()}, title)
     decoded = experiment.task.decode(outputs)
     if "prediction" in decoded[0]:
         targets = [str(value) for value in experiment.column(experiment.task.columns()[0], "test")]

@@ -1,8 +1,11 @@
 """Settings of the loop."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fusetune.config import check
+
+SITES = ("vision", "language", "other", "cross_modal", "head")
 
 
 @dataclass(frozen=True)
@@ -13,9 +16,13 @@ class TrainSettings:
         batch_size: samples per step.
         learning_rate: AdamW, for adapters and head.
         base_learning_rate: AdamW, for weights of the backbone itself, where a method opens them.
-        weight_decay: not applied to biases, norms, scales and other vectors.
+        rate_factors: of both rates by site: vision, language, other (towers), cross_modal (trunk, connectors,
+            junction), head; a site that isn't named has 1.
+        weight_decay: not applied to biases, norms, gates, scales and other vectors.
         warmup: share of all steps in which the rate rises; it falls by a cosine afterwards.
         clip: largest norm of the gradient.
+        accumulate: batches whose gradients are averaged into one step.
+        modality_dropout: share of (sample, modality) that is hidden in training; one modality always stays.
         length_buckets: batches of samples of about one length: less padding where lengths vary much.
         patience: epochs without a better validation metric after which training stops.
         seed: of initial weights and order.
@@ -27,9 +34,14 @@ class TrainSettings:
     batch_size: int = 64
     learning_rate: float = 3e-3
     base_learning_rate: float = 5e-4
+    rate_factors: Mapping[str, float] = field(
+        default_factory=lambda: {"vision": 1.0, "language": 2.0, "other": 1.0, "cross_modal": 0.5, "head": 1.0}
+    )
     weight_decay: float = 0.02
     warmup: float = 0.1
     clip: float = 1.0
+    accumulate: int = 1
+    modality_dropout: float = 0.0
     length_buckets: bool = False
     patience: int = 6
     seed: int = 0
@@ -37,10 +49,15 @@ class TrainSettings:
     autocast: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
+        for name in ("epochs", "batch_size", "patience", "accumulate"):
             value = getattr(self, name)
             check(value > 0, f"train.{name}: expected a whole number of at least 1, found {value}.")
         for name in ("learning_rate", "base_learning_rate", "clip"):
             value = getattr(self, name)
             check(value > 0, f"train.{name}: expected a positive number, found {value}.")
+        for site, factor in self.rate_factors.items():
+            check(site in SITES, f"train.rate_factors: unknown site '{site}'. Known: {', '.join(SITES)}.")
+            check(factor >= 0, f"train.rate_factors.{site}: expected 0 or more, found {factor}.")
+        share = self.modality_dropout
+        check(0 <= share < 1, f"train.modality_dropout: expected a share from 0 to below 1, found {share}.")
         check(0 <= self.warmup < 1, f"train.warmup: expected a share from 0 to below 1, found {self.warmup}.")

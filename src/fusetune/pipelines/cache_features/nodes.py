@@ -32,7 +32,6 @@ def cache_features_of(name: str):
         method: Mapping[str, Any],
     ) -> Any:
         from fusetune.config import build
-        from fusetune.features.extraction import extract
         from fusetune.features.index import CacheSettings
         from fusetune.pipelines.progress import ExtractionProgress
         from fusetune.pipelines.tracking import log_tags
@@ -40,12 +39,10 @@ def cache_features_of(name: str):
 
         settings = build(CacheSettings, cache, "cache")
         experiment = open_experiment(manifest, base, data, method, name)
-        model, frontier = experiment.model, experiment.frontier
-        logger.info("%s: frontier at %s", name, frontier)
-        log_tags({"frontier": str(frontier)})
+        for epoch, depths in experiment.frontiers.items():
+            logger.info("%s: frontier at %s%s", name, depths, f" from epoch {epoch} on" if epoch > 1 else "")
+        log_tags({"frontier": str(experiment.frontier)})
         with ExtractionProgress() as progress:
-            return extract(
-                model.backbone, experiment.source, frontier, store, settings, progress, pick_device(settings.device)
-            )
+            return experiment.extract(store, settings, progress, pick_device(settings.device))
 
     return cache_features

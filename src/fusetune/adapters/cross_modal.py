@@ -1,0 +1,100 @@
+"""Cross-modal adapter: streams are projected down, read one another there, and are projected up again.
+
+After Jiang et al., "Cross-Modal Adapter for Text-Video Retrieval", arXiv 2211.09623, and Lu et al., "UniAdapter", ICLR
+2024, arXiv 2302.06605; bidirectional and gated. With tokens X_m (T_m x d_m):
+
+    Z_m = gelu(X_m D_m + b_m)                                       T_m x r
+    C_m = softmax((Z_m Q)(Z_o K)' / sqrt(r)) Z_o V O                o: the tokens of all other streams; heads as usual
+    w   = softmax_m([z_1 .. z_M] G + c)                             z_m: mean of Z_m; w is of each sample
+    X_m <- X_m + M / 2 w_m (C_m U_m)
+
+For two modalities that is vision + g (text to vision), text + (1 - g) (vision to text). U_m starts at zero: the adapter
+begins as the identity. A missing stream gives nothing and gets nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusetune.adapters.adapter import Stream, StreamAdapter
+from fusetune.adapters.gates import Gate, softmax_over_present
+from fusetune.backbones.blocks import Attention
+from fusetune.config import check
+from fusetune.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class CrossModalConfig:
+    """
+    Attributes:
+        bottleneck_dim: r, width in which the streams exchange.
+        heads: of the attention in it.
+        positions: add trained position codes to Z_m, for towers whose last tokens say little of where they stand.
+    """
+
+    bottleneck_dim: int = 32
+    heads: int = 4
+    positions: bool = True
+
+    def __post_init__(self) -> None:
+        check(
+            self.heads > 0 and self.bottleneck_dim > 0 and self.bottleneck_dim % self.heads == 0,
+            f"bottleneck_dim: expected a multiple of heads ({self.heads}), found {self.bottleneck_dim}.",
+        )
+
+
+class CrossModal(StreamAdapter):
+    """See the module's docstring; `observed` gives w, one column a modality."""
+
+    Config = CrossModalConfig
+    rank_key = "bottleneck_dim"
+
+    def __init__(self, config: CrossModalConfig, streams: Mapping[str, Stream]) -> None:
+        super().__init__(config, streams)
+        size = config.bottleneck_dim
+        self.down = nn.ModuleDict({name: nn.Linear(s.width, size) for name, s in streams.items()})
+        self.up = nn.ModuleDict({name: nn.Linear(size, s.width, bias=False) for name, s in streams.items()})
+        for up in self.up.values():
+            nn.init.zeros_(up.weight)  # type: ignore[arg-type]
+        self.positions = nn.ParameterDict(
+            {n: nn.Parameter(torch.randn(s.max_tokens, size) * 0.02) for n, s in streams.items() if config.positions}
+        )
+        self.attention = Attention(size, config.heads)
+        self.gate = Gate(size * len(streams), len(streams))
+        self._seen: Mapping[str, Tensor] = {}
+
+    def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        known = {name: tokens for name, tokens in streams.items() if name in self.down}
+        low = {name: self._low(name, tokens) for name, tokens in known.items()}
+        shares = self._shares(known, low)  # (batch, streams)
+        changed: dict[str, Tokens] = dict(streams)
+        for i, name in enumerate(self.down):
+            others = [other for other in known if other != name]
+            if name in known and others:
+                context = torch.cat([low[other] for other in others], 1)
+                mask = torch.cat([known[other].mask for other in others], 1)
+                message = self.up[name](self.attention(low[name], context, mask))
+                weight = (len(self.down) / 2 * shares[:, i])[:, None, None]
+                changed[name] = Tokens(known[name].values + weight * message, known[name].mask)
+        return changed
+
+    def observed(self) -> Mapping[str, Tensor]:
+        return self._seen
+
+    def _low(self, name: str, tokens: Tokens) -> Tensor:
+        low = F.gelu(self.down[name](tokens.values))
+        if name in self.positions:
+            low = low + self.positions[name][: low.shape[1]]
+        return low * tokens.mask.unsqueeze(-1)
+
+    def _shares(self, known: Mapping[str, Tokens], low: Mapping[str, Tensor]) -> Tensor:
+        one = next(iter(low.values()))
+        nothing = Tokens(one[:, :1], torch.zeros(len(one), 1, dtype=torch.bool, device=one.device))
+        parts = [Tokens(low[n], known[n].mask) if n in known else nothing for n in self.down]
+        logits = self.gate(torch.cat([part.pooled() for part in parts], -1))
+        shares = softmax_over_present(logits, torch.stack([part.mask.any(1) for part in parts], 1))
+        self._seen = {f"gate_{name}": shares[:, i : i + 1].detach() for i, name in enumerate(self.down)}
+        return shares

@@ -1,0 +1,44 @@
+"""Finding the parts of a block that an adapter inside it acts on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fusetune.adapters.adapter import Block, Stack
+from fusetune.errors import FusetuneError
+
+
+def part(stack: Stack, block: Block, role: str) -> nn.Module:
+    """The module of a role (`query`, `mlp_output`, ...) or of a path in the block.
+
+    Raises:
+        FusetuneError: there is none; it lists the roles and the linear layers that there are.
+    """
+    try:
+        return block.module.get_submodule(stack.roles.get(role, role))
+    except AttributeError:
+        layers = [name for name, module in block.module.named_modules() if isinstance(module, nn.Linear)]
+        raise FusetuneError(
+            f"block {block.number} of '{stack.name}' has no part '{role}'. Roles: {', '.join(stack.roles) or 'none'}; "
+            f"linear layers: {', '.join(layers) or 'none'}."
+        ) from None
+
+
+def linear(stack: Stack, block: Block, role: str) -> Any:
+    """The same, for a part that has to be a linear layer (or what `peft` has put in its place)."""
+    module = part(stack, block, role)
+    if not hasattr(module, "in_features"):
+        raise FusetuneError(f"part '{role}' of block {block.number} of '{stack.name}' is no linear layer.")
+    return module
+
+
+def has_parts(stack: Stack, block: Block, roles: Sequence[str]) -> bool:
+    """Whether the block has all of these parts."""
+    paths = {name for name, _ in block.module.named_modules()}
+    return all(stack.roles.get(role, role) in paths for role in roles)
+
+
+def name_in(stack: Stack, module: nn.Module) -> str:
+    """The path of a module in its stack."""
+    return next(name for name, other in stack.module.named_modules() if other is module)

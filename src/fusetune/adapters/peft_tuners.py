@@ -1,0 +1,317 @@
+"""Changes of linear layers, by Hugging Face `peft`: LoRA, DoRA, AdaLoRA, VeRA, IA3.
+
+With y = W x + b of a chosen layer, W: d_out x d_in, trained parts named:
+
+    lora      y + (alpha / r) B A x                            A, B        Hu et al., ICLR 2022, arXiv 2106.09685
+    dora      m (W + (alpha / r) B A) / ||.||_row x + b         m, A, B     Liu et al., ICML 2024, arXiv 2402.09353
+    adalora   y + (alpha / r) P L Q x, L diagonal, pruned      P, L, Q     Zhang et al., ICLR 2023, arXiv 2303.10512
+    vera      y + diag(b') B diag(d) A x, A and B random       b', d       Kopiczko et al., ICLR 2024, arXiv 2310.11454
+    ia3       l * y; of the MLP's last layer W (l * x) + b      l           Liu et al., NeurIPS 2022, arXiv 2205.05638
+
+All of them begin as the identity and fold into W. `fusion_lora` is `lora` on the cross-attention of the trunk. The
+layers are peft's own, so what holds of them there holds here; their parameters stand in the tower, beside the layers
+that they change.
+"""
+
+import copy
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.adapters.adapter import Block, BlockAdapter, Stack
+from fusetune.adapters.parts import has_parts, linear, name_in
+from fusetune.config import check
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """
+    Attributes:
+        rank: r.
+        alpha: the change is scaled by alpha / r; None: alpha = r.
+        dropout: of what the change reads.
+        targets: roles or paths of linear layers in a block.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("query", "value")
+
+    def __post_init__(self) -> None:
+        check(self.rank > 0, f"rank: expected at least 1, found {self.rank}.")
+        check(0 <= self.dropout < 1, f"dropout: expected a share from 0 to below 1, found {self.dropout}.")
+        check(bool(self.targets), "targets: expected at least one role or path, found none.")
+
+
+class PeftTuner(BlockAdapter):
+    """One of peft's tuners on linear layers of the chosen blocks of one stack."""
+
+    tuner: ClassVar[str]  # its name in `peft`
+    changes_weights = True
+
+    def __init__(self, config: Any, stack: Stack, blocks: Sequence[Block]) -> None:
+        super().__init__(config, stack, blocks)
+        self.config, self._stack = config, stack
+        self._layers: dict[str, Any] = {}  # the chosen layers, then peft's in their place, by path in the stack
+        self._ranks: dict[str, int] = {}
+        for block in blocks:
+            for target in config.targets:
+                if has_parts(stack, block, [target]):
+                    name = name_in(stack, linear(stack, block, target))
+                    self._layers[name] = linear(stack, block, target)
+                    self._ranks[name] = block.rank or int(getattr(config, "rank", 0))
+        self.missing = frozenset(t for t in config.targets if not any(has_parts(stack, b, [t]) for b in blocks))
+        self._tuner: list[Any] = []  # peft's, which holds the whole stack: not to be registered as a part of ours
+        self._trained: list[nn.Parameter] = []
+
+    @abstractmethod
+    def peft_config(self) -> Any:
+        """The config of peft, without the names of layers."""
+
+    def attach(self) -> None:
+        if not self._layers:
+            return
+        import peft
+
+        stack = self._stack.module
+        before = {parameter: parameter.requires_grad for parameter in stack.parameters()}
+        config = self.peft_config()
+        config.target_modules = set(self._layers)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Specified to not save vera_A")  # drawn again from the seed
+            self._tuner = [getattr(peft, self.tuner)(stack, config, type(self).__name__.lower())]
+        stack.__dict__.pop("peft_config", None)  # peft would take the next placement for a second adapter of this one
+        for parameter, trained in before.items():
+            parameter.requires_grad_(trained)  # peft freezes what other placements train
+        self._layers = {name: stack.get_submodule(name) for name in self._layers}
+        self._trained = [p for p in stack.parameters() if p not in before and p.requires_grad]
+
+    def detach(self) -> None:
+        if self._tuner:
+            self._tuner.pop().unload()
+
+    def trained(self) -> list[nn.Parameter]:
+        return self._trained
+
+    def claims(self) -> list[str]:
+        return [f"{name}.weight" for name in self._layers]
+
+    def set_active(self, active: bool) -> None:
+        super().set_active(active)
+        for layer in self._layers.values():
+            layer.enable_adapters(active)
+
+    def train(self, mode: bool = True) -> "PeftTuner":
+        for layer in self._layers.values():
+            for name, module in layer.named_children():
+                if name != "base_layer":  # frozen: it stays in eval mode
+                    module.train(mode)
+        return super().train(mode)
+
+    def delta(self) -> Mapping[str, Tensor]:
+        changes = {}
+        for name, layer in self._layers.items():
+            merged = copy.deepcopy(layer)
+            merged.merge(safe_merge=True)
+            base, new = layer.get_base_layer(), merged.get_base_layer()
+            for key, parameter in base.named_parameters():
+                changes[f"{name}.{key}"] = (new.get_parameter(key) - parameter).detach()
+        return changes
+
+
+class LoRA(PeftTuner):
+    """Low-rank changes of linear layers."""
+
+    Config = LoRAConfig
+    rank_key = "rank"
+    tuner = "LoraModel"
+    weight_decomposed = False
+
+    def peft_config(self) -> Any:
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.config.rank,
+            lora_alpha=self.config.alpha or self.config.rank,
+            lora_dropout=self.config.dropout,
+            use_dora=self.weight_decomposed,
+            rank_pattern={f"^{name}$": rank for name, rank in self._ranks.items()},
+            alpha_pattern={f"^{name}$": self.config.alpha or rank for name, rank in self._ranks.items()},
+        )
+
+
+class DoRA(LoRA):
+    """LoRA of the directions of the rows of W, beside trained lengths."""
+
+    weight_decomposed = True
+
+
+@dataclass(frozen=True)
+class AdaLoRAConfig:
+    """
+    Attributes:
+        rank: of each layer on average, at the end.
+        initial_rank: of each layer, at the beginning.
+        alpha: the change is scaled by alpha / r; None: alpha = the initial rank.
+        warmup, final: shares of the steps before the first and after the last pruning.
+        every: steps between two prunings.
+        orthogonality: weight of the penalty ||P'P - I|| + ||QQ' - I||.
+        dropout: of what the change reads.
+        targets: roles or paths of linear layers in a block.
+    """
+
+    rank: int = 4
+    initial_rank: int = 8
+    alpha: float | None = None
+    warmup: float = 0.1
+    final: float = 0.3
+    every: int = 10
+    orthogonality: float = 0.5
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("query", "key", "value", "attention_output", "mlp_input", "mlp_output")
+
+    def __post_init__(self) -> None:
+        check(
+            0 < self.rank < self.initial_rank,
+            f"rank: expected at least 1 and less than initial_rank ({self.initial_rank}), found {self.rank}.",
+        )
+        check(
+            self.warmup >= 0 and self.final >= 0 and self.warmup + self.final < 1,
+            f"warmup, final: expected shares that leave room between them, found {self.warmup} and {self.final}.",
+        )
+
+
+class AdaLoRA(PeftTuner):
+    """LoRA whose ranks move to the layers that need them, by sensitivity; the loop tells it of every step."""
+
+    Config = AdaLoRAConfig
+    tuner = "AdaLoraModel"
+
+    def peft_config(self) -> Any:
+        from peft import AdaLoraConfig
+
+        return AdaLoraConfig(
+            init_r=self.config.initial_rank,
+            target_r=self.config.rank,
+            lora_alpha=self.config.alpha or self.config.initial_rank,
+            lora_dropout=self.config.dropout,
+            deltaT=self.config.every,
+            orth_reg_weight=self.config.orthogonality,
+            total_step=1,  # `on_start` knows
+        )
+
+    def on_start(self, steps: int) -> None:
+        if self._tuner:
+            config = self._tuner[0].rankallocator.peft_config
+            config.total_step = steps
+            config.tinit, config.tfinal = int(self.config.warmup * steps), int(self.config.final * steps)
+
+    def on_step(self, step: int) -> None:
+        if self._tuner and self.active:
+            self._tuner[0].update_and_allocate(step)
+
+    def penalty(self) -> Tensor | None:
+        terms = []
+        for layer in self._layers.values():
+            for p in (layer.lora_A["adalora"], layer.lora_B["adalora"].T):  # (r, d)
+                terms.append(torch.linalg.matrix_norm(p @ p.T - torch.eye(len(p), device=p.device)))
+        return self.config.orthogonality * torch.stack(terms).mean() if terms and self.active else None
+
+    def training_state(self) -> dict[str, Tensor]:
+        if not self._tuner:
+            return {}
+        allocator = self._tuner[0].rankallocator
+        state = {f"{kind}.{n}": v for kind in self._SCORES for n, v in getattr(allocator, kind).items()}
+        kept = allocator.peft_config.rank_pattern or {}
+        return state | {f"kept.{name}": torch.tensor(mask) for name, mask in kept.items()}
+
+    def restore_training_state(self, state: Mapping[str, Tensor]) -> None:
+        allocator = self._tuner[0].rankallocator
+        kept: dict[str, list[bool]] = {}
+        for key, value in state.items():
+            kind, _, name = key.partition(".")
+            if kind == "kept":
+                kept[name] = value.tolist()
+            else:
+                getattr(allocator, kind)[name] = value.to(self._trained[0].device)
+        allocator.peft_config.rank_pattern = kept or None
+
+    _SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+@dataclass(frozen=True)
+class VeRAConfig:
+    """
+    Attributes:
+        rank: of the random, shared, frozen projections.
+        initial: of the vector d.
+        dropout: of what the change reads.
+        seed: of the projections; they are drawn again from it, not stored.
+        targets: roles or paths of linear layers in a block.
+    """
+
+    rank: int = 64
+    initial: float = 0.1
+    dropout: float = 0.0
+    seed: int = 0
+    targets: tuple[str, ...] = ("query", "value")
+
+    def __post_init__(self) -> None:
+        check(self.rank > 0, f"rank: expected at least 1, found {self.rank}.")
+
+
+class VeRA(PeftTuner):
+    """Two trained vectors per layer around random projections that all layers of a stack share."""
+
+    Config = VeRAConfig
+    tuner = "VeraModel"
+
+    def peft_config(self) -> Any:
+        from peft import VeraConfig
+
+        return VeraConfig(
+            r=self.config.rank,
+            d_initial=self.config.initial,
+            vera_dropout=self.config.dropout,
+            projection_prng_key=self.config.seed,
+            save_projection=False,
+        )
+
+
+@dataclass(frozen=True)
+class IA3Config:
+    """
+    Attributes:
+        scaled_outputs: roles or paths of linear layers in a block whose outputs are multiplied.
+        scaled_inputs: the same, whose inputs are.
+    """
+
+    scaled_outputs: tuple[str, ...] = ("key", "value")
+    scaled_inputs: tuple[str, ...] = ("mlp_output",)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (*self.scaled_outputs, *self.scaled_inputs)
+
+
+class IA3(PeftTuner):
+    """One trained factor for each key, value and inner MLP feature."""
+
+    Config = IA3Config
+    tuner = "IA3Model"
+
+    def __init__(self, config: IA3Config, stack: Stack, blocks: Sequence[Block]) -> None:
+        super().__init__(config, stack, blocks)
+        inputs = [linear(stack, b, r) for b in blocks for r in config.scaled_inputs if has_parts(stack, b, [r])]
+        self._inputs = [name for name, layer in self._layers.items() if any(layer is other for other in inputs)]
+
+    def peft_config(self) -> Any:
+        from peft import IA3Config as PeftConfig
+
+        return PeftConfig(target_modules=list(self._layers), feedforward_modules=self._inputs)

@@ -1,0 +1,142 @@
+"""Prefix tuning: trained keys and values in front of those of an attention.
+
+Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", ACL 2021, arXiv 2101.00190. With queries Q,
+keys K and values V of an attention:
+
+    head = softmax(Q [P_K; K]' / sqrt(d)) [P_V; V]         P_K, P_V: n x d, trained
+
+In training, [P_K, P_V] = tanh(E W_1 + b_1) W_2 + b_2 from embeddings E (n x e) by an MLP (section 4.3: more stable than
+training P itself); afterwards it is folded away, and P alone is kept.
+
+`modality_prefix` is the same in the trunk, with a prefix of its own for each modality: wherever the tokens of a
+modality are attended to, by itself or by the others, its prefix is, in those samples that have the modality.
+
+A prefix takes a share of the attention from the first step on: it does not begin as the identity.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.adapters.adapter import Block, BlockAdapter, Stack
+from fusetune.adapters.attention_prefix import Prefix, Prefixing
+from fusetune.adapters.parts import has_parts, linear, name_in, part
+from fusetune.config import check
+
+INITIAL_STD = 0.02
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """
+    Attributes:
+        length: n, trained keys and values per attention.
+        hidden: width of E and of the MLP that makes the prefix in training; 0 trains the prefix itself.
+    """
+
+    length: int = 8
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        check(self.length > 0, f"length: expected at least 1, found {self.length}.")
+        check(self.hidden >= 0, f"hidden: expected 0 or more, found {self.hidden}.")
+
+
+class PrefixTable(nn.Module):
+    """Keys and values of one attention, (n, width) each: plain parameters, or made by an MLP until `fold`."""
+
+    def __init__(self, length: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.made: nn.Sequential | None = None
+        if hidden:
+            self.embeddings = nn.Parameter(torch.randn(length, hidden))
+            self.made = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 2 * width))
+        else:
+            self.table = nn.Parameter(torch.randn(length, 2 * width) * INITIAL_STD)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        both = self.made(self.embeddings) if self.made else self.table
+        keys, values = both.chunk(2, -1)
+        return keys, values
+
+    def fold(self) -> None:
+        """Keep what the MLP makes, without the MLP."""
+        if self.made:
+            with torch.no_grad():
+                self.table = nn.Parameter(self.made(self.embeddings))
+            self.made = None
+            del self.embeddings
+
+
+class PrefixAdapter(BlockAdapter):
+    """A prefix in the self-attention of each chosen block; see the module's docstring."""
+
+    Config = PrefixConfig
+    rank_key = "length"
+    roles: tuple[tuple[str, str], ...] = (("attention", "key"),)  # the attention, and whose width its prefix has
+
+    def __init__(self, config: PrefixConfig, stack: Stack, blocks: Sequence[Block]) -> None:
+        super().__init__(config, stack, blocks)
+        self._stack = stack
+        needed = [role for both in self.roles for role in both]
+        self._blocks = [block for block in blocks if has_parts(stack, block, needed)]
+        self.missing = frozenset() if self._blocks else frozenset(needed)
+        self.tables = nn.ModuleDict()
+        for block in self._blocks:
+            for attention, key in self.roles:
+                width = linear(stack, block, key).out_features
+                for name in self._tables():
+                    table = PrefixTable(block.rank or config.length, width, config.hidden)
+                    self.tables[self._key(block, attention, name)] = table
+
+    def attach(self) -> None:
+        for block in self._blocks:
+            for attention, _ in self.roles:
+                self._handles.append(Prefixing(part(self._stack, block, attention), self._given(block, attention)))
+
+    def claims(self) -> list[str]:
+        return [f"{name_in(self._stack, part(self._stack, b, a))} prefix" for b in self._blocks for a, _ in self.roles]
+
+    def fold(self) -> None:
+        for table in self.tables.values():
+            table.fold()  # type: ignore[operator]
+
+    def _tables(self) -> Sequence[str]:
+        return [self._stack.name]
+
+    def _key(self, block: Block, attention: str, name: str) -> str:
+        return f"{block.number}_{attention}_{name}"
+
+    def _given(self, block: Block, attention: str) -> Any:
+        table = self.tables[self._key(block, attention, self._stack.name)]
+        return lambda _: ((*table(), None), None) if self.active else None
+
+
+class ModalityPrefixAdapter(PrefixAdapter):
+    """A prefix for each modality in the trunk's self- and cross-attention."""
+
+    sites = ("trunk",)
+    roles = (("attention", "key"), ("cross_attention", "cross_key"))
+
+    def _tables(self) -> Sequence[str]:
+        return list(self._stack.streams)
+
+    def _given(self, block: Block, attention: str) -> Any:
+        def given(args: tuple[Any, ...]) -> tuple[Prefix, None] | None:
+            if not self.active:
+                return None
+            present = args[2]  # (batch, tokens of all streams in the context)
+            keys, values, seen, start = [], [], [], 0
+            for name, length in block.module.context:  # type: ignore[union-attr]
+                table = self.tables[self._key(block, attention, name)]
+                k, v = table()
+                keys.append(k)
+                values.append(v)
+                seen.append(present[:, start : start + length].any(1, keepdim=True).expand(-1, len(k)))
+                start += length
+            return (torch.cat(keys), torch.cat(values), torch.cat(seen, 1)), None
+
+        return given

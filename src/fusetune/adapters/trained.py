@@ -1,0 +1,57 @@
+"""Adapters that were trained before, as parts of new plans: read from their folders."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fusetune.adapters.adapter import Stream
+from fusetune.config import to_plain
+from fusetune.errors import FusetuneError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def load_trained(folder: str, streams: Mapping[str, Stream]) -> tuple[str, Mapping[str, Any], dict[str, Tensor]]:
+    """Name, config and tensors of the first adapter at the junction of a trained adapter's folder.
+
+    Raises:
+        FusetuneError: no such folder, nothing at the junction, or streams of another shape.
+    """
+    config, tensors = read_folder(folder)
+    placements = [p for p in config["plan"]["placements"] if p["where"] == "junction"]
+    if not placements:
+        raise FusetuneError(f"{folder}: '{config['method']}' has no adapter at the junction that could be taken.")
+    if config["streams"] != to_plain(streams):
+        raise FusetuneError(
+            f"{folder}: trained on streams {config['streams']}, here they are {to_plain(streams)}. "
+            "Take an adapter of the same data and base."
+        )
+    prefix = "junction.0."
+    found = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    return placements[0]["adapter"], placements[0]["config"], found
+
+
+def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors of a trained adapter's folder; raises FusetuneError if it is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return json.loads(Path(folder, CONFIG).read_text()), load_file(Path(folder, WEIGHTS))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FusetuneError(f"{folder}: expected the folder of a trained adapter ({error}).") from None
+
+
+def folders_in(plan: Any) -> list[str]:
+    """The folders of trained adapters that a plan names, anywhere in it."""
+    if isinstance(plan, Mapping):
+        named = [plan["trained"]] if isinstance(plan.get("trained"), str) else []
+        against = plan.get("orthogonal")
+        named += list(against.get("to", ())) if isinstance(against, Mapping) else []
+        return named + [folder for value in plan.values() for folder in folders_in(value)]
+    if isinstance(plan, list | tuple):
+        return [folder for value in plan for folder in folders_in(value)]
+    return []

@@ -1,0 +1,299 @@
+"""From placements to adapters in their places: each is resolved once to exact modules."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.adapters import adapters
+from fusetune.adapters.adapter import (
+    Adapter,
+    BackboneAdapter,
+    Block,
+    BlockAdapter,
+    HeadAdapter,
+    Stack,
+    Stream,
+    StreamAdapter,
+)
+from fusetune.backbones.backbone import Backbone
+from fusetune.config import build
+from fusetune.errors import FusetuneError
+from fusetune.placing import Choice, choose, names_ranks
+from fusetune.tasks.task import Task
+from fusetune.tokens import Tokens
+
+TRUNK = "trunk"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An adapter in its place.
+
+    Attributes:
+        number: of the placement in its plan.
+        site: a modality's name, trunk, connector, junction, or backbone.
+        from_epoch: when it begins to act.
+    """
+
+    number: int
+    adapter: Adapter
+    site: str
+    from_epoch: int
+
+    def owners(self, backbone: Backbone) -> Mapping[nn.Parameter, str]:
+        """For what opens the backbone at large: the tower (or the trunk) that each parameter belongs to."""
+        if self.site != "backbone":
+            return {}
+        owners = {p: name for name, tower in backbone.towers.items() for p in tower.parameters()}
+        return owners | ({p: TRUNK for p in backbone.trunk.parameters()} if backbone.trunk else {})
+
+
+class BehindBlocks(StreamAdapter):
+    """An adapter of whole streams behind each chosen block of the trunk.
+
+    Behind block k means in front of block k + 1: what block k puts out can still be cached.
+    """
+
+    def __init__(self, made: Mapping[int, StreamAdapter], trunk: Any) -> None:
+        super().__init__(None, {})
+        self.members = nn.ModuleDict({str(number): adapter for number, adapter in made.items()})
+        for number, adapter in made.items():
+            if number + 1 < trunk.depth:
+                trunk.layers[number + 1].register_forward_pre_hook(self._before(adapter))
+            else:
+                trunk.layers[number].register_forward_hook(self._behind(adapter))
+
+    def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        raise TypeError("the hooks on the trunk's blocks call the members")
+
+    def penalty(self) -> Tensor | None:
+        found = [p for member in self.members.values() if (p := member.penalty()) is not None]  # type: ignore[operator]
+        return torch.stack(found).sum() if found else None
+
+    def observed(self) -> Mapping[str, Tensor]:
+        return {
+            f"block{number}_{name}": values
+            for number, member in self.members.items()
+            for name, values in member.observed().items()  # type: ignore[operator]
+        }
+
+    def _before(self, adapter: StreamAdapter) -> Callable[..., Any]:
+        return lambda _, args: (self._adapted(adapter, *args), args[1]) if self.active else None
+
+    def _behind(self, adapter: StreamAdapter) -> Callable[..., Any]:
+        return lambda _, args, out: self._adapted(adapter, out, args[1]) if self.active else out
+
+    def _adapted(
+        self, adapter: StreamAdapter, values: dict[str, Tensor], masks: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        streams = adapter({name: Tokens(states, masks[name]) for name, states in values.items()})
+        return {name: tokens.values for name, tokens in streams.items()}
+
+
+@dataclass
+class Assembly:
+    """Collects the adapters of a plan.
+
+    Attributes:
+        resolved: one line for each placement: what it came to mean on this backbone.
+        head: makes the head from its width and its number of outputs.
+    """
+
+    backbone: Backbone
+    task: Task
+    streams: Mapping[str, Stream]
+    where: str
+    connectors: list[StreamAdapter] = field(default_factory=list)
+    blocks: list[Adapter] = field(default_factory=list)
+    junction: list[StreamAdapter] = field(default_factory=list)
+    branches: dict[str, list[StreamAdapter]] = field(default_factory=dict)
+    placed: list[Placed] = field(default_factory=list)
+    resolved: list[str] = field(default_factory=list)
+    heads: list[Callable[[int, int], nn.Module]] = field(default_factory=list)
+    claimed: dict[str, str] = field(default_factory=dict)
+    opened: list[BackboneAdapter] = field(default_factory=list)
+
+    def of(self, placements: Sequence[Any]) -> "Assembly":
+        """Place all; raises FusetuneError that names the placement."""
+        for number, placement in enumerate(placements):
+            at = f"{self.where}.placements[{number}]"
+            cls = adapters.get(placement.adapter)
+            if placement.where not in cls.sites:
+                raise FusetuneError(
+                    f"{at}: '{placement.adapter}' is placed at {_either(cls.sites)}, not '{placement.where}'."
+                )
+            if placement.blocks != "all" and placement.where not in ("towers", TRUNK):
+                raise FusetuneError(f"{at}.blocks: blocks are chosen in towers and trunk, not at '{placement.where}'.")
+            if cls.rank_key is None and names_ranks(placement.blocks):
+                raise FusetuneError(f"{at}.blocks: '{placement.adapter}' has no size that a rank could set.")
+            config = build(cls.Config, placement.config, f"{at}.config")
+            self._place(cls, config, placement, number, at)
+        if len(self.heads) != 1:
+            raise FusetuneError(f"{self.where}: a plan has exactly one placement at 'head', found {len(self.heads)}.")
+        blocks = [adapter for adapter in self.blocks if isinstance(adapter, BlockAdapter)]
+        for adapter in sorted(blocks, key=lambda b: not b.changes_weights):
+            adapter.attach()
+        return self
+
+    @property
+    def head(self) -> Callable[[int, int], nn.Module]:
+        return self.heads[0]
+
+    def _place(self, cls: Any, config: Any, placement: Any, number: int, at: str) -> None:
+        if issubclass(cls, HeadAdapter):
+            self.heads.append(lambda width, outputs: cls(config, width, outputs))
+        elif issubclass(cls, BackboneAdapter):
+            adapter = cls(config)
+            opened = adapter.open_in(self.backbone)
+            self.opened.append(adapter)
+            for name in (*self.streams, TRUNK):
+                stack = self.backbone.stack(name) if name != TRUNK or self.backbone.trunk else nn.Module()
+                names = [key for key, p in stack.named_parameters() if any(p is own for own in adapter.trained())]
+                self._claim(name, names, f"placement {number} ({placement.adapter})", at)
+            self._done(placement, number, adapter, "backbone", f"all of {', '.join(opened)}")
+        elif issubclass(cls, BlockAdapter):
+            self._in_blocks(cls, config, placement, number, at)
+        elif not self.task.fuses:
+            raise FusetuneError(f"{at}: '{placement.adapter}' mixes the streams that this task compares.")
+        elif placement.where == "connector":
+            self._connector(cls(config, self._tower_streams()), placement, number, at)
+        elif placement.where == TRUNK:
+            self._behind_blocks(cls, config, placement, number, at)
+        else:
+            self._at_junction(cls, config, placement, number, at)
+
+    def _in_blocks(self, cls: Any, config: Any, placement: Any, number: int, at: str) -> None:
+        chosen = choose(placement.blocks, self._offered(placement.where, at), at)
+        told, missing = [], []
+        for name, ranks in chosen.items():
+            stack = self._stack(name)
+            modules = stack.module.blocks()  # type: ignore[operator]
+            blocks = [_sized(cls, config, Block(i, modules[i], rank)) for i, rank in ranks.items()]
+            adapter = cls(config, stack, [block for block in blocks if any(True for _ in block.module.parameters())])
+            missing.append(adapter.missing)
+            claims = adapter.claims()
+            if not claims:
+                continue  # e.g. no attention in the tower of a vector
+            self._claim(name, claims, f"placement {number} ({placement.adapter})", at)
+            self.blocks.append(adapter)
+            told.append(f"{name} blocks {', '.join(map(str, ranks))} ({len(claims)} places)")
+            self.placed.append(Placed(number, adapter, name, placement.from_epoch))
+        nowhere = frozenset.intersection(*missing)
+        if nowhere or not told:
+            roles = {f"{name}: {', '.join(self._stack(name).roles) or 'none'}" for name in chosen}
+            raise FusetuneError(
+                f"{at}: no chosen block has {' or '.join(sorted(nowhere)) or 'what it needs'}. The parts that blocks "
+                f"have by name: {'; '.join(sorted(roles))}. A path in a block may be given instead."
+            )
+        self.resolved.append(f"{placement.adapter} in {'; '.join(told)}")
+
+    def _behind_blocks(self, cls: Any, config: Any, placement: Any, number: int, at: str) -> None:
+        chosen = choose(placement.blocks, self._offered(TRUNK, at), at)[TRUNK]
+        streams = self._met_streams(self.streams)
+        made = {}
+        for i, rank in chosen.items():
+            own = _with_rank(cls, config, rank)
+            made[i] = cls(own, streams)
+            if made[i].streams_out(streams) != streams:
+                raise FusetuneError(f"{at}: '{placement.adapter}' changes the streams; inside the trunk it can't.")
+        adapter = BehindBlocks(made, self.backbone.trunk)
+        self.blocks.append(adapter)
+        self._done(placement, number, adapter, TRUNK, f"behind trunk blocks {', '.join(map(str, chosen))}")
+
+    def _connector(self, adapter: Any, placement: Any, number: int, at: str) -> None:
+        depths = {name: self.backbone.tower(name).depth for name in self.streams}
+        reach = adapter.reach(depths)
+        for name in self.streams:
+            if reach[name] < depths[name]:
+                if self.backbone.tower(name).kind not in ("text", "sequence"):
+                    raise FusetuneError(
+                        f"{at}: the tower of '{name}' takes no added tokens; a text or a sequence does."
+                    )
+                self._claim(name, ["tokens in front"], f"placement {number} ({placement.adapter})", at)
+        self.connectors.append(adapter)
+        self._done(
+            placement,
+            number,
+            adapter,
+            "connector",
+            f"in front of {'the trunk' if self.backbone.trunk else 'the junction'}",
+        )
+
+    def _at_junction(self, cls: Any, config: Any, placement: Any, number: int, at: str) -> None:
+        streams = self._met_streams(self.streams)
+        for before in self.junction:
+            streams = before.streams_out(streams)
+        if placement.task is None:
+            if self.branches:
+                raise FusetuneError(f"{at}: what all tasks share stands before what is of one task.")
+            adapter = cls(config, streams)
+            self.junction.append(adapter)
+            self._done(placement, number, adapter, "junction", "at the junction")
+            return
+        tasks = getattr(self.task, "tasks", {})
+        if placement.task not in tasks:
+            raise FusetuneError(f"{at}.task: no task '{placement.task}'. Known: {', '.join(tasks) or 'one task only'}.")
+        branch = self.branches.setdefault(placement.task, [])
+        for before in branch:
+            streams = before.streams_out(streams)
+        adapter = cls(config, streams)
+        branch.append(adapter)
+        self._done(placement, number, adapter, "junction", f"at the junction, of task '{placement.task}'")
+
+    def _done(self, placement: Any, number: int, adapter: Adapter, site: str, told: str) -> None:
+        self.placed.append(Placed(number, adapter, site, placement.from_epoch))
+        self.resolved.append(f"{placement.adapter} {told}")
+
+    def _claim(self, stack: str, names: Sequence[str], who: str, at: str) -> None:
+        for name in names:
+            other = self.claimed.setdefault(f"{stack}: {name}", who)
+            if other != who:
+                taken = sorted(key for key, holder in self.claimed.items() if holder == other)
+                raise FusetuneError(
+                    f"{at}: '{stack}: {name}' is taken by {other} already, which holds {', '.join(taken[:5])}"
+                    f"{f' and {len(taken) - 5} more' if len(taken) > 5 else ''}. Choose other blocks or parts."
+                )
+
+    def _offered(self, where: str, at: str) -> list[Choice]:
+        if where == "towers":
+            towers = {name: self.backbone.tower(name) for name in self.streams}
+            return [Choice(name, tower.kind, tower.depth) for name, tower in towers.items()]
+        if self.backbone.trunk is None:
+            raise FusetuneError(
+                f"{at}: there is no trunk here. Use a backbone with one and data.use_trunk: true, or place the adapter "
+                "in the towers or at the junction."
+            )
+        return [Choice(TRUNK, TRUNK, self.backbone.trunk.depth)]
+
+    def _stack(self, name: str) -> Stack:
+        module = self.backbone.stack(name)
+        if name == TRUNK:
+            return Stack(name, module, module.roles(), self._met_streams(self.streams))  # type: ignore[operator]
+        return Stack(name, module, module.roles(), {name: self._tower_streams()[name]})  # type: ignore[operator]
+
+    def _tower_streams(self) -> dict[str, Stream]:
+        return {n: Stream(self.backbone.tower(n).width, s.max_tokens) for n, s in self.streams.items()}
+
+    def _met_streams(self, streams: Mapping[str, Stream]) -> dict[str, Stream]:
+        """The streams behind all connectors."""
+        behind = self._tower_streams()
+        for connector in self.connectors:
+            behind = connector.streams_out(behind)
+        return {name: Stream(s.width, behind[name].max_tokens) for name, s in streams.items()}
+
+
+def _with_rank(cls: Any, config: Any, rank: int | None) -> Any:
+    from dataclasses import replace
+
+    return replace(config, **{cls.rank_key: rank}) if rank and cls.rank_key else config
+
+
+def _sized(cls: Any, config: Any, block: Block) -> Block:
+    return block if cls.rank_key else Block(block.number, block.module)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)
