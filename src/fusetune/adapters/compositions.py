@@ -37,12 +37,14 @@ class Member:
     Attributes:
         adapter: its name in the registry; left out where `trained` says it.
         config: its settings.
-        trained: folder of a trained adapter whose adapter at the junction is taken, frozen.
+        trained: folder of a trained adapter whose first adapter at the junction is taken, frozen.
+        frozen: not trained; what `trained` becomes in an artifact, which holds the tensors itself.
     """
 
     adapter: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     trained: str | None = None
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         check(
@@ -135,7 +137,7 @@ class AdapterFusionConfig(CompositionConfig):
         super().__post_init__()
         check(self.key_dim > 0, f"key_dim: expected a positive width, found {self.key_dim}.")
         check(
-            all(member.trained for member in self.adapters),
+            all(member.trained or member.frozen for member in self.adapters),
             "adapters: adapter_fusion attends over trained adapters; give the folder of each as `trained`.",
         )
 
@@ -235,6 +237,7 @@ def _member(member: Member, number: int, streams: Mapping[str, Stream]) -> nn.Mo
     check(made.streams_out(streams) == dict(streams), f"adapters[{number}]: '{name}' changes the number of tokens.")
     if member.trained:
         made.load_state_dict(tensors)
+    if member.trained or member.frozen:
         made.requires_grad_(False)
     return made
 

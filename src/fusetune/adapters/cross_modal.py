@@ -3,7 +3,7 @@
 After Jiang et al., "Cross-Modal Adapter for Text-Video Retrieval", arXiv 2211.09623, and Lu et al., "UniAdapter", ICLR
 2024, arXiv 2302.06605; bidirectional and gated. With tokens X_m (T_m x d_m):
 
-    Z_m = gelu(X_m D_m + b_m)                                       T_m x r
+    Z_m = norm(gelu(X_m D_m + b_m)) + P_m                           T_m x r; P_m: trained position codes
     C_m = softmax((Z_m Q)(Z_o K)' / sqrt(r)) Z_o V O                o: the tokens of all other streams; heads as usual
     w   = softmax_m([z_1 .. z_M] G + c)                             z_m: mean of Z_m; w is of each sample
     X_m <- X_m + M / 2 w_m (C_m U_m)
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fusetune.adapters.adapter import Stream, StreamAdapter
 from fusetune.adapters.gates import Gate, softmax_over_present
 from fusetune.backbones.blocks import Attention
+from fusetune.backbones.trunk import sinusoids
 from fusetune.config import check
 from fusetune.tokens import Tokens
 
@@ -60,8 +61,9 @@ class CrossModal(StreamAdapter):
         for up in self.up.values():
             nn.init.zeros_(up.weight)  # type: ignore[arg-type]
         self.positions = nn.ParameterDict(
-            {n: nn.Parameter(torch.randn(s.max_tokens, size) * 0.02) for n, s in streams.items() if config.positions}
+            {n: nn.Parameter(sinusoids(s.max_tokens, size)) for n, s in streams.items() if config.positions}
         )
+        self.norm = nn.LayerNorm(size, elementwise_affine=False)
         self.attention = Attention(size, config.heads)
         self.gate = Gate(size * len(streams), len(streams))
         self._seen: Mapping[str, Tensor] = {}
@@ -85,7 +87,7 @@ class CrossModal(StreamAdapter):
         return self._seen
 
     def _low(self, name: str, tokens: Tokens) -> Tensor:
-        low = F.gelu(self.down[name](tokens.values))
+        low = self.norm(F.gelu(self.down[name](tokens.values)))
         if name in self.positions:
             low = low + self.positions[name][: low.shape[1]]
         return low * tokens.mask.unsqueeze(-1)

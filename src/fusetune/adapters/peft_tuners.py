@@ -81,11 +81,11 @@ class PeftTuner(BlockAdapter):
 
         stack = self._stack.module
         before = {parameter: parameter.requires_grad for parameter in stack.parameters()}
-        config = self.peft_config()
-        config.target_modules = set(self._layers)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Specified to not save vera_A")  # drawn again from the seed
-            self._tuner = [getattr(peft, self.tuner)(stack, config, type(self).__name__.lower())]
+            config = self.peft_config()
+        config.target_modules = set(self._layers)
+        self._tuner = [getattr(peft, self.tuner)(stack, config, type(self).__name__.lower())]
         stack.__dict__.pop("peft_config", None)  # peft would take the next placement for a second adapter of this one
         for parameter, trained in before.items():
             parameter.requires_grad_(trained)  # peft freezes what other placements train

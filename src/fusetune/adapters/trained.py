@@ -21,9 +21,7 @@ def load_trained(folder: str, streams: Mapping[str, Stream]) -> tuple[str, Mappi
         FusetuneError: no such folder, nothing at the junction, or streams of another shape.
     """
     config, tensors = read_folder(folder)
-    placements = [p for p in config["plan"]["placements"] if p["where"] == "junction"]
-    if not placements:
-        raise FusetuneError(f"{folder}: '{config['method']}' has no adapter at the junction that could be taken.")
+    placement = _first_at_junction(folder, config)
     if config["streams"] != to_plain(streams):
         raise FusetuneError(
             f"{folder}: trained on streams {config['streams']}, here they are {to_plain(streams)}. "
@@ -31,7 +29,14 @@ def load_trained(folder: str, streams: Mapping[str, Stream]) -> tuple[str, Mappi
         )
     prefix = "junction.0."
     found = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-    return placements[0]["adapter"], placements[0]["config"], found
+    return placement["adapter"], placement["config"], found
+
+
+def _first_at_junction(folder: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    placements = [p for p in config["plan"]["placements"] if p["where"] == "junction" and not p.get("task")]
+    if not placements:
+        raise FusetuneError(f"{folder}: '{config['method']}' has no adapter at the junction that could be taken.")
+    return placements[0]
 
 
 def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -42,7 +47,17 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         return json.loads(Path(folder, CONFIG).read_text()), load_file(Path(folder, WEIGHTS))
     except (OSError, ValueError, SafetensorError) as error:
-        raise FusetuneError(f"{folder}: expected the folder of a trained adapter ({error}).") from None
+        raise FusetuneError(f"{folder}: expected the folder of a trained adapter ({error}). Train it first.") from None
+
+
+def self_contained(plan: Any) -> Any:
+    """The plan without folders: each `trained` member by its name and config; its tensors go with the artifact."""
+    if isinstance(plan, Mapping):
+        if isinstance(plan.get("trained"), str):
+            placement = _first_at_junction(plan["trained"], read_folder(plan["trained"])[0])
+            return {"adapter": placement["adapter"], "config": self_contained(placement["config"]), "frozen": True}
+        return {key: self_contained(value) for key, value in plan.items() if key != "orthogonal"}
+    return [self_contained(value) for value in plan] if isinstance(plan, list | tuple) else plan
 
 
 def folders_in(plan: Any) -> list[str]:

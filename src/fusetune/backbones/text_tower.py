@@ -59,7 +59,9 @@ class TextTower(RowTower):
 
     def _inputs(self, states: Tensor, mask: Tensor, start: int) -> dict[str, Tensor]:
         ids = states.squeeze(-1) if start == 0 else torch.zeros_like(mask, dtype=torch.long)
-        return {"input_ids": ids} if self._fixed else {"input_ids": ids, "attention_mask": mask.long()}
+        if self._fixed or mask.is_meta:  # without values there is no padding
+            return {"input_ids": ids}
+        return {"input_ids": ids, "attention_mask": mask.long()}
 
     def _tokens(self, out: Tensor, mask: Tensor, samples: int) -> Tokens:
         return Tokens(out, mask)

@@ -115,6 +115,8 @@ class RowTower(TransformersTower):
         if start == stop:
             return tokens
         states, mask = self._rows(tokens, start)  # (rows, tokens or values, ...)
+        if mask.is_meta:  # shapes alone: every row counts as present
+            return self._tokens(self._run(states, mask, start, stop), mask, len(tokens.values))
         present = mask.any(1)
         if not present.any():
             return self.nothing(tokens)

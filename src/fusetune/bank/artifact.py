@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fusetune import __version__
 from fusetune.adapters.adapter import Stream
+from fusetune.adapters.trained import CONFIG, WEIGHTS, self_contained
 from fusetune.backbones.backbone import Backbone
 from fusetune.config import build, to_plain
 from fusetune.errors import FusetuneError
@@ -25,7 +26,7 @@ from fusetune.plan import AdaptedModel, Plan
 from fusetune.training.experiment import DataSettings, load_backbone, make_task
 
 FORMAT = 1
-CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Artifact:
             "format": FORMAT,
             "fusetune_version": __version__,
             "method": method,
-            "plan": to_plain(model.plan),
+            "plan": self_contained(to_plain(model.plan)),
             "data": to_plain(data),
             "task_state": model.task.state(),
             "streams": to_plain(model.streams),

@@ -7,6 +7,7 @@ tasks = Registry(
     {
         "classification": "fusetune.tasks.classification:Classification",
         "vqa": "fusetune.tasks.vqa:VQA",
+        "multi_task": "fusetune.tasks.multi_task:MultiTask",
         "retrieval": "fusetune.tasks.retrieval:Retrieval",
     },
 )

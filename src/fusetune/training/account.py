@@ -1,85 +1,216 @@
-"""What a method costs, before it is run: parameters, the cache's bytes, and the arithmetic of an epoch.
+"""What a method costs, before it is run: parameters, the cache's bytes, the arithmetic of an epoch, memory.
 
 An epoch over N samples from the frontier costs N times forward and backward of what lies above it; from the raw inputs
 it would also run the frozen blocks below. The ratio of the two, in FLOPs, is the most that caching can win.
+
+Memory of training, in float32: all weights, for each trained one its gradient and AdamW's two moments, and what the
+backward pass of a batch needs (the tensors that autograd keeps, each once). What a step holds for a moment only is not
+counted.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusetune.backbones.backbone import Frontier
+from fusetune.config import check
 from fusetune.features.codecs import bytes_per_value
 from fusetune.features.index import CacheSettings, stored_dtype
+from fusetune.frontier import frontier
+from fusetune.plan import AdaptedModel, Plan
+from fusetune.tasks.classification import Classification, ClassificationConfig
+from fusetune.tokens import Tokens
 from fusetune.training.experiment import Experiment
 
 MEASURED = 8  # samples
+ADAM = 3  # values beside each trained one: its gradient and two moments
 
 
 @dataclass(frozen=True)
 class Account:
     """
     Attributes:
-        frontier: where the cache lies.
-        trainable_parameters, base_parameters: of the adapter and head; of the backbone's parts that are used.
+        frontier: where the cache lies, in the last stage of the plan.
+        trainable: parameters by site: a modality's name, trunk, connector, junction, head.
+        base_parameters: of the backbone's parts that are used.
         cache_bytes: of all samples' features, at the lengths of the first training samples.
         flops: of one training sample, forward and backward, from the frontier.
-        flops_uncached: the same from the raw inputs.
+        flops_below: forward, up to the frontier: spent once a sample, to fill the cache.
+        flops_uncached: of one training sample from the raw inputs.
+        memory_bytes: of training at the given batch size.
+        resolved: what each placement came to mean.
     """
 
     frontier: Frontier
-    trainable_parameters: int
+    trainable: Mapping[str, int]
     base_parameters: int
     cache_bytes: int
     flops: int
+    flops_below: int
     flops_uncached: int
+    memory_bytes: int
+    resolved: Sequence[str]
 
     @property
     def flop_ratio(self) -> float:
         """How many times less arithmetic an epoch needs from the cache."""
         return self.flops_uncached / max(self.flops, 1)
 
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(self.trainable.values())
+
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
             "frontier": str(self.frontier),
+            "placements": list(self.resolved),
             "trainable_parameters": self.trainable_parameters,
+            "trainable_by_site": dict(self.trainable),
             "base_parameters": self.base_parameters,
+            "percent_of_base": round(100 * self.trainable_parameters / self.base_parameters, 4),
+            "percent_of_base_without_head": round(
+                100 * (self.trainable_parameters - self.trainable.get("head", 0)) / self.base_parameters, 4
+            ),
             "cache_bytes": self.cache_bytes,
             "flops_per_sample": self.flops,
+            "flops_per_sample_below": self.flops_below,
             "flops_per_sample_uncached": self.flops_uncached,
             "flop_ratio": round(self.flop_ratio, 3),
+            "memory_bytes": self.memory_bytes,
         }
 
 
-def account(experiment: Experiment, cache: CacheSettings) -> Account:
+def account(experiment: Experiment, cache: CacheSettings, batch_size: int = 64) -> Account:
     """Measured on the first training samples, on the CPU; nothing is trained or written."""
-    model, frontier = experiment.model, experiment.frontier
     rows = experiment.example_rows(MEASURED)
+    experiment.model.set_epoch(max(experiment.frontiers))
+    count = len(experiment.source)
+    distinct = dict.fromkeys(experiment.data.modalities, count)
+    if not experiment.frontier.trunk:
+        distinct = {name: len(set(keys)) for name, keys in experiment.source.content_keys().items()}
     inputs, targets = experiment.example(MEASURED), experiment.targets(rows)
-    ground = Frontier(dict.fromkeys(inputs, 0))
-    with torch.no_grad():
-        states = model.backbone.advance(inputs, ground, frontier)
-    size, count = 0, len(experiment.source)
-    content = {} if frontier.trunk else experiment.source.content_keys()
-    for name, tokens in states.items():
-        dtype = stored_dtype(frontier, name, cache)
-        width = tokens.values.element_size() if dtype == "as prepared" else bytes_per_value(dtype)
-        distinct = len(set(content[name])) if content else count
-        size += int(tokens.mask.sum() / len(rows) * tokens.width * width * distinct)
+    return _measured(experiment.model, experiment.frontier, inputs, targets, distinct, cache, batch_size)
 
-    def flops(start: Frontier, given: Any) -> int:
+
+@dataclass(frozen=True)
+class EstimateSettings:
+    """
+    Attributes:
+        model: a config.json or its folder, a hub id, or a model type (clip, blip, llava, bert, ...), which stands for
+            the sizes that its configuration has by default.
+        text_tokens: of a sample.
+        samples: in all splits.
+        labels: that the head chooses from.
+        batch_size: of training.
+    """
+
+    model: str = "clip"
+    text_tokens: int = 32
+    samples: int = 100_000
+    labels: int = 1000
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("text_tokens", "samples", "batch_size"):
+            check(getattr(self, name) > 0, f"estimate.{name}: expected at least 1, found {getattr(self, name)}.")
+        check(self.labels > 1, f"estimate.labels: expected at least 2, found {self.labels}.")
+
+
+def estimate(plan: Plan, where: str, settings: EstimateSettings, cache: CacheSettings) -> Account:
+    """The account of a plan on a model that is known by its configuration alone; no weights, no data.
+
+    Raises:
+        FusetuneError: the plan doesn't fit the model.
+    """
+    from fusetune.adapters.adapter import Stream
+    from fusetune.backbones.from_config import shape_of
+
+    shape = shape_of(settings.model, settings.text_tokens)
+    task = Classification(ClassificationConfig("label"))
+    task.restore({"labels": [str(i) for i in range(settings.labels)]})
+    widths = shape.backbone.widths(list(shape.inputs))
+    streams = {name: Stream(widths[name], shape.most_tokens[name]) for name in shape.inputs}
+    model = AdaptedModel(shape.backbone, plan, task, streams, where).to("meta")
+    model.set_epoch(model.stages()[-1])
+    depths = frontier(model, shape.inputs)
+    targets = torch.zeros(1, dtype=torch.long, device="meta")
+    distinct = dict.fromkeys(streams, settings.samples)
+    return _measured(model, depths, shape.inputs, targets, distinct, cache, settings.batch_size)
+
+
+def _measured(
+    model: AdaptedModel,
+    depths: Frontier,
+    inputs: Mapping[str, Tokens],
+    targets: Tensor,
+    distinct: Mapping[str, int],
+    cache: CacheSettings,
+    batch_size: int,
+) -> Account:
+    samples = len(targets)
+    ground = Frontier(dict.fromkeys(inputs, 0))
+    with torch.no_grad(), FlopCounterMode(display=False) as below:
+        states = model.backbone.advance(inputs, ground, depths)
+    size = 0
+    for name, tokens in states.items():
+        dtype = stored_dtype(depths, name, cache)
+        width = tokens.values.element_size() if dtype == "as prepared" else bytes_per_value(dtype)
+        real = tokens.mask.numel() if tokens.mask.is_meta else int(tokens.mask.sum())
+        size += int(real / samples * tokens.width * width * distinct[name])
+
+    def step(start: Frontier, given: Mapping[str, Tokens], times: int = 1) -> tuple[int, int]:
+        kept, batch = _Kept(model), {name: _repeated(tokens, times) for name, tokens in given.items()}
         with FlopCounterMode(display=False) as counter:
-            model.task.loss(model(given, start), targets).backward()
+            with kept:
+                loss = model.task.loss(model(batch, start), torch.cat([targets] * times))
+            loss.backward()
         model.zero_grad(set_to_none=True)
-        return counter.get_total_flops() // len(rows)
+        return counter.get_total_flops() // samples, kept.bytes
 
     was_training = model.training
     model.train()
     try:
-        counted = flops(frontier, states), flops(ground, inputs)
+        (flops, once), (uncached, _), (_, twice) = step(depths, states), step(ground, inputs), step(depths, states, 2)
     finally:
         model.train(was_training)
-    return Account(frontier, model.trainable_count(), model.base_count(), size, *counted)
+    sites, trained = model.sites(), model.trainable()
+    by_site: dict[str, int] = {}
+    for parameter in trained.values():
+        by_site[sites[parameter]] = by_site.get(sites[parameter], 0) + parameter.numel()
+    weights = sum(p.numel() for p in {*model.parameters()})
+    activations = (
+        once + (twice - once) * (batch_size - samples) // samples
+    )  # some are kept once a batch, whatever its size
+    memory = 4 * (weights + ADAM * sum(by_site.values())) + activations
+    account = Account(depths, by_site, model.base_count(), size, flops, 0, uncached, memory, model.resolved)
+    return replace(account, flops_below=below.get_total_flops() // samples)
+
+
+def _repeated(tokens: Tokens, times: int) -> Tokens:
+    return Tokens(torch.cat([tokens.values] * times), torch.cat([tokens.mask] * times))
+
+
+class _Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that a forward pass keeps for its backward pass, weights aside, each storage once."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.bytes = 0
+        self._seen: dict[int, Any] = {id_of(p): p for p in model.parameters()}
+
+        def pack(tensor: Tensor) -> Tensor:
+            if id_of(tensor) not in self._seen:
+                self._seen[id_of(tensor)] = tensor  # held, so that no other storage gets its number
+                self.bytes += tensor.untyped_storage().nbytes()
+            return tensor
+
+        super().__init__(pack, lambda tensor: tensor)
+
+
+def id_of(tensor: Tensor) -> int:
+    """The identity of a tensor's storage, on the meta device too."""
+    return tensor.untyped_storage()._cdata

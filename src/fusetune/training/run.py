@@ -100,6 +100,7 @@ def train_and_test(
     metrics = {
         "method": method,
         "metric": task.metric,
+        "target_columns": task.columns(),
         "test": evaluate(task, outputs, splits["test"].targets, evaluation, groups),
         "unimodal": dict(unimodal),
         "trainable_parameters": trainable,

@@ -31,18 +31,34 @@ def cache_features_of(name: str):
         cache: Mapping[str, Any],
         method: Mapping[str, Any],
     ) -> Any:
+        from fusetune.backbones.backbone import Frontier
         from fusetune.config import build
-        from fusetune.features.index import CacheSettings
+        from fusetune.errors import FusetuneError
+        from fusetune.features.index import CacheSettings, Features
         from fusetune.pipelines.progress import ExtractionProgress
         from fusetune.pipelines.tracking import log_tags
         from fusetune.training.device import pick_device
 
         settings = build(CacheSettings, cache, "cache")
-        experiment = open_experiment(manifest, base, data, method, name)
+        try:
+            experiment = open_experiment(manifest, base, data, method, name)
+        except FusetuneError as error:  # it doesn't fit these data: the other methods do without it
+            logger.warning("%s: nothing is cached, it does not fit: %s", name, error)
+            return Features(Frontier({}), {}, {})
         for epoch, depths in experiment.frontiers.items():
             logger.info("%s: frontier at %s%s", name, depths, f" from epoch {epoch} on" if epoch > 1 else "")
         log_tags({"frontier": str(experiment.frontier)})
         with ExtractionProgress() as progress:
             return experiment.extract(store, settings, progress, pick_device(settings.device))
 
+    cache_features.outside = trained_before  # type: ignore[attr-defined]
     return cache_features
+
+
+def trained_before(inputs: Mapping[str, Any]) -> dict[str, str | None]:
+    """Contents of the trained adapters that a node's methods are made of."""
+    from fusetune.adapters.trained import folders_in
+    from fusetune.pipelines.hashing import content_hash
+
+    folders = folders_in([value for name, value in inputs.items() if name.startswith("params:")])
+    return {folder: content_hash(Path(folder)) if Path(folder).is_dir() else None for folder in folders}

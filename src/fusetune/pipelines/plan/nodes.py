@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusetune.pipelines.cache_features.nodes import open_experiment
+from fusetune.pipelines.cache_features.nodes import open_experiment, trained_before
 
 
 def make_plan(methods: Sequence[str]):
@@ -28,6 +28,7 @@ def make_plan(methods: Sequence[str]):
         log_metrics({f"{name}_flop_ratio": row["flop_ratio"] for name, row in found.items() if "error" not in row})
         return found
 
+    plan.outside = trained_before  # type: ignore[attr-defined]
     return plan
 
 

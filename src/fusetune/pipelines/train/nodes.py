@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fusetune.pipelines.cache_features.nodes import open_experiment
+from fusetune.pipelines.cache_features.nodes import open_experiment, trained_before
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def train_method(name: str):
         logger.info("%s: %s", name, result.sentence())
         return result.artifact, result.metrics, result.curve, result.predictions, result.figures
 
+    train_and_evaluate.outside = trained_before  # type: ignore[attr-defined]
     return train_and_evaluate
 
 

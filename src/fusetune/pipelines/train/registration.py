@@ -53,7 +53,7 @@ def register_version(
     from fusetune.bank.artifact import Artifact
 
     adapter_hash = content_hash(adapter)
-    data_hash = _data_hash(predictions, metrics["metric"])
+    data_hash = _data_hash(predictions, metrics)
     client = mlflow.MlflowClient()
     run = active_run()
     _log_report(metrics, predictions, figures)
@@ -135,13 +135,12 @@ def _same_bytes(client: Any, name: str, adapter_hash: str) -> Any:
     return next(iter(versions), None)
 
 
-def _data_hash(predictions: Any, metric: str) -> str:
+def _data_hash(predictions: Any, metrics: Mapping[str, Any]) -> str:
     """Identity of the test data: which samples, which targets; not what was predicted."""
     from fusetune.config import digest
 
-    skipped = {"prediction", "probability", "score", "best_row"}
-    columns = {name: predictions[name].to_pylist() for name in predictions.column_names if name not in skipped}
-    return digest([metric, columns])
+    names = ["sample_id", *metrics["target_columns"]]
+    return digest([metrics["metric"], {name: predictions[name].to_pylist() for name in names}])
 
 
 def _example(manifest: Any, data: Any) -> tuple[Any, Any]:

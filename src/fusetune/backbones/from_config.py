@@ -1,0 +1,110 @@
+"""Backbones from a configuration alone, on the `meta` device: shapes and costs without weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.families import load, quiet
+from fusetune.backbones.item_towers import ImageTower, ItemTower, VideoTower
+from fusetune.backbones.text_tower import TextTower
+from fusetune.backbones.tower import Tower
+from fusetune.errors import FusetuneError
+from fusetune.tokens import Tokens
+
+# classes that AutoModel doesn't find by the model type of a part
+_CLASSES = {
+    "blip_vision_model": "BlipVisionModel",
+    "blip_text_model": "BlipTextModel",
+    "clip_vision_model": "CLIPVisionModel",
+    "clip_text_model": "CLIPTextModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "siglip_text_model": "SiglipTextModel",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A backbone without weights, and how large a sample is.
+
+    Attributes:
+        backbone: on the meta device.
+        inputs: one sample at depth 0, by modality.
+        most_tokens: of a sample behind its tower, by modality.
+    """
+
+    backbone: Backbone
+    inputs: dict[str, Tokens]
+    most_tokens: dict[str, int]
+
+
+def shape_of(source: str, text_tokens: int) -> Shape:
+    """The towers of a model that is known by its configuration.
+
+    Args:
+        source: a config.json or its folder, a hub id, or a model type of `transformers` (clip, blip, llava, bert, ...),
+            which stands for the sizes that its configuration has by default.
+        text_tokens: of a sample's text.
+
+    Raises:
+        FusetuneError: no such configuration, or an encoder of other than pictures, videos and texts.
+    """
+    config = _config(source)
+    parts = {
+        name: part
+        for name, key in (("image", "vision_config"), ("text", "text_config"))
+        if (part := getattr(config, key, None)) is not None
+    }
+    towers: dict[str, Tower] = {}
+    inputs, most = {}, {}
+    for part in parts.values() or [config]:
+        tower, tokens = _tower(part, source, text_tokens)
+        towers[tower.kind], inputs[tower.kind] = tower, tokens
+        most[tower.kind] = tower.tokens_out(tokens.values.shape[1])
+    return Shape(Backbone(towers), inputs, most)
+
+
+def _config(source: str) -> Any:
+    from transformers import AutoConfig
+
+    quiet()
+    if source in ("", None):
+        raise FusetuneError("estimate.model: expected a model type (clip, llava, ...), a config.json, or a hub id.")
+    if not Path(source).exists() and "/" not in source:
+        try:
+            return AutoConfig.for_model(source)
+        except ValueError:
+            raise FusetuneError(
+                f"estimate.model: transformers knows no model type '{source}', and there is no such file or folder."
+            ) from None
+    return load(AutoConfig, source)
+
+
+def _tower(config: Any, source: str, text_tokens: int) -> tuple[Tower, Tokens]:
+    import transformers
+
+    cls = getattr(transformers, _CLASSES.get(config.model_type, "AutoModel"))
+    options = {} if config.model_type.startswith("blip") else {"attn_implementation": "sdpa"}
+    with torch.device("meta"):
+        model = cls._from_config(config) if cls is not transformers.AutoModel else cls.from_config(config, **options)
+    name = model.main_input_name
+    if name == "pixel_values":
+        is_video = hasattr(config, "num_frames")
+        tower: ItemTower = (VideoTower if is_video else ImageTower)(model, None)
+        side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+        picture = (getattr(config, "num_channels", 3), side, side)
+        shape = torch.Size((config.num_frames, *picture) if is_video else picture)
+        tower.__dict__["_input_shape"] = shape  # else learned from the processor, which a configuration lacks
+        return tower, _zeros(1, shape.numel(), torch.float32)
+    if name == "input_ids":
+        return TextTower(model, None), _zeros(text_tokens, 1, torch.long)
+    raise FusetuneError(
+        f"estimate.model '{source}': an encoder of '{name}' can't be accounted for without its weights."
+    )
+
+
+def _zeros(tokens: int, width: int, dtype: torch.dtype) -> Tokens:
+    values = torch.zeros(1, tokens, width, dtype=dtype, device="meta")
+    return Tokens(values, torch.ones(1, tokens, dtype=torch.bool, device="meta"))

@@ -1,0 +1,115 @@
+"""Several tasks on the same samples, trained together: one head each, and what a plan places for one of them alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusetune.config import build, check
+from fusetune.errors import FusetuneError
+from fusetune.tasks.task import HeadMaker, Task
+
+
+@dataclass(frozen=True)
+class MultiTaskConfig:
+    """
+    Attributes:
+        tasks: by name, what `data.task` would say of each.
+    """
+
+    tasks: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check(len(self.tasks) > 1, f"tasks: expected at least two, found {len(self.tasks)}.")
+
+
+class TaskHeads(nn.Module):
+    """One head a task; outputs side by side, (batch, all outputs)."""
+
+    def __init__(self, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(heads)
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self.heads)
+
+    def forward(self, pooled: Mapping[str, Tensor]) -> Tensor:
+        return self.apart(dict.fromkeys(self.heads, pooled))
+
+    def apart(self, pooled: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        """The same with the streams that each task's own adapters have made."""
+        return torch.cat([head(pooled[name]) for name, head in self.heads.items()], -1)
+
+
+class MultiTask(Task):
+    """The losses add up; `accuracy` is the mean of the tasks' main metrics. Each needs a target in every row."""
+
+    metric = "accuracy"
+    Config = MultiTaskConfig
+
+    def __init__(self, config: MultiTaskConfig) -> None:
+        from fusetune.tasks import tasks
+
+        self.config = config
+        self.tasks: dict[str, Task] = {}
+        for name, settings in config.tasks.items():
+            options = dict(settings)
+            cls = tasks.get(options.pop("name", ""))
+            self.tasks[name] = cls(build(cls.Config, options, f"data.task.tasks.{name}"))
+            if not cls.fuses:
+                raise FusetuneError(f"data.task.tasks.{name}: a task that compares streams can't share their fusion.")
+        self._outputs: dict[str, int] = {}
+
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(column for task in self.tasks.values() for column in task.columns()))
+
+    def fit(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        for task in self.tasks.values():
+            task.fit(columns)
+
+    def targets(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
+        return torch.stack([task.targets(columns) for task in self.tasks.values()], 1)  # (rows, tasks)
+
+    def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
+        heads = {}
+        for name, task in self.tasks.items():
+
+            def counted(width: int, outputs: int, name: str = name) -> nn.Module:
+                self._outputs[name] = outputs
+                return make(width, outputs)
+
+            heads[name] = task.head(widths, counted)
+        return TaskHeads(heads)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = [task.loss(out, targets[:, i]) for i, (task, out) in enumerate(self._apart(outputs))]
+        return torch.stack(losses).sum()
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
+        scores: dict[str, np.ndarray] = {}
+        for i, (name, (task, out)) in enumerate(zip(self.tasks, self._apart(outputs), strict=True)):
+            scores |= {f"{name}_{metric}": v for metric, v in task.per_sample(out, targets[:, i]).items()}
+        main = [scores[f"{name}_{task.metric}"] for name, task in self.tasks.items()]
+        return {"accuracy": np.mean(main, axis=0), **scores}
+
+    def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = [{} for _ in outputs]
+        for name, (task, out) in zip(self.tasks, self._apart(outputs), strict=True):
+            for row, decoded in zip(rows, task.decode(out), strict=True):
+                row |= {f"{name}_{key}": value for key, value in decoded.items()}
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        return {name: task.state() for name, task in self.tasks.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for name, task in self.tasks.items():
+            task.restore(state[name])
+
+    def _apart(self, outputs: Tensor) -> list[tuple[Task, Tensor]]:
+        parts = outputs.split(list(self._outputs.values()), -1)
+        return list(zip(self.tasks.values(), parts, strict=True))
