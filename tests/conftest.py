@@ -103,7 +103,7 @@ class Toy:
             "data",
         )
 
-    def experiment(self, *placements: dict, seed: int = 0, **data):
+    def experiment(self, *placements: dict, seed: int = 0, plan: dict | None = None, **data):
         from dataclasses import replace
 
         from fusetune.config import build
@@ -111,8 +111,9 @@ class Toy:
         from fusetune.training.experiment import Experiment, load_backbone
 
         settings = replace(self.data, **data)
-        plan = build(Plan, {"placements": [*placements, {"where": "head", "adapter": "linear"}]}, "toy")
-        return Experiment(self.table, load_backbone(self.base, settings), settings, plan, seed, "toy")
+        head = {"where": "head", "adapter": "linear"}
+        made = build(Plan, {"placements": [*placements, head], **(plan or {})}, "toy")
+        return Experiment(self.table, load_backbone(self.base, settings), settings, made, seed, "toy")
 
     def features(self, experiment):
         import torch

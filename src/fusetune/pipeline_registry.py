@@ -5,6 +5,7 @@ from kedro.pipeline import Pipeline
 from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_pipeline
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
 from fusetune.pipelines.parameters import conf_folder, method_names
+from fusetune.pipelines.plan.pipeline import create_estimate_pipeline as estimate_pipeline
 from fusetune.pipelines.plan.pipeline import create_pipeline as plan_pipeline
 from fusetune.pipelines.pretrain.pipeline import create_pipeline as pretrain_pipeline
 from fusetune.pipelines.train.pipeline import create_pipeline as train_pipeline
@@ -25,6 +26,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "validate": validated,
         "pretrain": pretrain_pipeline(),
         "plan": ready + plan_pipeline(methods),
+        "estimate": estimate_pipeline(methods),
         "cache_features": sum(caches.values(), ready),
         "unimodal": ready + unimodal_pipeline(),
     }

@@ -1,6 +1,6 @@
 """One row a method: the one table that every test of conformance goes through."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 def placement(where, adapter, blocks="all", **config):
@@ -26,13 +26,11 @@ class Row:
         placements: without the head.
         identity: begins as the backbone with a linear head.
         merges: folds into the base's weights.
-        plan: more of the plan.
     """
 
     placements: list
     identity: bool = True
     merges: bool = False
-    plan: dict = field(default_factory=dict)
 
 
 METHODS = {

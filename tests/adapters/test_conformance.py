@@ -30,7 +30,7 @@ def outputs(model, streams):
 
 
 def trained(toy, row, folder, seed=0):
-    experiment = toy.experiment(*row.placements, seed=seed, **row.plan)
+    experiment = toy.experiment(*row.placements, seed=seed)
     splits = toy.splits(experiment)
     train(experiment.model, splits["train"], splits["val"], SETTINGS, "key", folder, Reporter())
     return experiment, splits
@@ -140,7 +140,7 @@ def test_the_same_twice_and_after_an_interruption(toy, row, tmp_path):
             raise Stop
 
     def run(folder, after=lambda _: None):
-        experiment = toy.experiment(*row.placements, **row.plan)
+        experiment = toy.experiment(*row.placements)
         splits = toy.splits(experiment)
         train(experiment.model, splits["train"], splits["val"], SETTINGS, "key", folder, Reporter(), after)
         return experiment.model.trainable(), predict(experiment.model, splits["test"], 32)[0]
@@ -157,7 +157,7 @@ def test_the_same_twice_and_after_an_interruption(toy, row, tmp_path):
 def test_from_the_cache_it_loses_what_it_loses_from_the_raw_inputs(toy, row, tmp_path):
     losses = []
     for raw in (False, True):
-        experiment = toy.experiment(*row.placements, **row.plan)
+        experiment = toy.experiment(*row.placements)
         if raw:
             experiment.frontiers = dict.fromkeys(experiment.frontiers, GROUND)
         splits = toy.splits(experiment)
@@ -170,7 +170,7 @@ def test_from_the_cache_it_loses_what_it_loses_from_the_raw_inputs(toy, row, tmp
 @rows
 def test_nothing_below_the_frontier_is_trained(toy, row):
     """The blocks below hold no trained parameter, and the cache there holds what the bare base gives."""
-    experiment = toy.experiment(*row.placements, **row.plan)
+    experiment = toy.experiment(*row.placements)
     model, bare = experiment.model, toy.experiment().model.backbone
     streams = streams_of(model, experiment)
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_plans_survive_json(toy):
     from fusetune.config import to_plain
 
     for row in METHODS.values():
-        plan = build(Plan, {"placements": row.placements, **row.plan}, "plan")
+        plan = build(Plan, {"placements": row.placements}, "plan")
         assert build(Plan, to_plain(plan), "plan") == build(Plan, to_plain(build(Plan, to_plain(plan), "plan")), "plan")
 
 

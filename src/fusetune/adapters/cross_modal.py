@@ -26,6 +26,8 @@ from fusetune.backbones.trunk import sinusoids
 from fusetune.config import check
 from fusetune.tokens import Tokens
 
+ATTENTION_STD = 1.5  # of queries and keys, in units of 1 / sqrt(r): flat attention takes many epochs to find its way
+
 
 @dataclass(frozen=True)
 class CrossModalConfig:
@@ -36,8 +38,8 @@ class CrossModalConfig:
         positions: add trained position codes to Z_m, for towers whose last tokens say little of where they stand.
     """
 
-    bottleneck_dim: int = 32
-    heads: int = 4
+    bottleneck_dim: int = 64
+    heads: int = 8
     positions: bool = True
 
     def __post_init__(self) -> None:
@@ -65,6 +67,8 @@ class CrossModal(StreamAdapter):
         )
         self.norm = nn.LayerNorm(size, elementwise_affine=False)
         self.attention = Attention(size, config.heads)
+        for layer in (self.attention.query, self.attention.key):
+            nn.init.normal_(layer.weight, std=ATTENTION_STD * size**-0.5)
         self.gate = Gate(size * len(streams), len(streams))
         self._seen: Mapping[str, Tensor] = {}
 

@@ -22,6 +22,7 @@ SCHEMAS: dict[str, str | None] = {
     "backbone": "fusetune.pipelines.pretrain.nodes:BackboneSettings",
     "pretrain": "fusetune.backbones.pretraining:PretrainSettings",
     "align": "fusetune.backbones.alignment:AlignSettings",
+    "estimate": "fusetune.training.account:EstimateSettings",
     "cache": "fusetune.features.index:CacheSettings",
     "train": "fusetune.training.settings:TrainSettings",
     "evaluate": "fusetune.training.evaluation:EvaluationSettings",

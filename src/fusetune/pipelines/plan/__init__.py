@@ -1,1 +1,1 @@
-"""One method trained, evaluated and registered."""
+"""What each method costs: on your data and base, or on a model that is known by its configuration."""

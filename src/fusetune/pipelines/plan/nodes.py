@@ -1,6 +1,6 @@
 """Node functions of `plan`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +10,66 @@ from fusetune.pipelines.cache_features.nodes import open_experiment, trained_bef
 def make_plan(methods: Sequence[str]):
     """The node function that says where each method's frontier lies and what it costs."""
 
-    def plan(manifest: Any, base: Path, data: Mapping[str, Any], cache: Mapping[str, Any], *settings: Any) -> Any:
+    def plan(
+        manifest: Any,
+        base: Path,
+        data: Mapping[str, Any],
+        cache: Mapping[str, Any],
+        train: Mapping[str, Any],
+        *settings: Any,
+    ) -> Any:
         from fusetune.config import build
-        from fusetune.errors import FusetuneError
         from fusetune.features.index import CacheSettings
-        from fusetune.pipelines.tracking import log_dict, log_metrics
         from fusetune.training.account import account
+        from fusetune.training.settings import TrainSettings
 
-        found: dict[str, Any] = {}
-        for name, method in zip(methods, settings, strict=True):
-            try:
-                experiment = open_experiment(manifest, base, data, method, name)
-                found[name] = account(experiment, build(CacheSettings, cache, "cache")).plain()
-            except FusetuneError as error:  # one method that doesn't fit the data hides none of the others
-                found[name] = {"error": str(error)}
-        log_dict(found, "plan.json")
-        log_metrics({f"{name}_flop_ratio": row["flop_ratio"] for name, row in found.items() if "error" not in row})
-        return found
+        stored = build(CacheSettings, cache, "cache")
+
+        def one(name: str, method: Mapping[str, Any]) -> Any:
+            batch_size = build(TrainSettings, {**train, **method.get("train", {})}, f"{name}.train").batch_size
+            return account(open_experiment(manifest, base, data, method, name), stored, batch_size).plain()
+
+        return accounts(methods, settings, one, "plan.json")
 
     plan.outside = trained_before  # type: ignore[attr-defined]
     return plan
+
+
+def make_estimate(methods: Sequence[str]):
+    """The node function that accounts for each method on a model that is known by its configuration alone."""
+
+    def estimate_costs(estimate: Mapping[str, Any], cache: Mapping[str, Any], *settings: Any) -> Any:
+        from fusetune.config import build
+        from fusetune.features.index import CacheSettings
+        from fusetune.plan import Plan
+        from fusetune.training import account
+
+        chosen = build(account.EstimateSettings, estimate, "estimate")
+        stored = build(CacheSettings, cache, "cache")
+
+        def one(name: str, method: Mapping[str, Any]) -> Any:
+            return account.estimate(build(Plan, method, name), name, chosen, stored).plain()
+
+        return accounts(methods, settings, one, "estimate.json")
+
+    return estimate_costs
+
+
+def accounts(methods: Sequence[str], settings: Sequence[Any], one: Callable[..., Any], file: str) -> dict[str, Any]:
+    """The account of each method, or why it doesn't fit: one that doesn't hides none of the others."""
+    from fusetune.errors import FusetuneError
+    from fusetune.pipelines.tracking import log_dict, log_metrics
+
+    found: dict[str, Any] = {}
+    for name, method in zip(methods, settings, strict=True):
+        try:
+            found[name] = one(name, method)
+        except FusetuneError as error:
+            found[name] = {"error": str(error)}
+    log_dict(found, file)
+    for key in ("trainable_parameters", "flop_ratio", "memory_bytes"):
+        log_metrics({f"{name}_{key}": row[key] for name, row in found.items() if "error" not in row})
+    return found
 
 
 def show_plan(plan: Mapping[str, Mapping[str, Any]]) -> None:
@@ -38,20 +78,30 @@ def show_plan(plan: Mapping[str, Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="Where each method's features are cached, and what an epoch costs from there")
-    for heading in ("method", "frontier", "trainable", "cache MB", "MFLOP", "uncached", "ratio"):
+    headings = ("method", "frontier", "trainable", "% of base", "cache MB", "MFLOP", "below", "ratio", "memory MB")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading in ("method", "frontier") else "right")
+    misfits = []
     for name, row in plan.items():
         if "error" in row:
-            table.add_row(name, f"does not fit: {row['error']}")
+            misfits.append(f"{name} does not fit: {row['error']}")
             continue
         table.add_row(
             name,
             row["frontier"].replace(", ", "\n"),
-            f"{row['trainable_parameters']:,}",
+            "\n".join(f"{site} {count:,}" for site, count in row["trainable_by_site"].items()),
+            f"{row['percent_of_base']:.2f}",
             f"{row['cache_bytes'] / 1e6:.1f}",
             f"{row['flops_per_sample'] / 1e6:.2f}",
-            f"{row['flops_per_sample_uncached'] / 1e6:.2f}",
+            f"{row['flops_per_sample_below'] / 1e6:.2f}",
             f"{row['flop_ratio']:.1f}",
+            f"{row['memory_bytes'] / 1e6:.0f}",
         )
-    table.caption = "MFLOP: forward and backward of one training sample, from the cache and from the raw inputs"
+    table.caption = (
+        "MFLOP: of one training sample, forward and backward, from the cache; below: forward once, to fill it; ratio: "
+        "of an epoch from the raw inputs to one from the cache; memory: of training, float32, without what lives for a "
+        "moment only"
+    )
     get_console().print(table)
+    for misfit in misfits:
+        get_console().print(misfit, markup=False)

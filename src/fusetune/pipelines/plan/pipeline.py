@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 from kedro.pipeline import Node, Pipeline
 
-from fusetune.pipelines.plan.nodes import make_plan, show_plan
+from fusetune.pipelines.plan.nodes import make_estimate, make_plan, show_plan
 
 
 def create_pipeline(methods: Sequence[str]) -> Pipeline:
@@ -10,10 +10,31 @@ def create_pipeline(methods: Sequence[str]) -> Pipeline:
         [
             Node(
                 make_plan(methods),
-                ["validated_manifest", "base", "params:data", "params:cache", *(f"params:{m}" for m in methods)],
+                [
+                    "validated_manifest",
+                    "base",
+                    "params:data",
+                    "params:cache",
+                    "params:train",
+                    *(f"params:{method}" for method in methods),
+                ],
                 "plan",
                 name="plan",
             ),
             Node(show_plan, "plan", None, name="show_plan"),
+        ]
+    )
+
+
+def create_estimate_pipeline(methods: Sequence[str]) -> Pipeline:
+    return Pipeline(
+        [
+            Node(
+                make_estimate(methods),
+                ["params:estimate", "params:cache", *(f"params:{method}" for method in methods)],
+                "estimate",
+                name="estimate",
+            ),
+            Node(show_plan, "estimate", None, name="show_estimate"),
         ]
     )
