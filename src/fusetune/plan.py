@@ -104,7 +104,7 @@ class AdaptedModel(nn.Module):
         full = self.backbone.full_depth(names)
         streams, depths = dict(states), dict(start.towers)
         for connector in self.active_connectors():
-            reach = {name: connector.reach(full.towers)[name] for name in names if name in full.towers}
+            reach = connector.reach(full.towers)
             streams = self.backbone.advance_towers(streams, depths, reach)
             before, streams, depths = streams, connector(streams), reach
             if hasattr(connector, "leave"):

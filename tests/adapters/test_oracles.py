@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fusetune.adapters.adalora import AdaLoRA, AdaLoRAConfig
 from fusetune.adapters.adapter import Block, Stack, Stream
 from fusetune.adapters.attention_prefix import Prefixing
 from fusetune.adapters.bottleneck import BottleneckAdapter, BottleneckConfig
@@ -16,8 +17,6 @@ from fusetune.adapters.lmf import LMF, LMFConfig
 from fusetune.adapters.opened import BitFit, OpenedConfig
 from fusetune.adapters.peft_tuners import (
     IA3,
-    AdaLoRA,
-    AdaLoRAConfig,
     DoRA,
     IA3Config,
     LoRA,

@@ -149,3 +149,32 @@ def test_too_many_tokens_and_an_unknown_target_are_errors():
 def test_cannot_be_merged():
     with pytest.raises(TypeError, match="merged"):
         adapter_of({"a": (3, 4)}).delta()
+
+
+@pytest.mark.parametrize("lengths", [(1, 1), (200, 200), (1, 200), (17, 1, 200), (1, 2, 3, 4, 5), (200,) * 7])
+def test_any_number_of_modalities_and_tokens(lengths):
+    sizes = {f"m{i}": (length, 6) for i, length in enumerate(lengths)}
+    adapter, streams = adapter_of(sizes), streams_of(sizes)
+    with torch.no_grad():
+        adapter.scale.fill_(1.0)
+    out = adapter.fuse(streams)
+    assert torch.isfinite(out).all() and out.std() > 1e-3
+    for name, tokens in streams.items():
+        other = {**streams, name: Tokens(tokens.values * -2, tokens.mask)}
+        assert not torch.allclose(adapter.fuse(other), out), f"{name} counts"
+
+
+def test_its_arithmetic_grows_linearly_in_modalities_and_in_tokens():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def flops(modalities, tokens):
+        sizes = {f"m{i}": (tokens, 64) for i in range(modalities)}
+        adapter, streams = adapter_of(sizes, bottleneck_dim=16), streams_of(sizes)
+        with FlopCounterMode(display=False) as counter:
+            adapter.fuse(streams).sum().backward()
+        return counter.get_total_flops()
+
+    assert flops(4, 100) == pytest.approx(2 * flops(2, 100), rel=0.01)
+    assert flops(6, 100) == pytest.approx(3 * flops(2, 100), rel=0.01)
+    per_token = [(flops(2, 2 * t) - flops(2, t)) / t for t in (50, 100, 200)]
+    assert max(per_token) == pytest.approx(min(per_token), rel=0.01)

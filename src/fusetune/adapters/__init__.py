@@ -27,7 +27,7 @@ adapters = Registry(
         # inside blocks
         "lora": "fusetune.adapters.peft_tuners:LoRA",
         "dora": "fusetune.adapters.peft_tuners:DoRA",
-        "adalora": "fusetune.adapters.peft_tuners:AdaLoRA",
+        "adalora": "fusetune.adapters.adalora:AdaLoRA",
         "vera": "fusetune.adapters.peft_tuners:VeRA",
         "ia3": "fusetune.adapters.peft_tuners:IA3",
         "bottleneck": "fusetune.adapters.bottleneck:BottleneckAdapter",

@@ -152,6 +152,8 @@ class LinearConnector(StreamAdapter):
         return {**streams, self.target: Tokens(values, mask)}
 
     def reach(self, depths: Mapping[str, int]) -> dict[str, int]:
+        if self.target not in depths:  # a request without it
+            return dict(depths)
         if self.config.depth >= depths[self.target]:
             raise FusetuneError(
                 f"linear_connector.depth: the tower of '{self.target}' has {depths[self.target]} blocks, so it can be "

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from fusetune.adapters.adapter import Stream
+from fusetune.adapters.trained import WEIGHTS, folders_in
 from fusetune.backbones.backbone import Backbone, Frontier
-from fusetune.config import build, digest
+from fusetune.config import build, digest, to_plain
 from fusetune.errors import FusetuneError
 from fusetune.features.dataset import FeatureSet
 from fusetune.features.extraction import Progress, extract
 from fusetune.features.index import CacheSettings, Features
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
+from fusetune.filehash import remembered_sha256
 from fusetune.frontier import frontier
 from fusetune.manifest.schema import SPLITS, Modality
 from fusetune.plan import AdaptedModel, Plan
@@ -133,6 +135,7 @@ class Experiment:
         return digest(
             [
                 self.model.plan,
+                [remembered_sha256(Path(folder, WEIGHTS)) for folder in folders_in(to_plain(self.model.plan))],
                 settings,
                 self.data,
                 [[f.entries, f.keys, f.views] for f in (features, *features.later.values())],
