@@ -1,7 +1,7 @@
 """AdaLoRA, by Hugging Face `peft`: low-rank changes whose ranks move to the layers that need them.
 
-Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", ICLR 2023, arXiv 2303.10512. With y = W x
-+ b of a chosen layer:
+Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", ICLR 2023, arXiv 2303.10512. With
+y = W x + b of a chosen layer:
 
     y <- y + (alpha / r) P L Q x        P: d_out x r, L: r x r diagonal, Q: r x d_in
 

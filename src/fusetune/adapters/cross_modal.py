@@ -54,6 +54,7 @@ class CrossModal(StreamAdapter):
 
     Config = CrossModalConfig
     rank_key = "bottleneck_dim"
+    undecayed = ("positions",)  # codes are to be told apart, not small
 
     def __init__(self, config: CrossModalConfig, streams: Mapping[str, Stream]) -> None:
         super().__init__(config, streams)
