@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fusetune.adapters import adapters
 from fusetune.adapters.adapter import (
@@ -18,12 +17,12 @@ from fusetune.adapters.adapter import (
     Stream,
     StreamAdapter,
 )
+from fusetune.adapters.behind_blocks import BehindBlocks
 from fusetune.backbones.backbone import Backbone
 from fusetune.config import build
 from fusetune.errors import FusetuneError
 from fusetune.placing import Choice, choose, names_ranks
 from fusetune.tasks.task import Task
-from fusetune.tokens import Tokens
 
 TRUNK = "trunk"
 
@@ -49,48 +48,6 @@ class Placed:
             return {}
         owners = {p: name for name, tower in backbone.towers.items() for p in tower.parameters()}
         return owners | ({p: TRUNK for p in backbone.trunk.parameters()} if backbone.trunk else {})
-
-
-class BehindBlocks(StreamAdapter):
-    """An adapter of whole streams behind each chosen block of the trunk.
-
-    Behind block k means in front of block k + 1: what block k puts out can still be cached.
-    """
-
-    def __init__(self, made: Mapping[int, StreamAdapter], trunk: Any) -> None:
-        super().__init__(None, {})
-        self.members = nn.ModuleDict({str(number): adapter for number, adapter in made.items()})
-        for number, adapter in made.items():
-            if number + 1 < trunk.depth:
-                trunk.layers[number + 1].register_forward_pre_hook(self._before(adapter))
-            else:
-                trunk.layers[number].register_forward_hook(self._behind(adapter))
-
-    def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
-        raise TypeError("the hooks on the trunk's blocks call the members")
-
-    def penalty(self) -> Tensor | None:
-        found = [p for member in self.members.values() if (p := member.penalty()) is not None]  # type: ignore[operator]
-        return torch.stack(found).sum() if found else None
-
-    def observed(self) -> Mapping[str, Tensor]:
-        return {
-            f"block{number}_{name}": values
-            for number, member in self.members.items()
-            for name, values in member.observed().items()  # type: ignore[operator]
-        }
-
-    def _before(self, adapter: StreamAdapter) -> Callable[..., Any]:
-        return lambda _, args: (self._adapted(adapter, *args), args[1]) if self.active else None
-
-    def _behind(self, adapter: StreamAdapter) -> Callable[..., Any]:
-        return lambda _, args, out: self._adapted(adapter, out, args[1]) if self.active else out
-
-    def _adapted(
-        self, adapter: StreamAdapter, values: dict[str, Tensor], masks: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        streams = adapter({name: Tokens(states, masks[name]) for name, states in values.items()})
-        return {name: tokens.values for name, tokens in streams.items()}
 
 
 @dataclass

@@ -173,8 +173,8 @@ class AdaptedModel(nn.Module):
         changes = [(placed, placed.adapter.delta()) for placed in self.placed]
         for placed, delta in changes:
             adapter = placed.adapter
+            adapter.detach()
             if isinstance(adapter, BlockAdapter):
-                adapter.detach()
                 stack = self.backbone.stack(adapter.stack_name)
                 for name, change in delta.items():
                     stack.get_parameter(name).data.add_(change)
@@ -182,9 +182,8 @@ class AdaptedModel(nn.Module):
 
     def detach(self) -> None:
         """Take all hooks off the backbone, so that another model may use it."""
-        for adapter in self.blocks:
-            if isinstance(adapter, BlockAdapter):
-                adapter.detach()
+        for adapter in self.adapters():
+            adapter.detach()
 
     def trainable_count(self) -> int:
         return sum(p.numel() for p in self.trainable().values())

@@ -81,6 +81,9 @@ class Adapter(nn.Module):
         """The parameters that belong to it, wherever they are registered."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def detach(self) -> None:
+        """Take its hooks off the backbone, which is then as it was."""
+
     def set_active(self, active: bool) -> None:
         """Switch it on or off; what it opened of the base is trainable while it is on."""
         self.active = active
@@ -171,7 +174,6 @@ class BlockAdapter(Adapter, ABC):
         """Register the hooks."""
 
     def detach(self) -> None:
-        """Take the hooks off; the backbone is as it was."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -1,0 +1,58 @@
+"""An adapter of whole streams behind blocks of the trunk."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.adapters.adapter import StreamAdapter
+from fusetune.tokens import Tokens
+
+
+class BehindBlocks(StreamAdapter):
+    """One behind each chosen block; together they are one placement.
+
+    Behind block k means in front of block k + 1: what block k puts out can still be cached.
+    """
+
+    def __init__(self, made: Mapping[int, StreamAdapter], trunk: Any) -> None:
+        super().__init__(None, {})
+        self.members = nn.ModuleDict({str(number): adapter for number, adapter in made.items()})
+        self._handles = [
+            trunk.layers[number + 1].register_forward_pre_hook(self._before(adapter))
+            if number + 1 < trunk.depth
+            else trunk.layers[number].register_forward_hook(self._behind(adapter))
+            for number, adapter in made.items()
+        ]
+
+    def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        raise TypeError("the hooks on the trunk's blocks call the members")
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def penalty(self) -> Tensor | None:
+        found = [p for member in self.members.values() if (p := member.penalty()) is not None]  # type: ignore[operator]
+        return torch.stack(found).sum() if found else None
+
+    def observed(self) -> Mapping[str, Tensor]:
+        return {
+            f"block{number}_{name}": values
+            for number, member in self.members.items()
+            for name, values in member.observed().items()  # type: ignore[operator]
+        }
+
+    def _before(self, adapter: StreamAdapter) -> Callable[..., Any]:
+        return lambda _, args: (self._adapted(adapter, *args), args[1]) if self.active else None
+
+    def _behind(self, adapter: StreamAdapter) -> Callable[..., Any]:
+        return lambda _, args, out: self._adapted(adapter, out, args[1]) if self.active else out
+
+    def _adapted(
+        self, adapter: StreamAdapter, values: dict[str, Tensor], masks: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        streams = adapter({name: Tokens(states, masks[name]) for name, states in values.items()})
+        return {name: tokens.values for name, tokens in streams.items()}
