@@ -71,7 +71,6 @@ class Assembly:
     resolved: list[str] = field(default_factory=list)
     heads: list[Callable[[int, int], nn.Module]] = field(default_factory=list)
     claimed: dict[str, str] = field(default_factory=dict)
-    opened: list[BackboneAdapter] = field(default_factory=list)
 
     def of(self, placements: Sequence[Any]) -> "Assembly":
         """Place all; raises FusetuneError that names the placement."""
@@ -105,10 +104,9 @@ class Assembly:
         elif issubclass(cls, BackboneAdapter):
             adapter = cls(config)
             opened = adapter.open_in(self.backbone)
-            self.opened.append(adapter)
-            for name in (*self.streams, TRUNK):
-                stack = self.backbone.stack(name) if name != TRUNK or self.backbone.trunk else nn.Module()
-                names = [key for key, p in stack.named_parameters() if any(p is own for own in adapter.trained())]
+            own = set(adapter.trained())
+            for name in (*self.streams, *([TRUNK] if self.backbone.trunk else [])):
+                names = [key for key, p in self.backbone.stack(name).named_parameters() if p in own]
                 self._claim(name, names, f"placement {number} ({placement.adapter})", at)
             self._done(placement, number, adapter, "backbone", f"all of {', '.join(opened)}")
         elif issubclass(cls, BlockAdapter):
@@ -171,13 +169,8 @@ class Assembly:
                     )
                 self._claim(name, ["tokens in front"], f"placement {number} ({placement.adapter})", at)
         self.connectors.append(adapter)
-        self._done(
-            placement,
-            number,
-            adapter,
-            "connector",
-            f"in front of {'the trunk' if self.backbone.trunk else 'the junction'}",
-        )
+        behind = "the trunk" if self.backbone.trunk else "the junction"
+        self._done(placement, number, adapter, "connector", f"in front of {behind}")
 
     def _at_junction(self, cls: Any, config: Any, placement: Any, number: int, at: str) -> None:
         streams = self._met_streams(self.streams)

@@ -35,11 +35,14 @@ class CrossModalConfig:
     Attributes:
         bottleneck_dim: r, width in which the streams exchange.
         heads: of the attention in it.
+        dropout: of the projected tokens, not of their position codes: contents are easier to memorise than where
+            to look.
         positions: add trained position codes to Z_m, for towers whose last tokens say little of where they stand.
     """
 
     bottleneck_dim: int = 64
     heads: int = 8
+    dropout: float = 0.0
     positions: bool = True
 
     def __post_init__(self) -> None:
@@ -47,6 +50,7 @@ class CrossModalConfig:
             self.heads > 0 and self.bottleneck_dim > 0 and self.bottleneck_dim % self.heads == 0,
             f"bottleneck_dim: expected a multiple of heads ({self.heads}), found {self.bottleneck_dim}.",
         )
+        check(0 <= self.dropout < 1, f"dropout: expected a share from 0 to below 1, found {self.dropout}.")
 
 
 class CrossModal(StreamAdapter):
@@ -67,6 +71,7 @@ class CrossModal(StreamAdapter):
             {n: nn.Parameter(sinusoids(s.max_tokens, size)) for n, s in streams.items() if config.positions}
         )
         self.norm = nn.LayerNorm(size, elementwise_affine=False)
+        self.dropout = nn.Dropout(config.dropout)
         self.attention = Attention(size, config.heads)
         for layer in (self.attention.query, self.attention.key):
             nn.init.normal_(layer.weight, std=ATTENTION_STD * size**-0.5)
@@ -92,7 +97,7 @@ class CrossModal(StreamAdapter):
         return self._seen
 
     def _low(self, name: str, tokens: Tokens) -> Tensor:
-        low = self.norm(F.gelu(self.down[name](tokens.values)))
+        low = self.dropout(self.norm(F.gelu(self.down[name](tokens.values))))
         if name in self.positions:
             low = low + self.positions[name][: low.shape[1]]
         return low * tokens.mask.unsqueeze(-1)
