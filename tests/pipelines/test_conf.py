@@ -12,7 +12,7 @@ from fusetune.training.__main__ import read_parameters
 
 CONF = ROOT / "conf"
 ENVIRONMENTS = sorted(p.parent.name for p in CONF.glob("*/globals.yml"))
-SAME = ("cache", "train", "evaluate", "pretrain", "backbone")
+SAME = ("cache", "train", "evaluate", "pretrain", "backbone", "estimate")
 
 
 def load(path: str):

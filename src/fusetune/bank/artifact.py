@@ -55,7 +55,7 @@ class Artifact:
             "data": to_plain(data),
             "task_state": model.task.state(),
             "streams": to_plain(model.streams),
-            "trainable_parameters": model.trainable_count(),
+            "kept_parameters": sum(tensor.numel() for tensor in tensors.values()),
             "base_parameters": model.base_count(),
         }
         return cls(config, tensors, card)
