@@ -126,7 +126,7 @@ class Assembly:
         for name, ranks in chosen.items():
             stack = self._stack(name)
             modules = stack.module.blocks()  # type: ignore[operator]
-            blocks = [_sized(cls, config, Block(i, modules[i], rank)) for i, rank in ranks.items()]
+            blocks = [Block(i, modules[i], rank if cls.rank_key else None) for i, rank in ranks.items()]
             adapter = cls(config, stack, [block for block in blocks if any(True for _ in block.module.parameters())])
             missing.append(adapter.missing)
             claims = adapter.claims()
@@ -150,8 +150,7 @@ class Assembly:
         streams = self._met_streams(self.streams)
         made = {}
         for i, rank in chosen.items():
-            own = _with_rank(cls, config, rank)
-            made[i] = cls(own, streams)
+            made[i] = cls(cls.sized(config, rank), streams)
             if made[i].streams_out(streams) != streams:
                 raise FusetuneError(f"{at}: '{placement.adapter}' changes the streams; inside the trunk it can't.")
         adapter = BehindBlocks(made, self.backbone.trunk)
@@ -233,16 +232,6 @@ class Assembly:
         for connector in self.connectors:
             behind = connector.streams_out(behind)
         return {name: Stream(s.width, behind[name].max_tokens) for name, s in streams.items()}
-
-
-def _with_rank(cls: Any, config: Any, rank: int | None) -> Any:
-    from dataclasses import replace
-
-    return replace(config, **{cls.rank_key: rank}) if rank and cls.rank_key else config
-
-
-def _sized(cls: Any, config: Any, block: Block) -> Block:
-    return block if cls.rank_key else Block(block.number, block.module)
 
 
 def _either(names: Sequence[str]) -> str:

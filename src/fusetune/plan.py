@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fusetune.adapters.adapter import Adapter, BlockAdapter, Stream
+from fusetune.adapters.adapter import Adapter, BlockAdapter, Stream, total_penalty
 from fusetune.adapters.orthogonality import Orthogonal, Orthogonality
 from fusetune.assembly import Assembly
 from fusetune.backbones.backbone import Backbone, Frontier
@@ -148,10 +147,8 @@ class AdaptedModel(nn.Module):
 
     def penalty(self) -> Tensor | None:
         """What the adapters add to the task's loss, a scalar, after a forward pass in training."""
-        found = [p for adapter in self.adapters() if adapter.active and (p := adapter.penalty()) is not None]
-        if self.apart:
-            found.append(self.apart.penalty(self.trainable()))
-        return torch.stack(found).sum() if found else None
+        asking = [adapter for adapter in self.adapters() if adapter.active]
+        return total_penalty([*asking, self.apart] if self.apart else asking)
 
     def observed(self) -> dict[str, Tensor]:
         """What the last forward pass showed, (batch, columns) by name, the placement's number where several do."""

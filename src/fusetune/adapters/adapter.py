@@ -1,10 +1,11 @@
 """The contracts of adapters, by what they act on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fusetune.tokens import Tokens
@@ -69,6 +70,11 @@ class Adapter(nn.Module):
     rank_key: ClassVar[str | None] = None
     active: bool = True
 
+    @classmethod
+    def sized(cls, config: Any, rank: int | None) -> Any:
+        """Its config with a placement's rank in it; None, or an adapter without a size, leaves it as it is."""
+        return replace(config, **{cls.rank_key: rank}) if rank and cls.rank_key else config
+
     def delta(self) -> Mapping[str, Tensor]:
         """What can be folded into the base's weights: name of a parameter in its stack -> what is added to it.
 
@@ -114,6 +120,12 @@ class Adapter(nn.Module):
         del state
 
 
+def total_penalty(several: Iterable[Any]) -> Tensor | None:
+    """The sum of the adapters' penalties; None where none has one."""
+    found = [penalty for adapter in several if (penalty := adapter.penalty()) is not None]
+    return torch.stack(found).sum() if found else None
+
+
 class StreamAdapter(Adapter, ABC):
     """Streams in, streams out; `__init__(config, streams)` with a `Stream` by modality.
 
@@ -137,6 +149,23 @@ class StreamAdapter(Adapter, ABC):
     def reach(self, depths: Mapping[str, int]) -> dict[str, int]:
         """As a connector: how far each tower has run when it acts; by default to the top."""
         return dict(depths)
+
+
+class StreamAdapters(StreamAdapter, ABC):
+    """Several of them as one adapter: what the `members` ask for and observe is asked for and observed together."""
+
+    members: nn.ModuleList | nn.ModuleDict
+    label: ClassVar[str] = "{}"  # a member's name in front of what it observes
+
+    def penalty(self) -> Tensor | None:
+        return total_penalty(self.members.children())
+
+    def observed(self) -> Mapping[str, Tensor]:
+        return {
+            f"{self.label.format(number)}_{name}": values
+            for number, member in self.members.named_children()
+            for name, values in member.observed().items()  # type: ignore[operator]
+        }
 
 
 class HeadAdapter(Adapter, ABC):

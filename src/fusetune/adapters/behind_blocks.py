@@ -3,18 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fusetune.adapters.adapter import StreamAdapter
+from fusetune.adapters.adapter import StreamAdapter, StreamAdapters
 from fusetune.tokens import Tokens
 
 
-class BehindBlocks(StreamAdapter):
+class BehindBlocks(StreamAdapters):
     """One behind each chosen block; together they are one placement.
 
     Behind block k means in front of block k + 1: what block k puts out can still be cached.
     """
+
+    label = "block{}"
 
     def __init__(self, made: Mapping[int, StreamAdapter], trunk: Any) -> None:
         super().__init__(None, {})
@@ -33,17 +34,6 @@ class BehindBlocks(StreamAdapter):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-
-    def penalty(self) -> Tensor | None:
-        found = [p for member in self.members.values() if (p := member.penalty()) is not None]  # type: ignore[operator]
-        return torch.stack(found).sum() if found else None
-
-    def observed(self) -> Mapping[str, Tensor]:
-        return {
-            f"block{number}_{name}": values
-            for number, member in self.members.items()
-            for name, values in member.observed().items()  # type: ignore[operator]
-        }
 
     def _before(self, adapter: StreamAdapter) -> Callable[..., Any]:
         return lambda _, args: (self._adapted(adapter, *args), args[1]) if self.active else None

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.adapters.adapter import Block, BlockAdapter, Stack
-from fusetune.adapters.parts import has_parts, linear, name_in
+from fusetune.adapters.parts import fitting, linear, name_in
 from fusetune.config import check
 
 POSITIONS = {
@@ -72,8 +72,7 @@ class BottleneckAdapter(BlockAdapter):
         super().__init__(config, stack, blocks)
         self.config, self._stack = config, stack
         roles = ("mlp_input", "mlp_output") if config.position == "parallel" else POSITIONS[config.position]
-        self._blocks = [block for block in blocks if has_parts(stack, block, roles)]
-        self.missing = frozenset() if self._blocks else frozenset(roles)
+        self._blocks, self.missing = fitting(stack, blocks, roles)
         self.bottlenecks = nn.ModuleDict()
         for block in self._blocks:
             for role in POSITIONS[config.position]:

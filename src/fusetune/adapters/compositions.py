@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.adapters.adapter import Stream, StreamAdapter
+from fusetune.adapters.adapter import Stream, StreamAdapter, StreamAdapters
 from fusetune.adapters.gates import Gate
 from fusetune.adapters.streams import pooled
 from fusetune.adapters.trained import load_trained
@@ -66,14 +66,28 @@ class CompositionConfig:
         check(len(self.adapters) > 0, "adapters: expected at least one, found none.")
 
 
-class Composition(StreamAdapter):
-    """What all compositions share: the members, and what they observe and ask for."""
+class Composition(StreamAdapters):
+    """What all compositions share: the members."""
 
+    members: nn.ModuleList
     Config = CompositionConfig
 
     def __init__(self, config: Any, streams: Mapping[str, Stream]) -> None:
         super().__init__(config, streams)
         self.members = nn.ModuleList(_member(m, i, streams) for i, m in enumerate(config.adapters))
+
+
+class Stack(Composition):
+    """One after another."""
+
+    def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        for member in self.members:
+            streams = member(streams)
+        return dict(streams)
+
+
+class SideBySide(Composition):
+    """The members read the same streams; what they would change is combined."""
 
     def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
         changes = [_change(member(streams), streams) for member in self.members]
@@ -86,38 +100,15 @@ class Composition(StreamAdapter):
     def combined(self, name: str, streams: Mapping[str, Tokens], changes: list[Tensor]) -> Tensor:
         """One change of the stream `name`, (batch, tokens, width), from the members'."""
 
-    def penalty(self) -> Tensor | None:
-        found = [p for member in self.members if (p := member.penalty()) is not None]  # type: ignore[operator]
-        return torch.stack(found).sum() if found else None
 
-    def observed(self) -> Mapping[str, Tensor]:
-        return {
-            f"{i}_{name}": values
-            for i, member in enumerate(self.members)
-            for name, values in member.observed().items()  # type: ignore[operator]
-        }
-
-
-class Stack(Composition):
-    """One after another."""
-
-    def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
-        for member in self.members:
-            streams = member(streams)
-        return dict(streams)
-
-    def combined(self, name: str, streams: Mapping[str, Tokens], changes: list[Tensor]) -> Tensor:
-        raise NotImplementedError("a stack doesn't combine changes")
-
-
-class Parallel(Composition):
+class Parallel(SideBySide):
     """Side by side: the changes add up."""
 
     def combined(self, name: str, streams: Mapping[str, Tokens], changes: list[Tensor]) -> Tensor:
         return torch.stack(changes).sum(0)
 
 
-class Average(Composition):
+class Average(SideBySide):
     """Side by side: the mean of the changes."""
 
     def combined(self, name: str, streams: Mapping[str, Tokens], changes: list[Tensor]) -> Tensor:
@@ -142,7 +133,7 @@ class AdapterFusionConfig(CompositionConfig):
         )
 
 
-class AdapterFusion(Composition):
+class AdapterFusion(SideBySide):
     """Attention over what trained adapters would do, token by token."""
 
     Config = AdapterFusionConfig
@@ -186,7 +177,7 @@ class MixtureConfig(CompositionConfig):
         check(self.balance >= 0, f"balance: expected 0 or more, found {self.balance}.")
 
 
-class MixtureOfAdapters(Composition):
+class MixtureOfAdapters(SideBySide):
     """A router chooses the members for each sample; `observed` gives the weights, 0 for who was not chosen."""
 
     Config = MixtureConfig

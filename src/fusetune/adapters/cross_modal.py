@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fusetune.adapters.adapter import Stream, StreamAdapter
 from fusetune.adapters.gates import Gate, softmax_over_present
+from fusetune.adapters.streams import pooled
 from fusetune.backbones.blocks import Attention
 from fusetune.backbones.trunk import sinusoids
 from fusetune.config import check
@@ -103,10 +104,8 @@ class CrossModal(StreamAdapter):
         return low * tokens.mask.unsqueeze(-1)
 
     def _shares(self, known: Mapping[str, Tokens], low: Mapping[str, Tensor]) -> Tensor:
-        one = next(iter(low.values()))
-        nothing = Tokens(one[:, :1], torch.zeros(len(one), 1, dtype=torch.bool, device=one.device))
-        parts = [Tokens(low[n], known[n].mask) if n in known else nothing for n in self.down]
-        logits = self.gate(torch.cat([part.pooled() for part in parts], -1))
-        shares = softmax_over_present(logits, torch.stack([part.mask.any(1) for part in parts], 1))
+        projected = {name: Tokens(states, known[name].mask) for name, states in low.items()}
+        vectors, present = pooled(projected, dict.fromkeys(self.down, self.attention.query.in_features))
+        shares = softmax_over_present(self.gate(torch.cat(list(vectors.values()), -1)), present)
         self._seen = {f"gate_{name}": shares[:, i : i + 1].detach() for i, name in enumerate(self.down)}
         return shares

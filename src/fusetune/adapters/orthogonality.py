@@ -46,7 +46,7 @@ class Orthogonality:
 
     def __init__(self, settings: Orthogonal, trained: Mapping[str, nn.Parameter]) -> None:
         self.settings = settings
-        self.given: list[tuple[str, Tensor]] = []
+        self.pairs: list[tuple[str, nn.Parameter, Tensor]] = []  # the new matrix of a place, and a given one
         for folder in settings.to:
             tensors = read_folder(folder)[1]
             for name, parameter in trained.items():
@@ -56,23 +56,23 @@ class Orthogonality:
                         raise FusetuneError(
                             f"orthogonal.to: '{folder}' has no matrix at '{name}' to be kept apart from."
                         )
-                    self.given.append((name, there))
-        check(bool(self.given), "orthogonal: the plan has no low-rank matrix that could be kept apart from another.")
+                    self.pairs.append((name, parameter, there))
+        check(bool(self.pairs), "orthogonal: the plan has no low-rank matrix that could be kept apart from another.")
 
-    def penalty(self, trained: Mapping[str, nn.Parameter]) -> Tensor:
+    def penalty(self) -> Tensor:
         """A scalar, to be added to the loss."""
         terms = []
-        for name, given in self.given:
-            rows = F.normalize(trained[name], dim=-1)
+        for _, parameter, given in self.pairs:
+            rows = F.normalize(parameter, dim=-1)
             other = F.normalize(given.to(rows.device, rows.dtype), dim=-1)
             terms.append((rows @ other.T).square().mean())
         return self.settings.weight * torch.stack(terms).sum()
 
-    def overlap(self, trained: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    def overlap(self) -> dict[str, float]:
         """By place, 0 to 1; the mean over the given adapters."""
         found: dict[str, list[float]] = {}
-        for name, given in self.given:
-            rows = trained[name].detach().cpu().float()
+        for name, parameter, given in self.pairs:
+            rows = parameter.detach().cpu().float()
             bases: Sequence[Tensor] = [torch.linalg.qr(matrix.float().T).Q for matrix in (rows, given)]
             shared = (bases[0].T @ bases[1]).square().sum() / min(len(rows), len(given))
             found.setdefault(name, []).append(shared.item())

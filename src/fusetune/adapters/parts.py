@@ -39,6 +39,12 @@ def has_parts(stack: Stack, block: Block, roles: Sequence[str]) -> bool:
     return all(stack.roles.get(role, role) in paths for role in roles)
 
 
+def fitting(stack: Stack, blocks: Sequence[Block], roles: Sequence[str]) -> tuple[list[Block], frozenset[str]]:
+    """The blocks that have all of these parts; and the parts, as missing, where none has."""
+    found = [block for block in blocks if has_parts(stack, block, roles)]
+    return found, frozenset() if found else frozenset(roles)
+
+
 def name_in(stack: Stack, module: nn.Module) -> str:
     """The path of a module in its stack."""
     return next(name for name, other in stack.module.named_modules() if other is module)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fusetune.adapters.adapter import Block, BlockAdapter, Stack
 from fusetune.adapters.attention_prefix import Prefix, Prefixing
-from fusetune.adapters.parts import has_parts, linear, name_in, part
+from fusetune.adapters.parts import fitting, linear, name_in, part
 from fusetune.config import check
 
 INITIAL_STD = 0.02
@@ -81,9 +81,7 @@ class PrefixAdapter(BlockAdapter):
     def __init__(self, config: PrefixConfig, stack: Stack, blocks: Sequence[Block]) -> None:
         super().__init__(config, stack, blocks)
         self._stack = stack
-        needed = [role for both in self.roles for role in both]
-        self._blocks = [block for block in blocks if has_parts(stack, block, needed)]
-        self.missing = frozenset() if self._blocks else frozenset(needed)
+        self._blocks, self.missing = fitting(stack, blocks, [role for both in self.roles for role in both])
         self.tables = nn.ModuleDict()
         for block in self._blocks:
             for attention, key in self.roles:

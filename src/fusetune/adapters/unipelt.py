@@ -22,7 +22,7 @@ from fusetune.adapters.adapter import Block, BlockAdapter, Stack
 from fusetune.adapters.attention_prefix import Prefixing
 from fusetune.adapters.bottleneck import Bottleneck
 from fusetune.adapters.gates import Gate
-from fusetune.adapters.parts import has_parts, linear, name_in, part
+from fusetune.adapters.parts import fitting, linear, name_in, part
 from fusetune.adapters.prefix import PrefixTable
 from fusetune.config import check
 
@@ -102,9 +102,10 @@ class UniPELT(BlockAdapter):
     def __init__(self, config: UniPELTConfig, stack: Stack, blocks: Sequence[Block]) -> None:
         super().__init__(config, stack, blocks)
         self._stack = stack
-        self._blocks = [block for block in blocks if has_parts(stack, block, NEEDED)]
-        self.missing = frozenset() if self._blocks else frozenset(NEEDED)
-        self.gated = nn.ModuleDict({str(b.number): GatedBlock(_sized(config, b), stack, b) for b in self._blocks})
+        self._blocks, self.missing = fitting(stack, blocks, NEEDED)
+        self.gated = nn.ModuleDict(
+            {str(b.number): GatedBlock(self.sized(config, b.rank), stack, b) for b in self._blocks}
+        )
 
     def attach(self) -> None:
         for block in self._blocks:
@@ -155,9 +156,3 @@ class UniPELT(BlockAdapter):
             for number, gated in self.gated.items()
             for name, gate in gated.seen.items()  # type: ignore[union-attr, operator]
         }
-
-
-def _sized(config: UniPELTConfig, block: Block) -> UniPELTConfig:
-    from dataclasses import replace
-
-    return replace(config, rank=block.rank) if block.rank else config

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fusetune.adapters.adapter import Block, BlockAdapter, Stack
 from fusetune.adapters.bottleneck import Bottleneck
-from fusetune.adapters.parts import has_parts, linear, name_in
+from fusetune.adapters.parts import fitting, linear, name_in
 from fusetune.config import check
 from fusetune.errors import FusetuneError
 
@@ -114,8 +114,7 @@ class VLAdapter(BlockAdapter):
             not unknown, f"vl_adapter.streams: no stream '{''.join(unknown[:1])}'. Known: {', '.join(stack.streams)}."
         )
         roles = [BEHIND[place] for place in config.behind]
-        self._blocks = [block for block in blocks if has_parts(stack, block, roles)]
-        self.missing = frozenset() if self._blocks else frozenset(roles)
+        self._blocks, self.missing = fitting(stack, blocks, roles)
         count = config.kronecker_dim
         self.shared = nn.ParameterList(
             nn.Parameter(torch.randn(count, count, count) * count**-0.5)

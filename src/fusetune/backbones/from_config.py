@@ -70,7 +70,7 @@ def _config(source: str) -> Any:
     from transformers import AutoConfig
 
     quiet()
-    if source in ("", None):
+    if not source:
         raise FusetuneError("estimate.model: expected a model type (clip, llava, ...), a config.json, or a hub id.")
     if not Path(source).exists() and "/" not in source:
         try:
@@ -86,9 +86,11 @@ def _tower(config: Any, source: str, text_tokens: int) -> tuple[Tower, Tokens]:
     import transformers
 
     cls = getattr(transformers, _CLASSES.get(config.model_type, "AutoModel"))
-    options = {} if config.model_type.startswith("blip") else {"attn_implementation": "sdpa"}
     with torch.device("meta"):
-        model = cls._from_config(config) if cls is not transformers.AutoModel else cls.from_config(config, **options)
+        if cls is transformers.AutoModel:
+            model = cls.from_config(config, attn_implementation="sdpa")
+        else:
+            model = cls._from_config(config)
     name = model.main_input_name
     if name == "pixel_values":
         is_video = hasattr(config, "num_frames")

@@ -29,8 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from fusetune.features.shards import references
     from fusetune.features.storage import Store
-    from fusetune.features.upkeep import collect_garbage, references, sizes, verify
+    from fusetune.features.upkeep import collect_garbage, sizes, verify
 
     store = Store(options.store)
     if not store.entries():

@@ -1,8 +1,9 @@
-"""What a store knows of itself: the indices of its shards. Reading them takes no torch, so asking costs little."""
+"""What is known of a store without torch, so that asking costs little: indices of its shards, and of features in it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from fusetune.errors import FusetuneError
 from fusetune.features.storage import Folder
@@ -47,3 +48,18 @@ def read_shards(folder: Folder) -> Iterator[Shard]:
         if shard.file not in files:
             raise FusetuneError(f"{folder}/{index}: its {shard.file} is gone. Delete it and run `cache_features`.")
         yield shard
+
+
+def references(indices: Iterable[Path]) -> dict[str, set[str]]:
+    """By entry, the row keys that the given features.json files name."""
+    found: dict[str, set[str]] = {}
+    for file in indices:
+        try:
+            record = json.loads(file.read_text())
+            for stage in (record, *record.get("later", {}).values()):
+                for mapping in (stage["keys"], *stage["views"]):
+                    for name, keys in mapping.items():
+                        found.setdefault(stage["entries"][name], set()).update(keys)
+        except (ValueError, KeyError, TypeError):
+            raise FusetuneError(f"{file}: not the index of cached features; nothing was deleted.") from None
+    return found

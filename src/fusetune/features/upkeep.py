@@ -1,11 +1,8 @@
 """What a user does to a store: see its size, check its bytes, throw away what nothing refers to."""
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from fusetune.errors import FusetuneError
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
 
@@ -19,21 +16,6 @@ class EntrySize:
     rows: int
     referenced: int
     bytes: int
-
-
-def references(indices: Iterable[Path]) -> dict[str, set[str]]:
-    """By entry, the row keys that the given features.json files name."""
-    found: dict[str, set[str]] = {}
-    for file in indices:
-        try:
-            record = json.loads(file.read_text())
-            for stage in (record, *record.get("later", {}).values()):
-                for mapping in (stage["keys"], *stage["views"]):
-                    for name, keys in mapping.items():
-                        found.setdefault(stage["entries"][name], set()).update(keys)
-        except (ValueError, KeyError, TypeError):
-            raise FusetuneError(f"{file}: not the index of cached features; nothing was deleted.") from None
-    return found
 
 
 def sizes(store: Store, named: dict[str, set[str]]) -> Iterator[EntrySize]:

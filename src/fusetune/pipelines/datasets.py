@@ -147,19 +147,18 @@ class FeaturesDataset(_PathDataset):
     def content(self) -> str | None:
         """None where a row that the index names is in no shard any more."""
         from fusetune.errors import FusetuneError
-        from fusetune.features.shards import read_shards
+        from fusetune.features.shards import read_shards, references
         from fusetune.features.storage import Store
 
         if not self.path.is_file():
             return None
-        record, store = json.loads(self.path.read_text()), Store(self.store)
-        stages = [record, *record.get("later", {}).values()]
-        for record, name, entry in ((stage, *pair) for stage in stages for pair in stage["entries"].items()):
+        store = Store(self.store)
+        for entry, named in references([self.path]).items():
             try:
                 there = {key for shard in read_shards(store.folder(entry)) for key in shard.keys}
             except FusetuneError:
                 return None
-            if any(not there.issuperset(mapping[name]) for mapping in (record["keys"], *record["views"])):
+            if not there.issuperset(named):
                 return None
         return content_hash(self.path)
 

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     from fusetune.training.experiment import DataSettings, Experiment, load_backbone
     from fusetune.training.loop import Epoch, Reporter
     from fusetune.training.run import train_and_test
-    from fusetune.training.settings import TrainSettings
+    from fusetune.training.settings import of_method
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     if options.method not in parameters:
         raise FusetuneError(f"method '{options.method}': no {options.conf}/methods/{options.method}.yml.")
     method, cache = parameters[options.method], build(CacheSettings, parameters["cache"], "cache")
-    settings = build(TrainSettings, {**parameters["train"], **method.get("train", {})}, "train")
+    settings = of_method(parameters["train"], method, options.method)
     data = build(DataSettings, parameters["data"], "data")
     if not options.manifest.is_file():
         raise FusetuneError(f"--manifest {options.manifest}: no such file. Run `kedro run --pipeline validate` first.")

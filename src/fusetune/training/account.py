@@ -9,7 +9,7 @@ counted.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -183,12 +183,19 @@ def _measured(
     for parameter in trained.values():
         by_site[sites[parameter]] = by_site.get(sites[parameter], 0) + parameter.numel()
     weights = sum(p.numel() for p in {*model.parameters()})
-    activations = (
-        once + (twice - once) * (batch_size - samples) // samples
-    )  # some are kept once a batch, whatever its size
-    memory = 4 * (weights + ADAM * sum(by_site.values())) + activations
-    account = Account(depths, by_site, model.base_count(), size, flops, 0, uncached, memory, model.resolved)
-    return replace(account, flops_below=below.get_total_flops() // samples)
+    # some tensors are kept once a batch, whatever its size
+    activations = once + (twice - once) * (batch_size - samples) // samples
+    return Account(
+        depths,
+        by_site,
+        model.base_count(),
+        size,
+        flops,
+        below.get_total_flops() // samples,
+        uncached,
+        4 * (weights + ADAM * sum(by_site.values())) + activations,
+        model.resolved,
+    )
 
 
 def _repeated(tokens: Tokens, times: int) -> Tokens:

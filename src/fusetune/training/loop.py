@@ -177,8 +177,9 @@ def predict(
             out = model(states, features.frontier).float()
             total += model.task.loss(out, split.targets[index].to(out.device)).item() * len(index)
             outputs.append(out.cpu())
-            for name, values in model.observed().items() if observed is not None else ():
-                observed.setdefault(name, []).append(values.float().cpu())  # type: ignore[union-attr]
+            if observed is not None:
+                for name, values in model.observed().items():
+                    observed.setdefault(name, []).append(values.float().cpu())
     return torch.cat(outputs), total / len(split.targets)
 
 

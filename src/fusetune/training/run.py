@@ -114,7 +114,7 @@ def train_and_test(
     if observed:
         metrics["observed"] = {name: values.mean(0).tolist() for name, values in observed.items()}
     if model.apart:
-        metrics["overlap"] = model.apart.overlap(model.trainable())
+        metrics["overlap"] = model.apart.overlap()
     curve = [
         {"epoch": e.number, "train_loss": e.train_loss, "val_loss": e.val_loss, "val_metric": e.val_metric}
         for e in epochs

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from fusetune.config import check
+from fusetune.config import build, check
 
 SITES = ("vision", "language", "other", "cross_modal", "head")
 
@@ -61,3 +62,8 @@ class TrainSettings:
         share = self.modality_dropout
         check(0 <= share < 1, f"train.modality_dropout: expected a share from 0 to below 1, found {share}.")
         check(0 <= self.warmup < 1, f"train.warmup: expected a share from 0 to below 1, found {self.warmup}.")
+
+
+def of_method(train: Mapping[str, Any], method: Mapping[str, Any], name: str) -> TrainSettings:
+    """The common settings, and before them what the method says under its own `train`."""
+    return build(TrainSettings, {**train, **method.get("train", {})}, f"{name}.train")

@@ -21,12 +21,12 @@ def make_plan(methods: Sequence[str]):
         from fusetune.config import build
         from fusetune.features.index import CacheSettings
         from fusetune.training.account import account
-        from fusetune.training.settings import TrainSettings
+        from fusetune.training.settings import of_method
 
         stored = build(CacheSettings, cache, "cache")
 
         def one(name: str, method: Mapping[str, Any]) -> Any:
-            batch_size = build(TrainSettings, {**train, **method.get("train", {})}, f"{name}.train").batch_size
+            batch_size = of_method(train, method, name).batch_size
             return account(open_experiment(manifest, base, data, method, name), stored, batch_size).plain()
 
         return accounts(methods, settings, one, "plan.json")
@@ -67,8 +67,9 @@ def accounts(methods: Sequence[str], settings: Sequence[Any], one: Callable[...,
         except FusetuneError as error:
             found[name] = {"error": str(error)}
     log_dict(found, file)
-    for key in ("trainable_parameters", "flop_ratio", "memory_bytes"):
-        log_metrics({f"{name}_{key}": row[key] for name, row in found.items() if "error" not in row})
+    fits = {name: row for name, row in found.items() if "error" not in row}
+    told = ("trainable_parameters", "flop_ratio", "memory_bytes")
+    log_metrics({f"{name}_{key}": row[key] for name, row in fits.items() for key in told})
     return found
 
 

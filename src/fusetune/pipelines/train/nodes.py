@@ -30,9 +30,9 @@ def train_method(name: str):
         from fusetune.pipelines.tracking import TrainingReporter, log_metrics
         from fusetune.training.evaluation import EvaluationSettings
         from fusetune.training.run import train_and_test
-        from fusetune.training.settings import TrainSettings
+        from fusetune.training.settings import of_method
 
-        settings = build(TrainSettings, {**train, **method.get("train", {})}, f"{name}.train")
+        settings = of_method(train, method, name)
         experiment = open_experiment(manifest, base, data, method, name, settings.seed)
         reporter = TrainingReporter(name, experiment.task.metric)
         result = train_and_test(

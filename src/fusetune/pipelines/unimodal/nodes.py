@@ -25,9 +25,9 @@ def test_each_alone(
     from fusetune.plan import Plan
     from fusetune.training.experiment import DataSettings
     from fusetune.training.run import unimodal_metrics
-    from fusetune.training.settings import TrainSettings
+    from fusetune.training.settings import of_method
 
-    settings = build(TrainSettings, {**train, **late_fusion.get("train", {})}, "late_fusion.train")
+    settings = of_method(train, late_fusion, "late_fusion")
     with ExtractionProgress() as progress:
         metrics, features = unimodal_metrics(
             manifest,
