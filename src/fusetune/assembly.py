@@ -89,9 +89,6 @@ class Assembly:
             self._place(cls, config, placement, number, at)
         if len(self.heads) != 1:
             raise FusetuneError(f"{self.where}: a plan has exactly one placement at 'head', found {len(self.heads)}.")
-        blocks = [adapter for adapter in self.blocks if isinstance(adapter, BlockAdapter)]
-        for adapter in sorted(blocks, key=lambda b: not b.changes_weights):
-            adapter.attach()
         return self
 
     @property

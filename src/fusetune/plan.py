@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fusetune.adapters.adapter import Adapter, BlockAdapter, Stream, total_penalty
@@ -11,6 +12,7 @@ from fusetune.adapters.orthogonality import Orthogonal, Orthogonality
 from fusetune.assembly import Assembly
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import check
+from fusetune.errors import FusetuneError
 from fusetune.tasks.task import Task
 from fusetune.tokens import Tokens
 
@@ -73,13 +75,20 @@ class AdaptedModel(nn.Module):
         self.backbone, self.plan, self.task, self.streams = backbone, plan, task, dict(streams)
         self._base = set(backbone.parameters())
         self._base_count = self._count_base()
+        self._aside: dict[nn.Parameter, Tensor] = {}  # attached: the base's own values; detached: the trained ones
+        self._attached = False
         made = Assembly(backbone, task, self.streams, where).of(plan.placements)
         self.connectors, self.blocks = nn.ModuleList(made.connectors), nn.ModuleList(made.blocks)
         self.junction = nn.ModuleList(made.junction)
         self.branches = nn.ModuleDict({name: nn.ModuleList(several) for name, several in made.branches.items()})
-        self.head = task.head({name: stream.width for name, stream in streams.items()}, made.head)
         self.placed, self.resolved = made.placed, made.resolved
-        self.apart = Orthogonality(plan.orthogonal, self.trainable()) if plan.orthogonal else None
+        try:
+            self.attach()
+            self.head = task.head({name: stream.width for name, stream in streams.items()}, made.head)
+            self.apart = Orthogonality(plan.orthogonal, self.trainable()) if plan.orthogonal else None
+        except BaseException:
+            self.detach()
+            raise
         self.set_epoch(1)
 
     def forward(self, states: Mapping[str, Tokens], start: Frontier) -> Tensor:
@@ -177,10 +186,46 @@ class AdaptedModel(nn.Module):
                     stack.get_parameter(name).data.add_(change)
         self.blocks, self.placed = nn.ModuleList(), []
 
+    def attach(self) -> None:
+        """Put everything into the backbone again that `detach` took out: hooks, layers, trained values of the base."""
+        if not self._attached:
+            self._attached = True
+            self._exchange()
+            for adapter in sorted(self.adapters(), key=lambda a: not a.changes_weights):
+                adapter.attach()
+
     def detach(self) -> None:
-        """Take all hooks off the backbone, so that another model may use it."""
-        for adapter in self.adapters():
-            adapter.detach()
+        """Leave the backbone as it was, so that another model may use it; what was trained is kept aside."""
+        if self._attached:
+            self._attached = False
+            for adapter in self.adapters():
+                adapter.detach()
+            self._exchange()
+
+    def load(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        """Take over trained tensors, all of `kept`; the base's own values are kept aside until `detach`.
+
+        Raises:
+            FusetuneError: tensors are missing, too many, or of another shape or dtype; nothing has been changed then.
+        """
+        wanted = self.kept()
+        for name in sorted(set(wanted) ^ set(tensors)):
+            state = "is missing" if name in wanted else "belongs to no part of the plan"
+            raise FusetuneError(f"{where}: tensor '{name}' {state}. The file is not from this adapter_config.json.")
+        for name, parameter in wanted.items():
+            found, expected = _shape(tensors[name]), _shape(parameter)
+            check(found == expected, f"{where}: tensor '{name}' has {found}, the plan says {expected}.")
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                if isinstance(parameter, nn.Parameter) and self.is_base(parameter):
+                    self._aside[parameter] = parameter.data
+                    parameter.data = tensors[name].to(parameter.device)
+                else:
+                    parameter.copy_(tensors[name])
+
+    def _exchange(self) -> None:
+        for parameter, other in self._aside.items():
+            self._aside[parameter], parameter.data = parameter.data, other
 
     def trainable_count(self) -> int:
         return sum(p.numel() for p in self.trainable().values())
@@ -197,6 +242,10 @@ class AdaptedModel(nn.Module):
         used: list[Any] = [self.backbone.tower(name) for name in self.streams]
         modules = [*used, self.backbone.trunk] if self.backbone.trunk else used
         return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)} and dtype {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _pooled(streams: Mapping[str, Tokens]) -> dict[str, Tensor]:

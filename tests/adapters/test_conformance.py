@@ -75,7 +75,7 @@ def test_saved_and_loaded_it_answers_the_same(toy, row, tmp_path):
     assert torch.equal(outputs(model, streams), before), "folding changes no output"
     fingerprint = toy.experiment().model.backbone.fingerprint(["left", "right"])
     assert model.backbone.fingerprint(["left", "right"]) == fingerprint
-    Artifact.of(model, experiment.data, "toy", "").with_base(fingerprint).save_pretrained(tmp_path / "adapter")
+    Artifact.of(model, experiment.data, "toy", "", experiment.frontier).save_pretrained(tmp_path / "adapter")
     loaded = Artifact.from_pretrained(tmp_path / "adapter").build(toy.base)
     torch.testing.assert_close(outputs(loaded, streams), before, rtol=0, atol=0)
 

@@ -74,6 +74,14 @@ class AdaLoRA(PeftTuner):
             total_step=1,  # `on_start` knows
         )
 
+    def low_rank(self) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+        changes = {}
+        for name, layer in self._layers.items():
+            scale = layer.scaling["adalora"] / (layer.ranknum["adalora"] + 1e-5)
+            down = layer.lora_A["adalora"] * layer.lora_E["adalora"]
+            changes[name] = (down, layer.lora_B["adalora"] * scale)
+        return changes
+
     def on_start(self, steps: int) -> None:
         if self._tuner:
             config = self._tuner[0].rankallocator.peft_config

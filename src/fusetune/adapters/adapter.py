@@ -62,12 +62,14 @@ class Adapter(nn.Module):
     Attributes:
         sites: where it may be placed: towers, trunk, connector, junction, head, backbone.
         rank_key: the field of its config that a placement's rank stands for, where it has one.
+        changes_weights: those attach before those that read what the changed modules put out.
         active: an adapter that is not passes everything through unchanged (gradual unfreezing).
     """
 
     sites: ClassVar[tuple[str, ...]]
     Config: ClassVar[type[Any]]
     rank_key: ClassVar[str | None] = None
+    changes_weights: ClassVar[bool] = False
     active: bool = True
 
     @classmethod
@@ -87,8 +89,18 @@ class Adapter(nn.Module):
         """The parameters that belong to it, wherever they are registered."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def attach(self) -> None:
+        """Put what acts inside the backbone there; after `detach` once more as it was."""
+
     def detach(self) -> None:
-        """Take its hooks off the backbone, which is then as it was."""
+        """Take it off the backbone, which is then as it was; what was trained stays with the adapter."""
+
+    def low_rank(self) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+        """What it adds to linear layers, where that is all it does: path in its stack -> (A, B), y + B A x.
+
+        A: (rank, in), B: (out, rank). None: it does something else, and is no part of a batched low-rank product.
+        """
+        return None
 
     def set_active(self, active: bool) -> None:
         """Switch it on or off; what it opened of the base is trainable while it is on."""
@@ -185,12 +197,11 @@ class BlockAdapter(Adapter, ABC):
     """Acts inside blocks of one tower or of the trunk; `__init__(config, stack, blocks)`, then `attach()`.
 
     Its modules are its own: the base's parameters and their names stay what they are, hooks on the base's modules do
-    the work. `detach()` takes them off.
+    the work.
     """
 
     sites: ClassVar[tuple[str, ...]] = ("towers", "trunk")
     missing: frozenset[str] = frozenset()  # what the config asks for and no given block has
-    changes_weights: ClassVar[bool] = False  # those attach before those that read what the changed modules put out
 
     @abstractmethod
     def __init__(self, config: Any, stack: Stack, blocks: Sequence[Block]) -> None:
@@ -199,8 +210,7 @@ class BlockAdapter(Adapter, ABC):
         self._handles: list[Any] = []
 
     @abstractmethod
-    def attach(self) -> None:
-        """Register the hooks."""
+    def attach(self) -> None: ...
 
     def detach(self) -> None:
         for handle in self._handles:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fusetune.adapters.adapter import Block, BlockAdapter, Stack
 from fusetune.adapters.parts import has_parts, linear, name_in
+from fusetune.adapters.peft_folder import PeftFolder
 from fusetune.config import check
 
 
@@ -34,12 +35,15 @@ class LoRAConfig:
         alpha: the change is scaled by alpha / r; None: alpha = r.
         dropout: of what the change reads.
         targets: roles or paths of linear layers in a block.
+        pretrained: a folder of a LoRA that `peft` has saved: training begins with its factors. Rank, alpha and targets
+            have to be those of the folder.
     """
 
     rank: int = 8
     alpha: float | None = None
     dropout: float = 0.0
     targets: tuple[str, ...] = ("query", "value")
+    pretrained: str | None = None
 
     def __post_init__(self) -> None:
         check(self.rank > 0, f"rank: expected at least 1, found {self.rank}.")
@@ -73,8 +77,13 @@ class PeftTuner(BlockAdapter):
         """The config of peft, without the names of layers."""
 
     def attach(self) -> None:
-        if not self._layers:
-            return
+        if self._tuner:
+            for name, layer in self._layers.items():
+                self._stack.module.set_submodule(name, layer)
+        elif self._layers:
+            self._inject()
+
+    def _inject(self) -> None:
         import peft
 
         stack = self._stack.module
@@ -92,7 +101,8 @@ class PeftTuner(BlockAdapter):
 
     def detach(self) -> None:
         if self._tuner:
-            self._tuner.pop().unload()
+            for name, layer in self._layers.items():
+                self._stack.module.set_submodule(name, layer.get_base_layer())
 
     def trained(self) -> list[nn.Parameter]:
         return self._trained
@@ -143,11 +153,27 @@ class LoRA(PeftTuner):
             alpha_pattern={f"^{name}$": self.config.alpha or rank for name, rank in self._ranks.items()},
         )
 
+    def _inject(self) -> None:
+        super()._inject()
+        if self.config.pretrained:
+            factors = PeftFolder(self.config.pretrained).factors(self._layers, "lora")
+            for name, layer in self._layers.items():
+                layer.lora_A["lora"].weight.data, layer.lora_B["lora"].weight.data = factors[name]
+
+    def low_rank(self) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+        return {
+            name: (layer.lora_A["lora"].weight, layer.lora_B["lora"].weight * layer.scaling["lora"])
+            for name, layer in self._layers.items()
+        }
+
 
 class DoRA(LoRA):
     """LoRA of the directions of the rows of W, beside trained lengths."""
 
     weight_decomposed = True
+
+    def low_rank(self) -> None:
+        return None  # the lengths of the rows come in too
 
 
 @dataclass(frozen=True)
@@ -187,6 +213,14 @@ class VeRA(PeftTuner):
             projection_prng_key=self.config.seed,
             save_projection=False,
         )
+
+    def low_rank(self) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+        changes = {}
+        for name, layer in self._layers.items():
+            down, up = layer.vera_A["vera"], layer.vera_B["vera"]  # of the largest layer: each takes its part
+            d, b = layer.vera_lambda_d["vera"], layer.vera_lambda_b["vera"]
+            changes[name] = (d[:, None] * down[:, : layer.in_features], b[:, None] * up[: layer.out_features])
+        return changes
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,15 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def self_contained(plan: Any) -> Any:
-    """The plan without folders: each `trained` member by its name and config; its tensors go with the artifact."""
+    """The plan without folders: a `trained` member by its name and config, what was `pretrained` as it is now.
+
+    Their tensors go with the artifact.
+    """
     if isinstance(plan, Mapping):
         if isinstance(plan.get("trained"), str):
             placement = _first_at_junction(plan["trained"], read_folder(plan["trained"])[0])
             return {"adapter": placement["adapter"], "config": self_contained(placement["config"]), "frozen": True}
-        return {key: self_contained(value) for key, value in plan.items() if key != "orthogonal"}
+        return {key: self_contained(value) for key, value in plan.items() if key not in ("orthogonal", "pretrained")}
     return [self_contained(value) for value in plan] if isinstance(plan, list | tuple) else plan
 
 
@@ -66,6 +69,7 @@ def folders_in(plan: Any) -> list[str]:
         named = [plan["trained"]] if isinstance(plan.get("trained"), str) else []
         against = plan.get("orthogonal")
         named += list(against.get("to", ())) if isinstance(against, Mapping) else []
+        named += [plan["pretrained"]] if isinstance(plan.get("pretrained"), str) else []
         return named + [folder for value in plan.values() for folder in folders_in(value)]
     if isinstance(plan, list | tuple):
         return [folder for value in plan for folder in folders_in(value)]

@@ -122,10 +122,15 @@ class WaveTower(TransformersTower):
             return self.nothing(tokens)
         if start == 0:
             empty = tokens.values.new_zeros(0, self.width)
-            tokens = pad([self._front(row) if len(row) else empty for row in tokens.ragged()])
+            rows = []
+            for number, row in enumerate(tokens.ragged()):
+                self.row_samples = torch.tensor([number], device=row.device)
+                rows.append(self._front(row) if len(row) else empty)
+            tokens = pad(rows)
             if not self.family:  # the whole model was one block
                 return tokens
         present = tokens.mask.any(1)
+        self.row_samples = present.nonzero().squeeze(1)
         out = self._run(tokens.values[present], tokens.mask[present], start, stop)
         full = out.new_zeros(len(present), *out.shape[1:])
         return Tokens(full.index_put((present.nonzero().squeeze(1),), out), tokens.mask)

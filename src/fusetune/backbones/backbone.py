@@ -90,8 +90,15 @@ class Backbone(nn.Module):
         """Keep the fingerprints of the weights as they are now, whatever an adapter does to them afterwards."""
         if next(self.parameters()).is_meta:
             return  # no weights, nothing that anybody could load or cache
-        names = [*self.towers, "trunk"] if self.trunk else list(self.towers)
-        self._fingerprints = {name: self.fingerprint_of(name) for name in names}
+        for name in [*self.towers, "trunk"] if self.trunk else list(self.towers):
+            self._fingerprints[name] = self.fingerprint_of(name)
+
+    def part(self, modalities: Sequence[str], use_trunk: bool = True) -> "Backbone":
+        """A backbone of some of the towers, the very modules, with the trunk or without it."""
+        trunk = self.trunk if use_trunk else None
+        part = Backbone({name: self.tower(name) for name in modalities}, trunk, self.source)
+        part._fingerprints = self._fingerprints
+        return part
 
     def prepare(self, samples: Mapping[str, Sequence[Any]]) -> dict[str, Tokens]:
         """Decoded samples by modality to tokens at depth 0."""

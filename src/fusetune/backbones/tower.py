@@ -24,11 +24,14 @@ class Tower(nn.Module, ABC):
         kind: the modality's kind (`manifest.schema.KINDS`).
         depth: number of blocks.
         width: width of the last hidden state.
+        row_samples: while it runs, the sample in the batch that each row of its layers belongs to (several pictures
+            of a sample are several rows, a missing one is none); None: row i is sample i.
     """
 
     kind: str
     depth: int
     width: int
+    row_samples: Tensor | None = None
 
     @abstractmethod
     def prepare(self, samples: Sequence[Any]) -> Tokens:

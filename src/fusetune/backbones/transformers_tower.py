@@ -120,6 +120,7 @@ class RowTower(TransformersTower):
         present = mask.any(1)
         if not present.any():
             return self.nothing(tokens)
+        self.row_samples = present.nonzero().squeeze(1) // (len(mask) // len(tokens.values))
         out = self._run(states[present], mask[present], start, stop)
         if not present.all():
             full = out.new_zeros(len(mask), *out.shape[1:])

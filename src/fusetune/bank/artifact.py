@@ -1,32 +1,39 @@
 """An artifact: a trained adapter as a folder that names the base it belongs to.
 
-adapter_config.json         plan, task and labels, modalities, streams, base, metrics' names
+adapter_config.json         plan, task and labels, modalities, preprocessing, streams, base, frontier, versions
 adapter_model.safetensors   the trained tensors, nothing else
 README.md                   the card
+peft/<tower or trunk>/      of a plan of LoRA alone, the same as Hugging Face `peft` reads it
 """
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fusetune import __version__
 from fusetune.adapters.adapter import Stream
 from fusetune.adapters.trained import CONFIG, WEIGHTS, self_contained
-from fusetune.backbones.backbone import Backbone
-from fusetune.config import build, to_plain
+from fusetune.backbones.backbone import Backbone, Frontier
+from fusetune.bank.hub import downloaded, upload
+from fusetune.bank.peft_format import write_peft_folders
+from fusetune.config import build, check, digest, to_plain
 from fusetune.errors import FusetuneError
 from fusetune.plan import AdaptedModel, Plan
 from fusetune.training.experiment import DataSettings, load_backbone, make_task
 
-FORMAT = 1
+FORMAT = 2
 CARD = "README.md"
+LONGEST = 2000  # characters of a setting; a longer one (a vocabulary) is given by its SHA-256
+RESTORE = "Restore it, e.g. by `dvc pull`, or train again."
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Artifact:
     """What `save_pretrained` writes and `from_pretrained` reads.
 
     Attributes:
-        config: JSON-ready; see `describe`.
+        config: JSON-ready; see `of`.
         tensors: trained parameters by name in `AdaptedModel`.
         card: Markdown.
     """
@@ -44,88 +51,114 @@ class Artifact:
     card: str = ""
 
     @classmethod
-    def of(cls, model: AdaptedModel, data: DataSettings, method: str, card: str) -> "Artifact":
-        """The artifact of a trained and folded model; call it before the backbone is used for anything else."""
+    def of(cls, model: AdaptedModel, data: DataSettings, method: str, card: str, frontier: Frontier) -> "Artifact":
+        """The artifact of a trained and folded model."""
         tensors = {name: p.detach().cpu().contiguous().clone() for name, p in model.kept().items()}
+        names = list(data.modalities)
         config = {
             "format": FORMAT,
-            "fusetune_version": __version__,
             "method": method,
             "plan": self_contained(to_plain(model.plan)),
             "data": to_plain(data),
             "task_state": model.task.state(),
             "streams": to_plain(model.streams),
-            "kept_parameters": sum(tensor.numel() for tensor in tensors.values()),
+            "preprocessing": {name: _short(model.backbone.tower(name).preprocessing()) for name in names},
+            "base_fingerprint": model.backbone.fingerprint(names),
+            "base_source": model.backbone.source,
             "base_parameters": model.base_count(),
+            "kept_parameters": sum(tensor.numel() for tensor in tensors.values()),
+            "frontier": to_plain(frontier),
+            "versions": _versions(),
         }
         return cls(config, tensors, card)
 
-    def with_base(self, fingerprint: str) -> "Artifact":
-        """The same artifact, bound to the base that it was trained on."""
-        return Artifact({**self.config, "base_fingerprint": fingerprint}, self.tensors, self.card)
-
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False, repo_id: str = "") -> None:
+        """Write the folder; on request also `push_to_hub`, as elsewhere in the ecosystem."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(json.dumps(to_plain(self.config), indent=2) + "\n")
-        save_file(dict(self.tensors), folder / WEIGHTS)
+        weights = save(dict(self.tensors))
+        config = {**self.config, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+        (folder / CONFIG).write_text(json.dumps({**config, "config_sha256": digest(config)}, indent=2) + "\n")
+        (folder / WEIGHTS).write_bytes(weights)
         (folder / CARD).write_text(self.card)
+        write_peft_folders(self.config, self.tensors, folder)
+        if push_to_hub:
+            self.push_to_hub(repo_id or folder.name)
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None) -> str:
+        """Upload to a model hub, e.g. ``me/my-adapter``; returns the commit's address.
+
+        Raises:
+            FusetuneError: not logged in, no network, or the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repo_id, private)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Artifact":
-        """Raises FusetuneError for a folder that is none, of a newer format, or with a broken weights file."""
-        folder = Path(folder)
-        if not (folder / CONFIG).is_file():
-            raise FusetuneError(f"{folder}: expected an adapter's folder with {CONFIG} in it.")
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "Artifact":
+        """Read a folder, or what a hub holds under an id such as ``me/my-adapter``.
+
+        Raises:
+            FusetuneError: a folder that is none, of another format, or whose bytes are not those that were saved.
+        """
+        folder = downloaded(source, [CONFIG, WEIGHTS, CARD], revision)
+        config = _config_in(folder)
+        expected = config.pop("weights_sha256", None)
         try:
-            config = json.loads((folder / CONFIG).read_text())
-        except ValueError as error:
-            raise FusetuneError(
-                f"{folder / CONFIG}: no JSON ({error}). Restore the file, e.g. by `dvc pull`."
-            ) from None
-        if config.get("format") != FORMAT:
-            raise FusetuneError(
-                f"{folder / CONFIG}: format {config.get('format')}, this version reads {FORMAT}. Update fusetune."
-            )
+            data = (folder / WEIGHTS).read_bytes()
+        except OSError as error:
+            raise FusetuneError(f"{folder / WEIGHTS}: can't be read ({error.strerror}). {RESTORE}") from None
+        check(
+            hashlib.sha256(data).hexdigest() == expected,
+            f"{folder / WEIGHTS}: not the bytes that were saved with this {CONFIG}, or only a part of them. {RESTORE}",
+        )
         try:
-            tensors = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise FusetuneError(
-                f"{folder / WEIGHTS}: can't be read ({error}). Restore the file, e.g. by `dvc pull`."
-            ) from None
+            tensors = load(data)
+        except SafetensorError as error:
+            raise FusetuneError(f"{folder / WEIGHTS}: no safetensors ({error}). {RESTORE}") from None
         card = folder / CARD
-        return cls(config, tensors, card.read_text() if card.is_file() else "")
+        return cls(config, tensors, card.read_text(errors="replace") if card.is_file() else "")
+
+    def with_tensors(self, tensors: Mapping[str, Tensor], plan: Any, card: str) -> "Artifact":
+        """Other trained tensors for the same task, data and base."""
+        kept = sum(tensor.numel() for tensor in tensors.values())
+        return replace(self, config={**self.config, "plan": plan, "kept_parameters": kept}, tensors=tensors, card=card)
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def data(self) -> DataSettings:
         return build(DataSettings, self.config["data"], "adapter_config.data")
 
-    def build(self, base: Path) -> AdaptedModel:
-        """The trained model on a fresh backbone from `base`.
+    def build(self, base: str | Path) -> AdaptedModel:
+        """The trained model on a fresh backbone from `base`; raises as `onto` does."""
+        return self.onto(load_backbone(base, self.data()), base)
+
+    def onto(self, backbone: Backbone, base: str | Path) -> AdaptedModel:
+        """The trained model on a backbone of its own modalities, in eval mode and attached.
+
+        Args:
+            base: where the backbone came from, for messages.
 
         Raises:
             FusetuneError: the base is not the one that the adapter was trained on, or tensors are missing, too many,
-                or of another shape.
+                or of another shape; the backbone is as it was.
         """
         data = self.data()
-        backbone = load_backbone(base, data)
         check_base(backbone, data, self.config["base_fingerprint"], base)
         task = make_task(data.task)
         task.restore(self.config["task_state"])
         streams = {name: build(Stream, s, f"streams.{name}") for name, s in self.config["streams"].items()}
         plan = build(Plan, self.config["plan"], "adapter_config.plan")
         model = AdaptedModel(backbone, plan, task, streams, self.config["method"])
-        model.fold()
-        wanted = model.kept()
-        for name in sorted(set(wanted) ^ set(self.tensors)):
-            state = "is missing" if name in wanted else "belongs to no part of the plan"
-            raise FusetuneError(f"{WEIGHTS}: tensor '{name}' {state}. The file is not from this adapter_config.json.")
-        with torch.no_grad():
-            for name, parameter in wanted.items():
-                if parameter.shape != self.tensors[name].shape:
-                    raise FusetuneError(
-                        f"{WEIGHTS}: tensor '{name}' has shape {tuple(self.tensors[name].shape)}, the plan says "
-                        f"{tuple(parameter.shape)}."
-                    )
-                parameter.copy_(self.tensors[name])
+        try:
+            model.fold()
+            model.load(self.tensors, WEIGHTS)
+        except BaseException:
+            model.detach()
+            raise
         model.set_epoch(model.stages()[-1])  # gradual unfreezing is over
         return model.eval()
 
@@ -133,8 +166,49 @@ class Artifact:
 def check_base(backbone: Backbone, data: DataSettings, expected: str, base: str | Path) -> None:
     """Raise FusetuneError unless the backbone's weights are the very ones of `expected`."""
     found = backbone.fingerprint(list(data.modalities))
-    if found != expected:
-        raise FusetuneError(
-            f"base '{base}': its fingerprint is {found[:12]}, but the adapter was trained on {expected[:12]}. "
-            "Give the base that it was trained on (FUSETUNE_BASE, or `dvc checkout`), or train again."
-        )
+    check(
+        found == expected,
+        f"base '{base}': its fingerprint is {found[:12]}, but the adapter was trained on {expected[:12]}. "
+        "Give the base that it was trained on (FUSETUNE_BASE, or `dvc checkout`), or train again.",
+    )
+
+
+def _config_in(folder: Path) -> dict[str, Any]:
+    """The config as it was saved, without its own checksum."""
+    file = folder / CONFIG
+    check(file.is_file(), f"{folder}: expected an adapter's folder with {CONFIG} in it.")
+    try:
+        config = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise FusetuneError(f"{file}: no JSON ({error}). {RESTORE}") from None
+    check(isinstance(config, dict), f"{file}: expected settings by name, found a {type(config).__name__}. {RESTORE}")
+    found = config.get("format")
+    check(
+        "peft_type" not in config,
+        f"{file}: written by `peft`, without a task. Name the folder as `pretrained` in the config of a `lora`.",
+    )
+    if found != FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
+        todo = f"Update fusetune (this is {__version__})." if newer else "Train again."
+        raise FusetuneError(f"{file}: format {found}, this version reads {FORMAT}. {todo}")
+    expected = config.pop("config_sha256", None)
+    check(digest(config) == expected, f"{file}: changed since it was saved. {RESTORE}")
+    return config
+
+
+def _short(settings: Any) -> Any:
+    if isinstance(settings, Mapping):
+        return {key: _short(value) for key, value in settings.items()}
+    plain = json.loads(json.dumps(to_plain(settings), default=str))
+    return {"sha256": digest(plain)} if len(json.dumps(plain)) > LONGEST else plain
+
+
+def _versions() -> dict[str, str]:
+    """Of what the outputs depend on."""
+    found = {"fusetune": __version__}
+    for package in ("torch", "transformers", "peft"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

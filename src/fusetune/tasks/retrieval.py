@@ -49,6 +49,7 @@ class Retrieval(Task):
 
     metric = "recall_at_1"
     fuses = False
+    by_row = False
     Config = RetrievalConfig
 
     def __init__(self, config: RetrievalConfig) -> None:

@@ -16,10 +16,12 @@ class Task(ABC):
     Attributes:
         metric: name of the metric that early stopping and the champion go by; higher is better.
         fuses: whether the streams may meet before the head; a task that compares them must keep them apart.
+        by_row: whether what `decode` says of a row depends on that row alone.
     """
 
     metric: ClassVar[str]
     fuses: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
     Config: ClassVar[type[Any]]
 
     @abstractmethod

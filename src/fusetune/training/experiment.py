@@ -53,7 +53,7 @@ def make_task(settings: Mapping[str, Any], where: str = "data.task") -> Task:
     return cls(build(cls.Config, options, where))
 
 
-def load_backbone(folder: Path, data: DataSettings) -> Backbone:
+def load_backbone(folder: str | Path, data: DataSettings) -> Backbone:
     """The backbone with the towers that the data needs, and its trunk if the data uses it."""
     backbone = Backbone.from_pretrained(folder, {name: m.kind for name, m in data.modalities.items()})
     if not data.use_trunk:

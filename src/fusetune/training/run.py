@@ -82,7 +82,6 @@ def train_and_test(
 ) -> TrainingResult:
     """Train, evaluate on the test split, and put everything that a user keeps into one result."""
     model, task = experiment.model, experiment.task
-    base_fingerprint = model.backbone.fingerprint(list(experiment.data.modalities))  # before it may be trained
     device = pick_device(settings.device)
     splits = {name: experiment.split(name, features, store, device) for name in ("train", "val", "test")}
     for text in (*model.resolved, *_told(splits["train"].features, settings)):
@@ -119,9 +118,9 @@ def train_and_test(
         {"epoch": e.number, "train_loss": e.train_loss, "val_loss": e.val_loss, "val_metric": e.val_metric}
         for e in epochs
     ]
-    artifact = Artifact.of(model, experiment.data, method, card(method, metrics, experiment.data, model))
+    told = card(method, metrics, experiment.data, model)
     result = TrainingResult(
-        artifact.with_base(base_fingerprint),
+        Artifact.of(model, experiment.data, method, told, experiment.frontier),
         metrics,
         curve,
         _predictions(experiment, outputs, splits["test"], observed),

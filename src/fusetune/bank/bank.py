@@ -1,0 +1,268 @@
+"""A bank: one backbone in memory and many adapters on it, each request answered by its own.
+
+What no adapter changes is run once for all requests together. Requests of adapters that act at the junction, or add
+low-rank products to linear layers, go through the backbone in one pass; the others share the pass up to the deepest
+point below which none of them acts, and go on from there one adapter after the other.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusetune.backbones.backbone import Backbone, Frontier
+from fusetune.bank.artifact import Artifact
+from fusetune.bank.low_rank import LowRankTables
+from fusetune.config import build, check
+from fusetune.plan import AdaptedModel
+from fusetune.tokens import Tokens
+from fusetune.training.experiment import DataSettings
+
+DEFAULT_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Held:
+    """An adapter in memory, off the backbone until it is asked for.
+
+    Attributes:
+        part: the backbone as its modalities see it.
+        frontier: below it the bare backbone is all there is.
+        shared: whether its requests can go through the backbone together with other adapters'.
+    """
+
+    name: str
+    data: DataSettings
+    model: AdaptedModel
+    part: Backbone
+    frontier: Frontier
+    shared: bool
+    bytes: int
+
+    @property
+    def path(self) -> tuple[Any, ...]:
+        """What its requests pass through: those with the same may be run together."""
+        return (*self.data.modalities, self.part.trunk is not None)
+
+
+class Bank:
+    """Adapters of one base; safe to use from several threads, which take turns.
+
+    Args:
+        base: the backbone's folder or hub id; towers are loaded when an adapter first needs them.
+        most_bytes: of adapters in memory. The least recently used go first, and come back from their folders.
+    """
+
+    def __init__(self, base: str | Path, most_bytes: int = DEFAULT_BYTES, device: str | torch.device = "cpu") -> None:
+        self.base, self.most_bytes, self.device = base, most_bytes, torch.device(device)
+        self._whole: Backbone | None = None
+        self._sources: dict[str, str | Path] = {}
+        self._held: OrderedDict[str, Held] = OrderedDict()  # the least recently used first
+        self._tables: dict[tuple[str, ...], LowRankTables] = {}
+        self._lock = threading.RLock()
+
+    def load(self, name: str, source: str | Path) -> None:
+        """Make an adapter known under a name, and load it; the same name again replaces it.
+
+        Args:
+            source: an artifact's folder, or its id on a hub.
+
+        Raises:
+            FusetuneError: an artifact that is broken, of another base, or larger than the bank; the bank is as before.
+        """
+        artifact = Artifact.from_pretrained(source)
+        with self._lock:
+            self._hold(name, artifact)
+            self._sources[name] = source
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter; raises FusetuneError if there is none of that name."""
+        with self._lock:
+            self._known(name)
+            del self._sources[name]
+            self._dropped(name)
+
+    def names(self) -> list[str]:
+        """All adapters, in memory or not."""
+        return list(self._sources)
+
+    def in_memory(self) -> list[str]:
+        """The least recently used first."""
+        return list(self._held)
+
+    @property
+    def bytes(self) -> int:
+        return sum(held.bytes for held in self._held.values())
+
+    def data(self, name: str) -> DataSettings:
+        """Modalities and task of an adapter."""
+        with self._lock:
+            return self._get(name).data
+
+    def model(self, name: str) -> AdaptedModel:
+        """The adapter's model, off the backbone: for its task and its parts."""
+        with self._lock:
+            return self._get(name).model
+
+    def answers(self, names: Sequence[str], samples: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+        """What each request's task decodes from its outputs; see `outputs`.
+
+        Raises:
+            FusetuneError: also for a task that compares the rows of a batch, in a batch of several adapters.
+        """
+        with self._lock:
+            outputs = self.outputs(names, samples)
+            found: list[dict[str, Any]] = [{} for _ in names]
+            for name, rows in _rows_by(names).items():
+                task = self._get(name).model.task
+                check(
+                    task.by_row or len(rows) == len(names),
+                    f"adapter '{name}': its task compares the rows of a request with one another, so they can't be "
+                    "mixed with another adapter's. Send them on their own.",
+                )
+                for row, answer in zip(rows, task.decode(torch.stack([outputs[row] for row in rows])), strict=True):
+                    found[row] = answer
+            return found
+
+    @torch.no_grad()
+    def outputs(self, names: Sequence[str], samples: Mapping[str, Sequence[Any]]) -> list[Tensor]:
+        """The task's outputs, one tensor a request, on the CPU; what a request alone would give, up to rounding.
+
+        Args:
+            names: the adapter of each request.
+            samples: by modality, one decoded sample a request (`manifest.decoders.decode`), None where it has none.
+
+        Raises:
+            FusetuneError: names the request: an unknown adapter, a modality that its adapter doesn't take, or none.
+        """
+        with self._lock:
+            held = {name: self._get(name) for name in dict.fromkeys(names)}
+            for row, name in enumerate(names):
+                _check_request(row, held[name], samples)
+            found: dict[int, Tensor] = {}
+            for rows in _rows_by([held[name].path for name in names]).values():
+                found |= self._pass(rows, [held[names[row]] for row in rows], samples)
+            return [found[row] for row in range(len(names))]
+
+    def _pass(
+        self, rows: Sequence[int], owners: Sequence[Held], samples: Mapping[str, Sequence[Any]]
+    ) -> dict[int, Tensor]:
+        """Outputs by row of requests that pass through the same towers."""
+        part = owners[0].part
+        none = [None] * (max(rows) + 1)
+        prepared = part.prepare({m: [samples.get(m, none)[row] for row in rows] for m in owners[0].data.modalities})
+        streams = {name: tokens.to(self.device) for name, tokens in prepared.items()}
+        bottom = Frontier(dict.fromkeys(streams, 0))
+        found: dict[int, Tensor] = {}
+        together = [i for i, held in enumerate(owners) if held.shared]
+        if together:
+            several = list({owners[i].name: owners[i] for i in together}.values())
+            numbers = {held.name: number for number, held in enumerate(several)}
+            owner = torch.tensor([numbers[owners[i].name] for i in together], device=self.device)
+            top = part.full_depth(list(streams))
+            with self._low_rank(several).rows(part, owner):
+                met = part.advance(_of(streams, together), bottom, top)
+            for held in several:
+                own = [k for k, i in enumerate(together) if owners[i] is held]
+                outputs = held.model(_of(met, own), top).float().cpu()
+                found |= {rows[together[k]]: out for k, out in zip(own, outputs, strict=True)}
+        alone = [i for i, held in enumerate(owners) if not held.shared]
+        if alone:
+            start = _lowest([owners[i].frontier for i in alone])
+            states = part.advance(_of(streams, alone), bottom, start)
+            for held in {owners[i].name: owners[i] for i in alone}.values():
+                own = [k for k, i in enumerate(alone) if owners[i] is held]
+                held.model.attach()
+                try:
+                    outputs = held.model(_of(states, own), start).float().cpu()
+                finally:
+                    held.model.detach()
+                found |= {rows[alone[k]]: out for k, out in zip(own, outputs, strict=True)}
+        return found
+
+    def _low_rank(self, several: Sequence[Held]) -> LowRankTables:
+        key = tuple(held.name for held in several)
+        if key not in self._tables:
+            self._tables = {key: LowRankTables([held.model for held in several])}
+        return self._tables[key]
+
+    def _get(self, name: str) -> Held:
+        self._known(name)
+        if name not in self._held:
+            self._hold(name, Artifact.from_pretrained(self._sources[name]))
+        self._held.move_to_end(name)
+        return self._held[name]
+
+    def _known(self, name: str) -> None:
+        known = ", ".join(self._sources) or "none"
+        check(name in self._sources, f"adapter '{name}' is not in the bank. It has {known}.")
+
+    def _hold(self, name: str, artifact: Artifact) -> None:
+        check(
+            artifact.bytes <= self.most_bytes,
+            f"adapter '{name}': {artifact.bytes:,} bytes, but the bank holds at most {self.most_bytes:,}.",
+        )
+        data = artifact.data()
+        part = self._part(data)
+        model = artifact.onto(part, self.base)
+        model.requires_grad_(False)
+        model.detach()
+        model.to(self.device)
+        frontier = build(Frontier, artifact.config["frontier"], "adapter_config.frontier")
+        self._dropped(name)
+        while self._held and self.bytes + artifact.bytes > self.most_bytes:
+            self._dropped(next(iter(self._held)))
+        self._held[name] = Held(name, data, model, part, frontier, _shared(model), artifact.bytes)
+
+    def _dropped(self, name: str) -> None:
+        self._held.pop(name, None)
+        self._tables.clear()
+
+    def _part(self, data: DataSettings) -> Backbone:
+        have: dict[str, Any] = dict(self._whole.towers) if self._whole else {}
+        missing = {name: modality.kind for name, modality in data.modalities.items() if name not in have}
+        if missing:
+            more = Backbone.from_pretrained(self.base, missing)
+            trunk = self._whole.trunk if self._whole else more.trunk
+            self._whole = Backbone(have | dict(more.towers), trunk, more.source).to(self.device)
+        assert self._whole
+        return self._whole.part(list(data.modalities), data.use_trunk)
+
+
+def _shared(model: AdaptedModel) -> bool:
+    """Whether all that it changes below the junction are low-rank products."""
+    return all(placed.site == "junction" or placed.adapter.low_rank() is not None for placed in model.placed)
+
+
+def _check_request(row: int, held: Held, samples: Mapping[str, Sequence[Any]]) -> None:
+    known = list(held.data.modalities)
+    given = [name for name, column in samples.items() if column[row] is not None]
+    unknown = [name for name in given if name not in known]
+    check(
+        not unknown,
+        f"request {row}: adapter '{held.name}' takes {', '.join(known)}, not '{''.join(unknown[:1])}'.",
+    )
+    check(bool(given), f"request {row}: no modality is given; adapter '{held.name}' takes {', '.join(known)}.")
+
+
+def _rows_by(keys: Sequence[Any]) -> dict[Any, list[int]]:
+    rows: dict[Any, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    return rows
+
+
+def _of(streams: Mapping[str, Tokens], rows: Sequence[int]) -> dict[str, Tokens]:
+    if len(rows) == len(next(iter(streams.values())).values):
+        return dict(streams)
+    return {name: Tokens(tokens.values[rows], tokens.mask[rows]) for name, tokens in streams.items()}
+
+
+def _lowest(frontiers: Sequence[Frontier]) -> Frontier:
+    towers = {name: min(f.towers[name] for f in frontiers) for name in frontiers[0].towers}
+    return Frontier(towers, min(f.trunk for f in frontiers))
