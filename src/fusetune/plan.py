@@ -186,6 +186,24 @@ class AdaptedModel(nn.Module):
                     stack.get_parameter(name).data.add_(change)
         self.blocks, self.placed = nn.ModuleList(), []
 
+    def changes(self) -> dict[str, Tensor]:
+        """What a model that was loaded changes of the base's parameters, by place (`text.layers.0.mlp.0.weight`).
+
+        Raises:
+            TypeError: an adapter that is no change of weights.
+        """
+        found = {f"{placed.site}.{n}": change for placed in self.placed for n, change in placed.adapter.delta().items()}
+        return found | {place: p.detach() - self._aside[p] for place, p in self.opened().items()}
+
+    def opened(self) -> dict[str, nn.Parameter]:
+        """The base's own parameters that are trained, by place."""
+        own, places = set(self.trainable().values()) & self._base, {}
+        for stack in (*self.streams, *(["trunk"] if self.backbone.trunk else [])):
+            for name, parameter in self.backbone.stack(stack).named_parameters():
+                if parameter in own:
+                    places[f"{stack}.{name.replace('.base_layer.', '.')}"] = parameter
+        return places
+
     def attach(self) -> None:
         """Put everything into the backbone again that `detach` took out: hooks, layers, trained values of the base."""
         if not self._attached:

@@ -107,6 +107,11 @@ class PeftTuner(BlockAdapter):
     def trained(self) -> list[nn.Parameter]:
         return self._trained
 
+    @property
+    def layers(self) -> list[str]:
+        """Paths in the stack of the layers that are changed."""
+        return list(self._layers)
+
     def claims(self) -> list[str]:
         return [f"{name}.weight" for name in self._layers]
 
@@ -156,9 +161,12 @@ class LoRA(PeftTuner):
     def _inject(self) -> None:
         super()._inject()
         if self.config.pretrained:
-            factors = PeftFolder(self.config.pretrained).factors(self._layers, "lora")
-            for name, layer in self._layers.items():
-                layer.lora_A["lora"].weight.data, layer.lora_B["lora"].weight.data = factors[name]
+            self.set_factors(PeftFolder(self.config.pretrained).factors(self._layers, "lora"))
+
+    def set_factors(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Take over (A, B) of every layer, by path in the stack."""
+        for name, layer in self._layers.items():
+            layer.lora_A["lora"].weight.data, layer.lora_B["lora"].weight.data = factors[name]
 
     def low_rank(self) -> Mapping[str, tuple[Tensor, Tensor]] | None:
         return {

@@ -120,10 +120,9 @@ class Artifact:
         card = folder / CARD
         return cls(config, tensors, card.read_text(errors="replace") if card.is_file() else "")
 
-    def with_tensors(self, tensors: Mapping[str, Tensor], plan: Any, card: str) -> "Artifact":
-        """Other trained tensors for the same task, data and base."""
-        kept = sum(tensor.numel() for tensor in tensors.values())
-        return replace(self, config={**self.config, "plan": plan, "kept_parameters": kept}, tensors=tensors, card=card)
+    def with_plan(self, plan: Mapping[str, Any]) -> "Artifact":
+        """Another plan for the same task, data and base; there are no tensors for it yet."""
+        return replace(self, config={**self.config, "plan": plan}, tensors={})
 
     @property
     def bytes(self) -> int:
@@ -146,13 +145,7 @@ class Artifact:
             FusetuneError: the base is not the one that the adapter was trained on, or tensors are missing, too many,
                 or of another shape; the backbone is as it was.
         """
-        data = self.data()
-        check_base(backbone, data, self.config["base_fingerprint"], base)
-        task = make_task(data.task)
-        task.restore(self.config["task_state"])
-        streams = {name: build(Stream, s, f"streams.{name}") for name, s in self.config["streams"].items()}
-        plan = build(Plan, self.config["plan"], "adapter_config.plan")
-        model = AdaptedModel(backbone, plan, task, streams, self.config["method"])
+        model = self.untrained(backbone, base)
         try:
             model.fold()
             model.load(self.tensors, WEIGHTS)
@@ -161,6 +154,16 @@ class Artifact:
             raise
         model.set_epoch(model.stages()[-1])  # gradual unfreezing is over
         return model.eval()
+
+    def untrained(self, backbone: Backbone, base: str | Path) -> AdaptedModel:
+        """The model as it was before training."""
+        data = self.data()
+        check_base(backbone, data, self.config["base_fingerprint"], base)
+        task = make_task(data.task)
+        task.restore(self.config["task_state"])
+        streams = {name: build(Stream, s, f"streams.{name}") for name, s in self.config["streams"].items()}
+        plan = build(Plan, self.config["plan"], "adapter_config.plan")
+        return AdaptedModel(backbone, plan, task, streams, self.config["method"])
 
 
 def check_base(backbone: Backbone, data: DataSettings, expected: str, base: str | Path) -> None:
