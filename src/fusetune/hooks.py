@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,9 @@ class MLflowHook:
         self._end("FAILED")
 
     def _start(self) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        import mlflow
-
         root = Path(self._run_params["project_path"])
         parameters = self._catalog.load("parameters")
-        own = not os.environ.get("MLFLOW_TRACKING_URI")  # asked first: set_tracking_uri sets the variable too
-        mlflow.set_tracking_uri(tracking_uri(root))
-        if own:
-            create_database(root)
+        mlflow = use_tracking(root)
         mlflow.set_experiment(f"fusetune-{parameters.get('experiment', 'none')}")
         names = ",".join(self._run_params.get("pipeline_names") or ["__default__"])
         run = mlflow.start_run(run_name=names, tags=self._tags(root, names))
@@ -98,13 +92,34 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / DATABASE).resolve().as_posix()}"
 
 
+def use_tracking(root: Path) -> Any:
+    """MLflow, pointed to this project's records."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # a schema that follows from type hints knows no optional columns; MLflow's own models have none either
+    warnings.filterwarnings("ignore", message=".*Add type hints")
+    import mlflow
+
+    own = not os.environ.get("MLFLOW_TRACKING_URI")  # asked first: set_tracking_uri sets the variable too
+    mlflow.set_tracking_uri(tracking_uri(root))
+    if own:
+        create_database(root)
+    return mlflow
+
+
+def database_lock(root: Path) -> Any:
+    """Held by one process of this project at a time."""
+    from filelock import FileLock
+
+    return FileLock(root / f"{DATABASE}.lock")
+
+
 def create_database(root: Path) -> None:
     """Make the database once, under a lock: two processes that create it at the same time would break it."""
     import mlflow
-    from filelock import FileLock
 
     database = root / DATABASE
-    with FileLock(root / f"{DATABASE}.lock"):  # looked at under the lock: a database half made is there already
+    with database_lock(root):  # looked at under the lock: a database half made is there already
         if not database.exists() or not database.stat().st_size:
             logger.info("MLflow: creating %s, once, some seconds", DATABASE)
             mlflow.search_experiments(max_results=1)

@@ -4,10 +4,14 @@ from kedro.pipeline import Pipeline
 
 from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_pipeline
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
+from fusetune.pipelines.merge.pipeline import create_pipeline as merge_pipeline
 from fusetune.pipelines.parameters import conf_folder, method_names
 from fusetune.pipelines.plan.pipeline import create_estimate_pipeline as estimate_pipeline
 from fusetune.pipelines.plan.pipeline import create_pipeline as plan_pipeline
+from fusetune.pipelines.predict.pipeline import create_pipeline as predict_pipeline
 from fusetune.pipelines.pretrain.pipeline import create_pipeline as pretrain_pipeline
+from fusetune.pipelines.promote.pipeline import create_pipeline as promote_pipeline
+from fusetune.pipelines.promote.pipeline import create_rollback_pipeline as rollback_pipeline
 from fusetune.pipelines.train.pipeline import create_pipeline as train_pipeline
 from fusetune.pipelines.unimodal.pipeline import create_pipeline as unimodal_pipeline
 from fusetune.pipelines.validate.pipeline import create_pipeline as validate_pipeline
@@ -29,6 +33,10 @@ def register_pipelines() -> dict[str, Pipeline]:
         "estimate": estimate_pipeline(methods),
         "cache_features": sum(caches.values(), ready),
         "unimodal": ready + unimodal_pipeline(),
+        "promote": promote_pipeline(),
+        "rollback": rollback_pipeline(),
+        "predict": predict_pipeline(),
+        "merge": merge_pipeline(),
     }
     for method in methods:
         pipelines[f"train_{method}"] = ready + unimodal_pipeline() + caches[method] + train_pipeline(method)

@@ -1,7 +1,8 @@
 """The registered model: an MLflow pyfunc from code. MLflow runs this file to load a model; nothing is pickled.
 
-Requests are rows with one column a modality: text as text, a picture as base64 text (or bytes), several pictures as a
-list of them, a sequence as a list of lists, a vector as a list. A modality may be left out.
+Requests are rows with one column a modality: text as text, a picture, a sound or a video as base64 text (or bytes),
+several pictures as a list of them, a sequence as a list of lists, a vector as a list. A modality may be left out.
+`params: {"adapter": "fusetune-family@champion"}` has another registered adapter of the same base answer.
 """
 
 import base64
@@ -12,93 +13,129 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 
 from fusetune.errors import FusetuneError
 
-BASE_VARIABLE = "FUSETUNE_BASE"
-MAX_BYTES = 16 * 2**20  # of one picture
+BASE_VARIABLE, BYTES_VARIABLE = "FUSETUNE_BASE", "FUSETUNE_BANK_BYTES"
+MAX_BYTES = 16 * 2**20  # of one picture, sound or video
+MAX_VALUES = 10_000_000  # floats of one sequence or vector
+MAX_CHARACTERS = 100_000  # of one text
+MAX_ROWS = 1024
+OWN = ""  # the adapter that was registered with this model
+
+
+def registered_adapter(reference: str) -> tuple[str, str, Path]:
+    """Name, version and folder of a registered adapter, e.g. ``fusetune-vqa@champion`` or ``fusetune-vqa/3``.
+
+    Raises:
+        FusetuneError: no reference, or nothing registered under it.
+    """
+    address = reference.removeprefix("models:/")
+    name, alias, version = (*address.partition("@")[::2], "")
+    if not alias:
+        name, _, version = address.rpartition("/")
+    if not name or not (alias or version.isdigit()):
+        raise FusetuneError(f"adapter '{reference}': expected NAME@ALIAS or NAME/VERSION of a registered model.")
+    client = mlflow.MlflowClient()
+    try:
+        version = version or str(client.get_model_version_by_alias(name, alias).version)
+        folder = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/artifacts/adapter")
+    except (MlflowException, OSError) as error:
+        raise FusetuneError(f"adapter '{reference}': {str(error).splitlines()[0]}") from None
+    return name, version, Path(folder)
 
 
 class AdapterModel(PythonModel):
-    """Loads adapter and base when it is loaded; answers with the task's decoded columns."""
+    """A bank with one adapter in it from the beginning; others of the registry come in when they are asked for."""
 
     def load_context(self, context: Any) -> None:
-        from fusetune.bank.artifact import Artifact
+        from fusetune.bank.bank import DEFAULT_BYTES, Bank
 
-        folder = Path(context.artifacts["adapter"])
         base = os.environ.get(BASE_VARIABLE) or context.model_config["base"]
-        artifact = Artifact.from_pretrained(folder)
-        self.data = artifact.data()
-        self.model = artifact.build(Path(base))
+        self.bank = Bank(base, int(os.environ.get(BYTES_VARIABLE, DEFAULT_BYTES)))
+        self.bank.load(OWN, Path(context.artifacts["adapter"]))
 
     def predict(self, context, model_input, params=None):  # MLflow would read type hints as a schema
-        """Raises ValueError (an answer of the 4xx kind when served) that names row and column."""
+        """The task's decoded columns; raises an answer of the 4xx kind that names row and column."""
         import pandas as pd
-        import torch
-
-        from fusetune.backbones.backbone import Frontier
 
         try:
-            samples = self._decoded(pd.DataFrame(model_input))
+            name = self._named((params or {}).get("adapter") or OWN)
+            samples = _decoded(pd.DataFrame(model_input), self.bank.data(name).modalities)
+            rows = len(next(iter(samples.values())))
+            return pd.DataFrame(self.bank.answers([name] * rows, samples))
         except FusetuneError as error:
-            raise mlflow.MlflowException.invalid_parameter_value(str(error)) from None
-        with torch.no_grad():
-            streams = self.model.backbone.prepare(samples)
-            outputs = self.model(streams, Frontier(dict.fromkeys(streams, 0)))
-        return pd.DataFrame(self.model.task.decode(outputs))
+            raise MlflowException.invalid_parameter_value(str(error)) from None
 
-    def _decoded(self, frame: Any) -> dict[str, list[Any]]:
+    def _named(self, reference: str) -> str:
+        """The name in the bank, of an adapter that is loaded if it isn't there yet."""
+        if reference == OWN:
+            return OWN
+        model, version, folder = registered_adapter(reference)
+        name = f"{model}/{version}"
+        if name not in self.bank.names():
+            self.bank.load(name, folder)
+        return name
 
-        known = list(self.data.modalities)
-        unknown = [column for column in frame.columns if column not in known]
-        if unknown or not len(frame):
-            raise FusetuneError(f"request: unknown columns {unknown} or no rows; expected rows of {', '.join(known)}.")
-        samples = {}
-        for name, modality in self.data.modalities.items():
-            cells = frame[name].tolist() if name in frame.columns else [None] * len(frame)
-            samples[name] = [
-                None if _absent(cell) else _sample(modality, cell, row, f"row {row}, column '{name}'")
-                for row, cell in enumerate(cells)
-            ]
-        for row in range(len(frame)):
-            if all(column[row] is None for column in samples.values()):
-                raise FusetuneError(f"row {row}: no modality is given; expected some of {', '.join(known)}.")
-        return samples
+
+def _decoded(frame: Any, modalities: Any) -> dict[str, list[Any]]:
+    known = list(modalities)
+    unknown = [column for column in frame.columns if column not in known]
+    if unknown or not 0 < len(frame) <= MAX_ROWS:
+        raise FusetuneError(
+            f"request: {len(frame)} rows, unknown columns {unknown}; expected 1 to {MAX_ROWS} rows of "
+            f"{', '.join(known)}."
+        )
+    samples = {}
+    for name, modality in modalities.items():
+        cells = frame[name].tolist() if name in frame.columns else [None] * len(frame)
+        samples[name] = [
+            None if _absent(cell) else _sample(modality, cell, f"row {row}, column '{name}'")
+            for row, cell in enumerate(cells)
+        ]
+    return samples
 
 
 def _absent(cell: Any) -> bool:
     return cell is None or (isinstance(cell, float) and cell != cell)
 
 
-def _sample(modality: Any, cell: Any, row: int, where: str) -> Any:
+def _sample(modality: Any, cell: Any, where: str) -> Any:
     from fusetune.manifest.decoders import decode
 
-    return decode(modality.kind, _received(modality.kind, cell, row), where, modality.frames)
+    cell = cell.tolist() if hasattr(cell, "tolist") else cell
+    if modality.kind == "image":
+        cell = [_bytes(item, where) for item in (cell if isinstance(cell, list) else [cell])]
+        if not cell:
+            raise FusetuneError(f"{where}: an empty list of pictures; leave the column out instead.")
+    elif modality.kind in ("audio", "video"):
+        cell = _bytes(cell, where)
+    elif modality.kind == "text":
+        if isinstance(cell, str) and len(cell) > MAX_CHARACTERS:
+            raise FusetuneError(f"{where}: {len(cell):,} characters; at most {MAX_CHARACTERS:,} are taken.")
+    elif not isinstance(cell, list) or _values(cell) > MAX_VALUES:
+        raise FusetuneError(f"{where}: expected a list of at most {MAX_VALUES:,} floats.")
+    return decode(modality.kind, cell, where, modality.frames)
 
 
-def _received(kind: str, cell: Any, row: int) -> Any:
-    """A cell as the manifest would hold it: base64 text becomes bytes, arrays become lists."""
-    if kind in ("audio", "video"):
-        return _bytes(cell, row)
-    if kind != "image":
-        return cell.tolist() if hasattr(cell, "tolist") else cell
-    cells = cell.tolist() if hasattr(cell, "tolist") else cell
-    return [_bytes(item, row) for item in (cells if isinstance(cells, list) else [cells])]
+def _values(cell: list[Any]) -> int:
+    return sum(len(item) if isinstance(item, list) else 1 for item in cell)
 
 
-def _bytes(item: Any, row: int) -> bytes:
+def _bytes(item: Any, where: str) -> bytes:
     if isinstance(item, str):
+        if len(item) > MAX_BYTES * 4 // 3 + 4:
+            raise FusetuneError(f"{where}: {len(item) * 3 // 4:,} bytes of media; at most {MAX_BYTES:,} are taken.")
         try:
             item = base64.b64decode(item, validate=True)
-        except binascii.Error:
-            raise FusetuneError(f"row {row}: media are expected as base64 text, found other text.") from None
+        except (binascii.Error, ValueError):
+            raise FusetuneError(f"{where}: media are expected as base64 text, found other text.") from None
     if not isinstance(item, bytes):
-        raise FusetuneError(
-            f"row {row}: media are expected as base64 text or bytes, found {json.dumps(str(item))[:60]}."
-        )
+        raise FusetuneError(f"{where}: media are expected as base64 text or bytes, found {json.dumps(str(item))[:60]}.")
     if len(item) > MAX_BYTES:
-        raise FusetuneError(f"row {row}: {len(item)} bytes of media; at most {MAX_BYTES} are taken.")
+        raise FusetuneError(f"{where}: {len(item):,} bytes of media; at most {MAX_BYTES:,} are taken.")
     return item
 
 

@@ -44,6 +44,11 @@ class Source:
     def column(self, name: str) -> pa.ChunkedArray:
         return self.table[self.modalities[name].column_of(name)]
 
+    def digest(self, columns: Sequence[str] = ()) -> str:
+        """SHA-256 (hex) of the data: every sample's id and split, its own content, and the given columns."""
+        named = [name for name in ("sample_id", "split", *columns) if name in self.table.column_names]
+        return digest([{name: self.table[name].to_pylist() for name in named}, self.content_keys()])
+
     def content_keys(self) -> dict[str, list[str]]:
         """By modality, the SHA-256 of each sample's own content; '' where the sample has none.
 

@@ -1,7 +1,6 @@
 """Content hashes of files and folders, and of the code behind a function."""
 
 import hashlib
-import importlib.util
 import re
 from collections.abc import Callable
 from functools import cache
@@ -11,6 +10,7 @@ from typing import Any
 from fusetune.filehash import remembered_sha256
 
 PACKAGE = "fusetune"
+ROOM = Path(__file__).parents[1]
 _IMPORT = re.compile(rf"\b{PACKAGE}(?:\.\w+)+")
 
 
@@ -31,7 +31,7 @@ def code_hash(function: Callable[..., Any]) -> str:
     """
     sha = hashlib.sha256()
     for module in sorted(reached_modules(function.__module__)):
-        sha.update(f"{module}\0{remembered_sha256(_source(module) or Path())}\n".encode())
+        sha.update(f"{module}\0{remembered_sha256(_source(module))}\n".encode())
     return sha.hexdigest()
 
 
@@ -42,7 +42,7 @@ def reached_modules(module: str) -> frozenset[str]:
     while todo:
         name = todo.pop()
         source = _source(name)
-        if name in found or source is None:
+        if name in found:
             continue
         found.add(name)
         text = source.read_text()
@@ -53,13 +53,13 @@ def reached_modules(module: str) -> frozenset[str]:
 
 
 @cache
-def _source(module: str) -> Path | None:
-    while module:
-        try:
-            spec = importlib.util.find_spec(module)
-        except ModuleNotFoundError:
-            spec = None
-        if spec and spec.origin:
-            return Path(spec.origin)
-        module = module.rpartition(".")[0]  # the last part was an attribute
-    return None
+def _source(module: str) -> Path:
+    """The module's file, found without importing anything."""
+    parts = module.split(".")[1:]
+    while parts:
+        place = Path(ROOM, *parts)
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file():
+                return file
+        parts.pop()  # the last part was an attribute
+    return ROOM / "__init__.py"

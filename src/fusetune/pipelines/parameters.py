@@ -26,7 +26,10 @@ SCHEMAS: dict[str, str | None] = {
     "cache": "fusetune.features.index:CacheSettings",
     "train": "fusetune.training.settings:TrainSettings",
     "evaluate": "fusetune.training.evaluation:EvaluationSettings",
-    "register": "fusetune.pipelines.train.registration:RegisterSettings",
+    "promote": "fusetune.pipelines.promote.nodes:PromoteSettings",
+    "predict": "fusetune.pipelines.predict.nodes:PredictSettings",
+    "merge": "fusetune.pipelines.merge.nodes:MergePipelineSettings",
+    "register": "fusetune.pipelines.registry:RegisterSettings",
 }
 PLAN = "fusetune.plan:Plan"
 

@@ -86,6 +86,9 @@ class Classification(Task):
             for i, p in zip(best.tolist(), probabilities.tolist(), strict=True)
         ]
 
+    def probabilities(self, outputs: Tensor) -> dict[str, tuple[list[str], Tensor]]:
+        return {"probabilities": (self.labels, outputs.float().softmax(-1))}
+
     def state(self) -> dict[str, Any]:
         return {"labels": self.labels}
 

@@ -103,6 +103,13 @@ class MultiTask(Task):
                 row |= {f"{name}_{key}": value for key, value in decoded.items()}
         return rows
 
+    def probabilities(self, outputs: Tensor) -> dict[str, tuple[list[str], Tensor]]:
+        return {
+            f"{name}_{key}": found
+            for name, (task, out) in zip(self.tasks, self._apart(outputs), strict=True)
+            for key, found in task.probabilities(out).items()
+        }
+
     def state(self) -> dict[str, Any]:
         return {name: task.state() for name, task in self.tasks.items()}
 

@@ -57,6 +57,11 @@ class Task(ABC):
     def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
         """Outputs as a user reads them: one dict of columns a sample."""
 
+    def probabilities(self, outputs: Tensor) -> dict[str, tuple[list[str], Tensor]]:
+        """By column, for tasks that have such: the labels and (rows, labels) that add up to 1."""
+        del outputs
+        return {}
+
     def state(self) -> dict[str, Any]:
         """What `fit` learned, as JSON; `restore` takes it back."""
         return {}

@@ -66,11 +66,14 @@ def register_method(name: str):
         manifest: Any,
         experiment: str,
         register: Mapping[str, Any],
+        evaluate: Mapping[str, Any],
     ) -> dict[str, Any]:
-        from fusetune.pipelines.train.registration import RegisterSettings, register_version
+        from fusetune.pipelines.registry import RegisterSettings
+        from fusetune.pipelines.train.registration import register_version
 
+        settings = RegisterSettings(**register)
         return register_version(
-            name, adapter, metrics, predictions, figures, base, manifest, experiment, RegisterSettings(**register)
+            name, adapter, metrics, predictions, figures, base, manifest, experiment, settings, evaluate
         )
 
     return register_adapter

@@ -40,6 +40,7 @@ def create_pipeline(method: str) -> Pipeline:
                     "validated_manifest",
                     "params:experiment",
                     "params:register",
+                    "params:evaluate",
                 ],
                 f"{method}_registration",
                 name=f"register_{method}",

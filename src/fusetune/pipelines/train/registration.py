@@ -1,34 +1,19 @@
-"""Registering an adapter in MLflow: version, tags, alias `challenger`, and `champion` if it wins."""
+"""Registering a trained adapter in MLflow: its files, its version, and whether it is the champion now."""
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fusetune.config import check
 from fusetune.pipelines.hashing import content_hash
+from fusetune.pipelines.registry import SCORES, Decision, RegisterSettings, Registry
 from fusetune.pipelines.tracking import active_run
 
 logger = logging.getLogger(__name__)
-CHALLENGER, CHAMPION = "challenger", "champion"
 EXAMPLE_ROWS = 2
-
-
-@dataclass(frozen=True)
-class RegisterSettings:
-    """
-    Attributes:
-        model_name: the registered model's name; every method of an experiment is a version of it.
-        min_gain: how much better than the champion a version has to be on the same test data.
-    """
-
-    model_name: str
-    min_gain: float = 0.0
-
-    def __post_init__(self) -> None:
-        check(bool(self.model_name), "register.model_name: expected a name, found ''.")
-        check(self.min_gain >= 0, f"register.min_gain: expected a number of at least 0, found {self.min_gain}.")
 
 
 def register_version(
@@ -41,55 +26,98 @@ def register_version(
     manifest: Any,
     experiment: str,
     settings: RegisterSettings,
+    evaluation: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Log the adapter as a pyfunc model in the active run and register it; the same bytes make no second version.
 
     Returns:
-        Name, version, run id, aliases and the champion decision with its numbers.
+        Name, version, run id, and the champion decision with its numbers.
     """
+    registry = Registry(settings, evaluation)
+    adapter_hash = content_hash(adapter)
+    _log_report(metrics, predictions, figures)
+    with registry.locked():
+        known = registry.same_bytes(adapter_hash)
+        if known:
+            logger.info("%s: these very bytes are version %s of %s", method, known.version, settings.model_name)
+            version = str(known.version)
+        else:
+            tags = _tags(method, adapter, adapter_hash, metrics, predictions, manifest, experiment)
+            version = registry.create(_logged(adapter, base, manifest, predictions, metrics), tags)
+        decision = registry.challenge(version)
+    logger.info("%s: version %s of %s, %s", method, version, settings.model_name, decision.reason)
+    log_decision(decision)
+    run = active_run()
+    return {"model_name": settings.model_name, "run_id": run.info.run_id if run else None, **asdict(decision)}
+
+
+def log_decision(decision: Decision) -> None:
+    """The decision and its numbers, with the active run."""
+    if not active_run():
+        return
     import mlflow
+
+    mlflow.log_dict(asdict(decision), "champion_decision.json")
+    numbers = {"gain": decision.gain, "gain_low": decision.low, "gain_high": decision.high}
+    mlflow.log_metrics({f"champion_{name}": value for name, value in numbers.items() if value is not None})
+
+
+def _logged(adapter: Path, base: Path, manifest: Any, predictions: Any, metrics: Mapping[str, Any]) -> str:
+    """The address of the logged model: the adapter's folder and its scores; the base by reference only."""
+    import mlflow
+    import pyarrow.parquet as pq
 
     from fusetune.bank import mlflow_model
     from fusetune.bank.artifact import Artifact
 
-    adapter_hash = content_hash(adapter)
-    data_hash = _data_hash(predictions, metrics)
-    client = mlflow.MlflowClient()
-    run = active_run()
-    _log_report(metrics, predictions, figures)
-    known = _same_bytes(client, settings.model_name, adapter_hash)
-    if known:
-        logger.info("%s: these very bytes are version %s of %s", method, known.version, settings.model_name)
-        version = known.version
-    else:
-        data = Artifact.from_pretrained(adapter).data()
-        example, signature = _example(manifest, data)
+    example, signature = _example(manifest, Artifact.from_pretrained(adapter).data())
+    with tempfile.TemporaryDirectory() as folder:
+        files, scores = Path(folder, "adapter"), Path(folder, SCORES)
+        shutil.copytree(adapter, files)  # under one name, whatever the method is called
+        pq.write_table(predictions.select(["sample_id", "score"]), scores)
         logged = mlflow.pyfunc.log_model(
             name="adapter",
             python_model=str(Path(mlflow_model.__file__)),
-            artifacts={"adapter": str(adapter)},
+            artifacts={"adapter": str(files), "evaluation": str(scores)},
             model_config={"base": str(base.resolve())},
             signature=signature,
             input_example=example,
             pip_requirements=[f"fusetune=={_version()}"],
-            registered_model_name=settings.model_name,
         )
-        version = str(logged.registered_model_version)
-        tags = {
-            "method": method,
-            "experiment": experiment,
-            "adapter_sha256": adapter_hash,
-            "test_data_sha256": data_hash,
-            "metric": metrics["metric"],
-            "value": repr(metrics["test"][metrics["metric"]]),
-        }
-        for key, value in tags.items():
-            client.set_model_version_tag(settings.model_name, version, key, value)
-    client.set_registered_model_alias(settings.model_name, CHALLENGER, version)
-    decision = _decide(client, settings, version, metrics, data_hash)
-    logger.info("%s: version %s of %s, %s", method, version, settings.model_name, decision["reason"])
-    run_id = run.info.run_id if run else None
-    return {"model_name": settings.model_name, "version": version, "run_id": run_id, **decision}
+    numbers = {f"test_{name}": value for name, value in metrics["test"].items() if isinstance(value, float)}
+    mlflow.log_metrics(numbers, model_id=logged.model_id)
+    return str(logged.model_uri)
+
+
+def _tags(
+    method: str,
+    adapter: Path,
+    adapter_hash: str,
+    metrics: Mapping[str, Any],
+    predictions: Any,
+    manifest: Any,
+    experiment: str,
+) -> dict[str, str]:
+    from fusetune.bank.artifact import Artifact
+    from fusetune.features.source import Source
+
+    artifact = Artifact.from_pretrained(adapter)
+    run = active_run()
+    around = {key: value for key, value in (run.data.tags if run else {}).items() if key.startswith(("git.", "dvc."))}
+    frontier = artifact.config["frontier"]
+    depths = [f"{name} {depth}" for name, depth in frontier["towers"].items()]
+    return around | {
+        "method": method,
+        "experiment": experiment,
+        "frontier": ", ".join([*depths, f"trunk {frontier['trunk']}"] if frontier["trunk"] else depths),
+        "adapter_sha256": adapter_hash,
+        "base_fingerprint": artifact.config["base_fingerprint"],
+        "data_sha256": Source(manifest, artifact.data().modalities).digest(metrics["target_columns"]),
+        "test_data_sha256": _data_hash(predictions, metrics),
+        "metric": metrics["metric"],
+        "value": repr(metrics["test"][metrics["metric"]]),
+        "trainable_parameters": str(metrics["trainable_parameters"]),
+    }
 
 
 def _log_report(metrics: Mapping[str, Any], predictions: Any, figures: Path) -> None:
@@ -100,39 +128,6 @@ def _log_report(metrics: Mapping[str, Any], predictions: Any, figures: Path) -> 
     mlflow.log_dict(dict(metrics), "metrics.json")
     mlflow.log_artifacts(str(figures), "figures")
     mlflow.log_table(predictions.slice(0, 200).to_pandas(), "predictions_first_200.json")
-
-
-def _decide(
-    client: Any, settings: RegisterSettings, version: str, metrics: Mapping[str, Any], data_hash: str
-) -> dict[str, Any]:
-    """Move `champion` to the version if it is better on the same test data, or if there is no champion."""
-    from mlflow.exceptions import MlflowException
-
-    value = metrics["test"][metrics["metric"]]
-    try:
-        champion = client.get_model_version_by_alias(settings.model_name, CHAMPION)
-    except MlflowException:
-        champion = None
-    if champion is None:
-        wins, reason = True, "the first champion"
-    elif str(champion.version) == str(version):
-        wins, reason = False, "the champion already"
-    elif champion.tags.get("test_data_sha256") != data_hash:
-        wins, reason = False, f"champion {champion.version} was tested on other data: no comparison, it stays"
-    else:
-        held = float(champion.tags["value"])
-        wins = value > held + settings.min_gain
-        verb = "beats" if wins else "does not beat"
-        reason = f"{metrics['metric']} {value:.4f} {verb} champion {champion.version} ({held:.4f})"
-    if wins:
-        client.set_registered_model_alias(settings.model_name, CHAMPION, version)
-    client.set_model_version_tag(settings.model_name, version, "champion_decision", reason)
-    return {"champion": wins or reason == "the champion already", "reason": reason}
-
-
-def _same_bytes(client: Any, name: str, adapter_hash: str) -> Any:
-    versions = client.search_model_versions(f"name = '{name}' and tag.adapter_sha256 = '{adapter_hash}'")
-    return next(iter(versions), None)
 
 
 def _data_hash(predictions: Any, metrics: Mapping[str, Any]) -> str:
@@ -146,7 +141,7 @@ def _data_hash(predictions: Any, metrics: Mapping[str, Any]) -> str:
 def _example(manifest: Any, data: Any) -> tuple[Any, Any]:
     import pandas as pd
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
 
     from fusetune.manifest.schema import MEDIA
@@ -165,7 +160,8 @@ def _example(manifest: Any, data: Any) -> tuple[Any, Any]:
         cells = rows[modality.column_of(name)].to_pylist()
         columns[name] = [_as_sent(modality, cell) for cell in cells] if modality.kind in MEDIA else cells
     inputs: list[Any] = [ColSpec(kinds[m.kind], name, required=False) for name, m in data.modalities.items()]
-    return pd.DataFrame(columns), ModelSignature(inputs=Schema(inputs))
+    params = ParamSchema([ParamSpec("adapter", DataType.string, default="")])
+    return pd.DataFrame(columns), ModelSignature(inputs=Schema(inputs), params=params)
 
 
 def _as_sent(modality: Any, cell: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Adapters of one base, merged by their task vectors."""

@@ -1,0 +1,8 @@
+from kedro.pipeline import Node, Pipeline
+
+from fusetune.pipelines.merge.nodes import merge_adapters
+
+
+def create_pipeline() -> Pipeline:
+    inputs = ["validated_manifest", "base", "params:merge"]
+    return Pipeline([Node(merge_adapters, inputs, ["merged", "merge_report"], name="merge")])

@@ -1,0 +1,1 @@
+"""Batch scoring with a registered or a local adapter."""

@@ -1,0 +1,8 @@
+from kedro.pipeline import Node, Pipeline
+
+from fusetune.pipelines.predict.nodes import predict
+
+
+def create_pipeline() -> Pipeline:
+    inputs = ["validated_manifest", "base", "params:predict", "params:register"]
+    return Pipeline([Node(predict, inputs, "scored", name="predict")])

@@ -1,0 +1,1 @@
+"""Who is champion: promotion and the way back."""
