@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ def use_tracking(root: Path) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # a schema that follows from type hints knows no optional columns; MLflow's own models have none either
-    warnings.filterwarnings("ignore", message=".*Add type hints")
+    logging.getLogger("py.warnings").addFilter(lambda record: "Add type hints" not in record.getMessage())
     import mlflow
 
     own = not os.environ.get("MLFLOW_TRACKING_URI")  # asked first: set_tracking_uri sets the variable too

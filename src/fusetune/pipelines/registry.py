@@ -107,9 +107,10 @@ class Registry:
         """Make a version the challenger, and the champion if it beats the present one beyond doubt, or is the first."""
         self.client.set_registered_model_alias(self.name, CHALLENGER, version)
         decision = self.compare(version)
-        if decision.champion and decision.held != version:
-            self.crown(version)
-        self.client.set_model_version_tag(self.name, version, "champion_decision", decision.reason)
+        if decision.held != version:
+            if decision.champion:
+                self.crown(version)
+            self.client.set_model_version_tag(self.name, version, "champion_decision", decision.reason)
         return decision
 
     def compare(self, version: str) -> Decision:
