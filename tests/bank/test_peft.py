@@ -32,18 +32,18 @@ def data(*names):
     return build(DataSettings, {"modalities": {n: {"kind": kinds[n]} for n in names}, "task": task}, "data")
 
 
-def model_of(backbone, settings, *placements, seed=0):
+def model_of(backbone, settings, *placements, seed=0, samples=SAMPLES):
     """A model whose trained tensors are random, and its frontier."""
     torch.manual_seed(seed)
     task = make_task(settings.task)
     task.restore({"labels": ["a", "b", "c"]})
-    streams = {n: Stream(32, 64) for n in settings.modalities}
+    streams = {n: Stream(32, 256) for n in settings.modalities}
     plan = build(Plan, {"placements": [*placements, HEAD]}, "plan")
     made = AdaptedModel(backbone, plan, task, streams)
     with torch.no_grad():
         for parameter in made.trainable().values():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    inputs = backbone.prepare({n: [SAMPLES[n][0]] for n in settings.modalities})
+    inputs = backbone.prepare({n: [samples[n][0]] for n in settings.modalities})
     return made.eval(), frontier(made, inputs)
 
 

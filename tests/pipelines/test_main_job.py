@@ -272,8 +272,8 @@ def test_the_registered_model_answers_over_http(trained_project):
     log = (trained_project / "serve.log").open("w")
     server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
-    def ask(rows) -> tuple[int, str]:
-        body = json.dumps({"dataframe_records": rows}).encode()
+    def ask(rows, **params) -> tuple[int, str]:
+        body = json.dumps({"dataframe_records": rows, **({"params": params} if params else {})}).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
         )
@@ -298,9 +298,17 @@ def test_the_registered_model_answers_over_http(trained_project):
         answer = json.loads(text)["predictions"][0]
         assert status == 200 and isinstance(answer["prediction"], str) and 0 < answer["probability"] <= 1
         assert ask([{"text": row["text"]}])[0] == 200, "a modality may be missing"
+        again = ask([{"text": row["text"], "image": pictures}], adapter="fusetune-ci/1")
+        assert again == (200, text), "the same version, asked for by name"
+        for name in ("fusetune-ci@nobody", "fusetune-ci/7", "nothing", "../secrets"):
+            status, text = ask([{"text": row["text"]}], adapter=name)
+            assert status == 400 and f"adapter '{name}'" in text, text
         for rows, message in (
             ([{"text": row["text"], "image": ["not base64!"]}], "expected as base64"),
             ([{"text": row["text"], "image": [base64.b64encode(b"no picture").decode()]}], "no readable image"),
+            ([{"text": row["text"], "sound": "x"}], "sound"),
+            ([{"text": 7}], "text"),
+            ([{"text": None}], "no modality is given"),
         ):
             status, text = ask(rows)
             assert 400 <= status < 500 and message in text, text

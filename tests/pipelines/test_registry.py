@@ -22,7 +22,7 @@ NAME = "fusetune-ci"
 WHOLE = {"method", "experiment", "frontier", "adapter_sha256", "base_fingerprint", "data_sha256", "test_data_sha256",
          "metric", "value", "trainable_parameters", "dvc.stage"}  # fmt: skip
 
-# registers the folders one after the other, as runs of a pipeline would; `kill` names the step at which the process dies
+# registers folders one after the other, as runs of a pipeline would; `kill` names the step at which the process dies
 REGISTER = """
 import json, os, signal, sys
 from pathlib import Path

@@ -100,15 +100,29 @@ class WaveTower(TransformersTower):
         for sample in samples:
             row = torch.zeros(0)
             if sample is not None:
-                row = self.processor(resampled(sample, rate), sampling_rate=rate, return_tensors="pt")["input_values"][
-                    0
-                ]
+                waveform = resampled(sample, rate)
+                if len(waveform) < self._window:
+                    raise FusetuneError(
+                        f"a sound of {len(waveform)} samples at {rate} Hz; the encoder needs at least {self._window}."
+                    )
+                row = self.processor(waveform, sampling_rate=rate, return_tensors="pt")["input_values"][0]
             rows.append(row.unsqueeze(1))
         return pad(rows)
 
+    @property
+    def _window(self) -> int:
+        """Samples that the convolutions need for one frame."""
+        window = 1
+        for kernel, stride in reversed(
+            list(zip(self.model.config.conv_kernel, self.model.config.conv_stride, strict=True))
+        ):
+            window = (window - 1) * stride + kernel
+        return window
+
     def tokens_out(self, tokens_in: int) -> int:
-        shortest = max(tokens_in, 400)  # samples under the convolutions' window
+        self.row_samples = torch.zeros(1, dtype=torch.long, device=self.model.device)
         with torch.no_grad():
+            shortest = max(tokens_in, self._window)
             silence = torch.zeros(shortest, 1, device=self.model.device, dtype=self.model.dtype)
             return len(self._front(silence))
 

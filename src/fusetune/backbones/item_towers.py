@@ -48,6 +48,7 @@ class ItemTower(RowTower):
     def _tokens_per_item(self) -> int:
         with torch.no_grad():
             blank = torch.zeros(1, *self._input_shape, device=self.model.device, dtype=self.model.dtype)
+            self.row_samples = torch.zeros(1, dtype=torch.long, device=self.model.device)
             return last_hidden_state(self.model(blank)).shape[1]
 
     def _rows(self, tokens: Tokens, start: int) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,11 @@ class AdapterModel(PythonModel):
 
         try:
             name = self._named((params or {}).get("adapter") or OWN)
-            samples = _decoded(pd.DataFrame(model_input), self.bank.data(name).modalities)
+            try:
+                frame = pd.DataFrame(model_input)
+            except ValueError as error:
+                raise FusetuneError(f"request: expected rows, one column a modality ({error}).") from None
+            samples = _decoded(frame, self.bank.data(name).modalities)
             rows = len(next(iter(samples.values())))
             return pd.DataFrame(self.bank.answers([name] * rows, samples))
         except FusetuneError as error:

@@ -70,7 +70,8 @@ def _logged(adapter: Path, base: Path, manifest: Any, predictions: Any, metrics:
     from fusetune.bank import mlflow_model
     from fusetune.bank.artifact import Artifact
 
-    example, signature = _example(manifest, Artifact.from_pretrained(adapter).data())
+    data = Artifact.from_pretrained(adapter).data()
+    example = _example(manifest, data)
     with tempfile.TemporaryDirectory() as folder:
         files, scores = Path(folder, "adapter"), Path(folder, SCORES)
         shutil.copytree(adapter, files)  # under one name, whatever the method is called
@@ -80,8 +81,9 @@ def _logged(adapter: Path, base: Path, manifest: Any, predictions: Any, metrics:
             python_model=str(Path(mlflow_model.__file__)),
             artifacts={"adapter": str(files), "evaluation": str(scores)},
             model_config={"base": str(base.resolve())},
-            signature=signature,
+            signature=_signature(adapter, base, example),
             input_example=example,
+            metadata={"columns": {name: modality.kind for name, modality in data.modalities.items()}},
             pip_requirements=[f"fusetune=={_version()}"],
         )
     numbers = {f"test_{name}": value for name, value in metrics["test"].items() if isinstance(value, float)}
@@ -138,30 +140,38 @@ def _data_hash(predictions: Any, metrics: Mapping[str, Any]) -> str:
     return digest([metrics["metric"], {name: predictions[name].to_pylist() for name in names}])
 
 
-def _example(manifest: Any, data: Any) -> tuple[Any, Any]:
+def _example(manifest: Any, data: Any) -> Any:
+    """The first rows as a request holds them, a DataFrame."""
     import pandas as pd
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
 
     from fusetune.manifest.schema import MEDIA
 
-    kinds: dict[str, Any] = {
-        "text": DataType.string,
-        "image": Array(DataType.string),
-        "audio": DataType.string,
-        "video": DataType.string,
-        "vector": Array(DataType.double),
-        "sequence": Array(Array(DataType.double)),
-    }
     rows = manifest.slice(0, EXAMPLE_ROWS)
     columns: dict[str, Any] = {}
     for name, modality in data.modalities.items():
         cells = rows[modality.column_of(name)].to_pylist()
         columns[name] = [_as_sent(modality, cell) for cell in cells] if modality.kind in MEDIA else cells
-    inputs: list[Any] = [ColSpec(kinds[m.kind], name, required=False) for name, m in data.modalities.items()]
-    params = ParamSchema([ParamSpec("adapter", DataType.string, default="")])
-    return pd.DataFrame(columns), ModelSignature(inputs=Schema(inputs), params=params)
+    return pd.DataFrame(columns)
+
+
+def _signature(adapter: Path, base: Path, example: Any) -> Any:
+    """Of answers and params, from what the model answers to the example.
+
+    Columns of requests are left out: MLflow would drop, without a word, those that the schema doesn't name, a
+    misspelled modality as well as one that only another adapter of the bank takes. The model itself refuses them.
+    """
+    from types import SimpleNamespace
+
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import DataType, ParamSchema, ParamSpec
+
+    from fusetune.bank.mlflow_model import AdapterModel
+
+    model = AdapterModel()
+    files = {"adapter": str(adapter)}
+    model.load_context(SimpleNamespace(artifacts=files, model_config={"base": str(base)}))
+    outputs = infer_signature(model_output=model.predict(None, example)).outputs
+    return ModelSignature(outputs=outputs, params=ParamSchema([ParamSpec("adapter", DataType.string, default="")]))
 
 
 def _as_sent(modality: Any, cell: Any) -> Any:
