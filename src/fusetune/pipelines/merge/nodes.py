@@ -43,13 +43,6 @@ class MergePipelineSettings:
     batch_size: int = 64
     device: str = "auto"
 
-    def __post_init__(self) -> None:
-        check(
-            bool(self.adapters),
-            "merge.adapters: expected at least one, e.g. {lora: {adapter: data/06_models/vqa/lora, weight: 0.5}}, "
-            "found none.",
-        )
-
 
 def merge_adapters(manifest: Any, base: Path, merge: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The merged adapters, one for each task, and each task's test metrics before and after."""
@@ -62,6 +55,11 @@ def merge_adapters(manifest: Any, base: Path, merge: Mapping[str, Any]) -> tuple
     from fusetune.pipelines.tracking import log_dict, log_metrics
 
     settings = build(MergePipelineSettings, merge, "merge")
+    check(
+        bool(settings.adapters),
+        "merge.adapters: expected at least one, e.g. {lora: {adapter: data/06_models/vqa/lora, weight: 0.5}}, found "
+        "none.",
+    )
     way = MergeSettings(settings.how, settings.density, settings.rank, settings.seed)
     given = {name: Artifact.from_pretrained(one.adapter) for name, one in settings.adapters.items()}
     merged = merged_by(given, [one.weight for one in settings.adapters.values()], base, way)
