@@ -6,47 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from artifacts import alone, made, of_row, samples
 from methods import GATE, METHODS, SMALL, placement
 
-from fusetune.backbones.backbone import Backbone, Frontier
+from fusetune.backbones.backbone import Backbone
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.bank import Bank
 from fusetune.errors import FusetuneError
 
-GROUND = Frontier({"left": 0, "right": 0})
 TASK = {"name": "retrieval", "query": "left", "target": "right"}
-
-
-def made(toy, name, *placements, seed=0, **data):
-    """An artifact whose every trained tensor is random: a new adapter often changes nothing."""
-    experiment = toy.experiment(*placements, seed=seed, **data)
-    model = experiment.model
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.trainable().values():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    model.fold()
-    folder = toy.folder / name
-    Artifact.of(model, experiment.data, name, "", experiment.frontier).save_pretrained(folder)
-    return folder
-
-
-def samples(toy, rows):
-    experiment = toy.experiment()
-    columns = {m: experiment.source.decoded(m, rows) for m in ("left", "right")}
-    columns["left"][1] = columns["right"][2] = None
-    return columns
-
-
-def alone(toy, folder, columns, row):
-    model = Artifact.from_pretrained(folder).build(toy.base)
-    return of_row(model, columns, row)
-
-
-def of_row(model, columns, row):
-    streams = model.backbone.prepare({m: [column[row]] for m, column in columns.items()})
-    with torch.no_grad():
-        return model(streams, GROUND)[0]
 
 
 def weights_of(bank):

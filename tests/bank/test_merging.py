@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from artifacts import made, of_row, samples
 from methods import METHODS, SMALL, placement
-from test_bank import made, of_row, samples
 
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.bank import Bank

@@ -4,20 +4,16 @@ import encoders
 import peft
 import pytest
 import torch
+from artifacts import SAMPLES, model_of
 from methods import placement
 
-from fusetune.adapters.adapter import Stream
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.bank import Bank
 from fusetune.config import build
 from fusetune.errors import FusetuneError
-from fusetune.frontier import frontier
-from fusetune.plan import AdaptedModel, Plan
-from fusetune.training.experiment import DataSettings, make_task
-
-SAMPLES = {"image": encoders.pictures(2, 1, 0, 3), "text": encoders.TEXTS, "sound": encoders.waves()}
-HEAD = {"where": "head", "adapter": "linear"}
+from fusetune.plan import AdaptedModel
+from fusetune.training.experiment import DataSettings
 
 
 def towers(*names):
@@ -30,21 +26,6 @@ def data(*names):
     kinds = {"image": "image", "text": "text", "sound": "audio"}
     task = {"name": "classification", "label": "label"}
     return build(DataSettings, {"modalities": {n: {"kind": kinds[n]} for n in names}, "task": task}, "data")
-
-
-def model_of(backbone, settings, *placements, seed=0, samples=SAMPLES):
-    """A model whose trained tensors are random, and its frontier."""
-    torch.manual_seed(seed)
-    task = make_task(settings.task)
-    task.restore({"labels": ["a", "b", "c"]})
-    streams = {n: Stream(32, 256) for n in settings.modalities}
-    plan = build(Plan, {"placements": [*placements, HEAD]}, "plan")
-    made = AdaptedModel(backbone, plan, task, streams)
-    with torch.no_grad():
-        for parameter in made.trainable().values():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    inputs = backbone.prepare({n: [samples[n][0]] for n in settings.modalities})
-    return made.eval(), frontier(made, inputs)
 
 
 def saved(folder, backbone, settings, *placements, seed=0):

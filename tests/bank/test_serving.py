@@ -12,8 +12,8 @@ import encoders
 import pandas as pd
 import pytest
 import torch
+from artifacts import model_of
 from methods import SMALL, placement
-from test_peft import model_of
 
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.bank.artifact import Artifact
@@ -139,6 +139,19 @@ def test_a_bad_request_is_named_and_the_next_is_answered(served, change, message
         ask(served[0], row(), {**row(), **change})
     assert caught.value.get_http_status_code() == 400
     assert ask(served[0], row())["prediction"][0] in "abc"
+
+
+def test_columns_are_taken_too_but_never_repeated(served):
+    from mlflow.exceptions import MlflowException
+
+    expected = ask(served[0], row(), row())
+    columns = {name: [cell, cell] for name, cell in row().items()}
+    pd.testing.assert_frame_equal(served[0].predict(None, columns), expected)
+    pd.testing.assert_frame_equal(served[0].predict(None, [row(), row()]), expected)
+    for bad in (row(), {**columns, "text": ["one"]}, {**columns, "text": "one"}, [[1, 2], [3]], "text", 7, {}, []):
+        with pytest.raises(MlflowException, match="request: ") as caught:
+            served[0].predict(None, bad)
+        assert caught.value.get_http_status_code() == 400
 
 
 def test_no_rows_and_too_many_rows(served):

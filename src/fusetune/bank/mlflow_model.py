@@ -23,7 +23,7 @@ MAX_BYTES = 16 * 2**20  # of one picture, sound or video
 MAX_VALUES = 10_000_000  # floats of one sequence or vector
 MAX_CHARACTERS = 100_000  # of one text
 MAX_ROWS = 1024
-OWN = ""  # the adapter that was registered with this model
+OWN = "default"  # the adapter that was registered with this model
 
 
 def registered_adapter(reference: str) -> tuple[str, str, Path]:
@@ -63,11 +63,7 @@ class AdapterModel(PythonModel):
 
         try:
             name = self._named((params or {}).get("adapter") or OWN)
-            try:
-                frame = pd.DataFrame(model_input)
-            except ValueError as error:
-                raise FusetuneError(f"request: expected rows, one column a modality ({error}).") from None
-            samples = _decoded(frame, self.bank.data(name).modalities)
+            samples = _decoded(_frame(model_input), self.bank.data(name).modalities)
             rows = len(next(iter(samples.values())))
             return pd.DataFrame(self.bank.answers([name] * rows, samples))
         except FusetuneError as error:
@@ -82,6 +78,21 @@ class AdapterModel(PythonModel):
         if name not in self.bank.names():
             self.bank.load(name, folder)
         return name
+
+
+def _frame(model_input: Any) -> Any:
+    """Rows as they came: a DataFrame, a list of rows, or columns of one length."""
+    import pandas as pd
+
+    if isinstance(model_input, dict):
+        model_input = {name: c.tolist() if hasattr(c, "tolist") else c for name, c in model_input.items()}
+        lengths = {len(c) if isinstance(c, list) else None for c in model_input.values()}
+        if len(lengths) != 1 or None in lengths:  # pandas would repeat the shorter ones
+            raise FusetuneError("request: columns are expected as lists of one length, or rows as dataframe_records.")
+    try:
+        return pd.DataFrame(model_input)
+    except (ValueError, TypeError) as error:
+        raise FusetuneError(f"request: expected rows with one column a modality ({error}).") from None
 
 
 def _decoded(frame: Any, modalities: Any) -> dict[str, list[Any]]:

@@ -1,6 +1,6 @@
 """What a mixed batch costs beside one adapter alone, and what a swap costs.
 
-    pytest -m benchmark -s tests/benchmarks/test_bank.py
+    pytest -m benchmark -s tests/benchmarks/test_mixed_batches.py
 
 32 adapters of one method on one backbone, 256 requests in one batch (each adapter 8 times, in any order), against the
 same requests all to one adapter. A BERT of 4 layers, 768 wide, on texts of 30 words, and an MLP on a vector.
