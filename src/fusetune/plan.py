@@ -237,7 +237,7 @@ class AdaptedModel(nn.Module):
             for name, parameter in wanted.items():
                 if isinstance(parameter, nn.Parameter) and self.is_base(parameter):
                     self._aside[parameter] = parameter.data
-                    parameter.data = tensors[name].to(parameter.device)
+                    parameter.data = tensors[name].to(parameter.device, copy=True)
                 else:
                     parameter.copy_(tensors[name])
 

@@ -31,7 +31,7 @@ from fusetune.hooks import use_tracking
 kill, folders = sys.argv[1], [Path(name) for name in sys.argv[2:]]
 mlflow = use_tracking(Path.cwd())
 from fusetune.pipelines.registry import RegisterSettings, Registry
-from fusetune.pipelines.train.registration import register_version
+from fusetune.pipelines.train.registration import Trained, register_version
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 if kill == "before the version":
     Registry.create = die
@@ -44,10 +44,10 @@ manifest = pq.read_table("data/03_primary/ci/manifest.parquet")
 for folder in folders:
     with mlflow.start_run(tags={"dvc.stage": "none"}):
         metrics, predictions = json.loads((folder / "metrics.json").read_text()), folder / "predictions.parquet"
-        print(json.dumps(register_version(
+        trained = Trained(
             folder.name, folder / "adapter", metrics, pq.read_table(predictions),
-            Path("data/08_reporting/ci/wander/figures"), Path("data/06_models/ci/base"), manifest, "ci",
-            RegisterSettings("fusetune-ci"), {"bootstrap_samples": 500})))
+            Path("data/08_reporting/ci/wander/figures"), Path("data/06_models/ci/base"), manifest, "ci")
+        print(json.dumps(register_version(trained, RegisterSettings("fusetune-ci"), {"bootstrap_samples": 500})))
 """
 
 

@@ -131,6 +131,11 @@ class Artifact:
     def data(self) -> DataSettings:
         return build(DataSettings, self.config["data"], "adapter_config.data")
 
+    @property
+    def frontier(self) -> Frontier:
+        """Below it the adapter changes nothing."""
+        return build(Frontier, self.config["frontier"], "adapter_config.frontier")
+
     def build(self, base: str | Path) -> AdaptedModel:
         """The trained model on a fresh backbone from `base`; raises as `onto` does."""
         return self.onto(load_backbone(base, self.data()), base)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.low_rank import LowRankTables
-from fusetune.config import build, check
+from fusetune.config import check
 from fusetune.plan import AdaptedModel
 from fusetune.tokens import Tokens
 from fusetune.training.experiment import DataSettings
@@ -213,11 +213,10 @@ class Bank:
         model.requires_grad_(False)
         model.detach()
         model.to(self.device)
-        frontier = build(Frontier, artifact.config["frontier"], "adapter_config.frontier")
         self._dropped(name)
         while self._held and self.bytes + artifact.bytes > self.most_bytes:
             self._dropped(next(iter(self._held)))
-        self._held[name] = Held(name, data, model, part, frontier, _shared(model), artifact.bytes)
+        self._held[name] = Held(name, data, model, part, artifact.frontier, _shared(model), artifact.bytes)
 
     def _dropped(self, name: str) -> None:
         self._held.pop(name, None)

@@ -39,9 +39,8 @@ Intended for the task and the kind of data above, on the base whose fingerprint 
 on another base is refused.
 
 ```python
-from pathlib import Path
 from fusetune.bank.artifact import Artifact
 
-model = Artifact.from_pretrained("this/folder").build(Path("the/base"))
+model = Artifact.from_pretrained("this/folder").build("the/base")
 ```
 """

@@ -52,9 +52,10 @@ class AdapterModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         from fusetune.bank.bank import DEFAULT_BYTES, Bank
+        from fusetune.training.device import pick_device
 
         base = os.environ.get(BASE_VARIABLE) or context.model_config["base"]
-        self.bank = Bank(base, int(os.environ.get(BYTES_VARIABLE, DEFAULT_BYTES)))
+        self.bank = Bank(base, int(os.environ.get(BYTES_VARIABLE, DEFAULT_BYTES)), pick_device("auto"))
         self.bank.load(OWN, Path(context.artifacts["adapter"]))
 
     def predict(self, context, model_input, params=None):  # MLflow would read type hints as a schema

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fusetune.adapters import adapters
 from fusetune.adapters.peft_tuners import LoRA, PeftTuner
-from fusetune.backbones.backbone import Frontier
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.merging import MergeSettings, low_rank_factors, merge_vectors
 from fusetune.config import build, check, to_plain
@@ -85,8 +84,8 @@ def _with_change(
                 placed.adapter.set_factors({n: low_rank_factors(change[place], rank) for n, place in places.items()})
         for place, parameter in model.opened().items():
             parameter.add_(change[place])
-    frontier = build(Frontier, artifact.config["frontier"], "adapter_config.frontier")
-    return Artifact.of(model, artifact.data(), artifact.config["method"], f"{artifact.card}\n{told}\n", frontier)
+    card = f"{artifact.card}\n{told}\n"
+    return Artifact.of(model, artifact.data(), artifact.config["method"], card, artifact.frontier)
 
 
 def _as_lora(placement: Mapping[str, Any], sites: Sequence[str], rank: int) -> dict[str, Any]:

@@ -111,6 +111,11 @@ class Registry:
             if decision.champion:
                 self.crown(version)
             self.client.set_model_version_tag(self.name, version, "champion_decision", decision.reason)
+            tags = self.version(version).tags
+            told = (
+                f"{tags['method']}: {tags['metric']} {float(tags['value']):.3f}, {tags['trainable_parameters']} trained"
+            )
+            self.client.update_model_version(self.name, version, told)
         return decision
 
     def compare(self, version: str) -> Decision:

@@ -38,9 +38,8 @@ def learning_curve(history: Sequence[Mapping[str, Any]], metric: str, title: str
     right.plot(epochs, values, color=INK)
     best = int(np.argmax(values))
     right.plot(epochs[best], values[best], "o", color=ACCENT)
-    right.annotate(
-        f"{values[best]:.3f}", (epochs[best], values[best]), (0, -14), textcoords="offset points", ha="center"
-    )
+    right.annotate(f"{values[best]:.3f}", (epochs[best], values[best]), (0, 6), textcoords="offset points", ha="center")
+    right.margins(y=0.12)
     right.set(xlabel="epoch", ylabel=metric.replace("_", " "), title="Validation")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -69,11 +69,9 @@ def register_method(name: str):
         evaluate: Mapping[str, Any],
     ) -> dict[str, Any]:
         from fusetune.pipelines.registry import RegisterSettings
-        from fusetune.pipelines.train.registration import register_version
+        from fusetune.pipelines.train.registration import Trained, register_version
 
-        settings = RegisterSettings(**register)
-        return register_version(
-            name, adapter, metrics, predictions, figures, base, manifest, experiment, settings, evaluate
-        )
+        trained = Trained(name, adapter, metrics, predictions, figures, base, manifest, experiment)
+        return register_version(trained, RegisterSettings(**register), evaluate)
 
     return register_adapter

@@ -4,7 +4,8 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +17,47 @@ logger = logging.getLogger(__name__)
 EXAMPLE_ROWS = 2
 
 
-def register_version(
-    method: str,
-    adapter: Path,
-    metrics: Mapping[str, Any],
-    predictions: Any,
-    figures: Path,
-    base: Path,
-    manifest: Any,
-    experiment: str,
-    settings: RegisterSettings,
-    evaluation: Mapping[str, Any],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trained:
+    """What a training run has left behind.
+
+    Attributes:
+        adapter, figures, base: folders.
+        predictions: of the test split, one row a sample.
+    """
+
+    method: str
+    adapter: Path
+    metrics: Mapping[str, Any]
+    predictions: Any
+    figures: Path
+    base: Path
+    manifest: Any
+    experiment: str
+
+    @cached_property
+    def artifact(self) -> Any:
+        from fusetune.bank.artifact import Artifact
+
+        return Artifact.from_pretrained(self.adapter)
+
+
+def register_version(trained: Trained, settings: RegisterSettings, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Log the adapter as a pyfunc model in the active run and register it; the same bytes make no second version.
 
     Returns:
         Name, version, run id, and the champion decision with its numbers.
     """
     registry = Registry(settings, evaluation)
-    adapter_hash = content_hash(adapter)
-    _log_report(metrics, predictions, figures)
+    method, adapter_hash = trained.method, content_hash(trained.adapter)
+    _log_report(trained)
     with registry.locked():
         known = registry.same_bytes(adapter_hash)
         if known:
             logger.info("%s: these very bytes are version %s of %s", method, known.version, settings.model_name)
             version = str(known.version)
         else:
-            tags = _tags(method, adapter, adapter_hash, metrics, predictions, manifest, experiment)
-            version = registry.create(_logged(adapter, base, manifest, predictions, metrics), tags)
+            version = registry.create(_logged(trained), _tags(trained, adapter_hash))
         decision = registry.challenge(version)
     logger.info("%s: version %s of %s, %s", method, version, settings.model_name, decision.reason)
     log_decision(decision)
@@ -62,82 +76,69 @@ def log_decision(decision: Decision) -> None:
     mlflow.log_metrics({f"champion_{name}": value for name, value in numbers.items() if value is not None})
 
 
-def _logged(adapter: Path, base: Path, manifest: Any, predictions: Any, metrics: Mapping[str, Any]) -> str:
+def _logged(trained: Trained) -> str:
     """The address of the logged model: the adapter's folder and its scores; the base by reference only."""
     import mlflow
     import pyarrow.parquet as pq
 
     from fusetune.bank import mlflow_model
-    from fusetune.bank.artifact import Artifact
 
-    data = Artifact.from_pretrained(adapter).data()
-    example = _example(manifest, data)
+    data = trained.artifact.data()
+    example = _example(trained.manifest, data)
     with tempfile.TemporaryDirectory() as folder:
         files, scores = Path(folder, "adapter"), Path(folder, SCORES)
-        shutil.copytree(adapter, files)  # under one name, whatever the method is called
-        pq.write_table(predictions.select(["sample_id", "score"]), scores)
+        shutil.copytree(trained.adapter, files)  # under one name, whatever the method is called
+        pq.write_table(trained.predictions.select(["sample_id", "score"]), scores)
         logged = mlflow.pyfunc.log_model(
             name="adapter",
             python_model=str(Path(mlflow_model.__file__)),
             artifacts={"adapter": str(files), "evaluation": str(scores)},
-            model_config={"base": str(base.resolve())},
-            signature=_signature(adapter, base, example),
+            model_config={"base": str(trained.base.resolve())},
+            signature=_signature(trained, example),
             input_example=example,
             metadata={"columns": {name: modality.kind for name, modality in data.modalities.items()}},
             pip_requirements=[f"fusetune=={_version()}"],
         )
-    numbers = {f"test_{name}": value for name, value in metrics["test"].items() if isinstance(value, float)}
+    numbers = {f"test_{name}": value for name, value in trained.metrics["test"].items() if isinstance(value, float)}
     mlflow.log_metrics(numbers, model_id=logged.model_id)
     return str(logged.model_uri)
 
 
-def _tags(
-    method: str,
-    adapter: Path,
-    adapter_hash: str,
-    metrics: Mapping[str, Any],
-    predictions: Any,
-    manifest: Any,
-    experiment: str,
-) -> dict[str, str]:
-    from fusetune.bank.artifact import Artifact
+def _tags(trained: Trained, adapter_hash: str) -> dict[str, str]:
     from fusetune.features.source import Source
 
-    artifact = Artifact.from_pretrained(adapter)
-    run = active_run()
+    artifact, metrics, run = trained.artifact, trained.metrics, active_run()
     around = {key: value for key, value in (run.data.tags if run else {}).items() if key.startswith(("git.", "dvc."))}
-    frontier = artifact.config["frontier"]
-    depths = [f"{name} {depth}" for name, depth in frontier["towers"].items()]
     return around | {
-        "method": method,
-        "experiment": experiment,
-        "frontier": ", ".join([*depths, f"trunk {frontier['trunk']}"] if frontier["trunk"] else depths),
+        "method": trained.method,
+        "experiment": trained.experiment,
+        "frontier": str(artifact.frontier),
         "adapter_sha256": adapter_hash,
         "base_fingerprint": artifact.config["base_fingerprint"],
-        "data_sha256": Source(manifest, artifact.data().modalities).digest(metrics["target_columns"]),
-        "test_data_sha256": _data_hash(predictions, metrics),
+        "data_sha256": Source(trained.manifest, artifact.data().modalities).digest(metrics["target_columns"]),
+        "test_data_sha256": _test_data(trained),
         "metric": metrics["metric"],
         "value": repr(metrics["test"][metrics["metric"]]),
         "trainable_parameters": str(metrics["trainable_parameters"]),
     }
 
 
-def _log_report(metrics: Mapping[str, Any], predictions: Any, figures: Path) -> None:
+def _log_report(trained: Trained) -> None:
     if not active_run():
         return
     import mlflow
 
-    mlflow.log_dict(dict(metrics), "metrics.json")
-    mlflow.log_artifacts(str(figures), "figures")
-    mlflow.log_table(predictions.slice(0, 200).to_pandas(), "predictions_first_200.json")
+    mlflow.log_dict(dict(trained.metrics), "metrics.json")
+    mlflow.log_artifacts(str(trained.figures), "figures")
+    mlflow.log_table(trained.predictions.slice(0, 200).to_pandas(), "predictions_first_200.json")
 
 
-def _data_hash(predictions: Any, metrics: Mapping[str, Any]) -> str:
+def _test_data(trained: Trained) -> str:
     """Identity of the test data: which samples, which targets; not what was predicted."""
     from fusetune.config import digest
 
-    names = ["sample_id", *metrics["target_columns"]]
-    return digest([metrics["metric"], {name: predictions[name].to_pylist() for name in names}])
+    names = ["sample_id", *trained.metrics["target_columns"]]
+    return digest([trained.metrics["metric"], {name: trained.predictions[name].to_pylist() for name in names}])
 
 
 def _example(manifest: Any, data: Any) -> Any:
@@ -154,7 +155,7 @@ def _example(manifest: Any, data: Any) -> Any:
     return pd.DataFrame(columns)
 
 
-def _signature(adapter: Path, base: Path, example: Any) -> Any:
+def _signature(trained: Trained, example: Any) -> Any:
     """Of answers and params, from what the model answers to the example.
 
     Columns of requests are left out: MLflow would drop, without a word, those that the schema doesn't name, a
@@ -168,8 +169,8 @@ def _signature(adapter: Path, base: Path, example: Any) -> Any:
     from fusetune.bank.mlflow_model import AdapterModel
 
     model = AdapterModel()
-    files = {"adapter": str(adapter)}
-    model.load_context(SimpleNamespace(artifacts=files, model_config={"base": str(base)}))
+    files = {"adapter": str(trained.adapter)}
+    model.load_context(SimpleNamespace(artifacts=files, model_config={"base": str(trained.base)}))
     outputs = infer_signature(model_output=model.predict(None, example)).outputs
     return ModelSignature(outputs=outputs, params=ParamSchema([ParamSpec("adapter", DataType.string, default="")]))
 
