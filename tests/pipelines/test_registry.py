@@ -17,6 +17,7 @@ import pytest
 
 from conftest import clean, kedro
 from fusetune.bank.artifact import Artifact
+from fusetune.pipelines.registry import RegisterSettings, Registry
 
 NAME = "fusetune-ci"
 WHOLE = {"method", "experiment", "frontier", "adapter_sha256", "base_fingerprint", "data_sha256", "test_data_sha256",
@@ -135,6 +136,11 @@ def test_a_champion_is_beaten_beyond_doubt_or_stays(project, client):
     assert run.data.metrics["champion_gain_low"] == pytest.approx(good["low"])
     assert "champion_decision.json" in {artifact.path for artifact in client.list_artifacts(good["run_id"])}
     assert_whole(client, 5)
+    registry = Registry(RegisterSettings(NAME), {"bootstrap_samples": 100})
+    assert registry.compare("3").gain == pytest.approx(better["gain"])
+    for file in (project / "mlruns").rglob("evaluation.parquet"):
+        file.unlink()
+    assert "registered without the scores of its test samples. No comparison" in registry.compare("3").reason
 
 
 def test_promote_and_roll_back_by_command(project, client):

@@ -129,7 +129,10 @@ class Registry:
         metric = own.tags["metric"]
         if champion.tags.get("test_data_sha256") != own.tags["test_data_sha256"]:
             return Decision(version, False, f"champion {held} was tested on other data: no comparison, it stays", held)
-        gain, low, high = self._difference(version, held)
+        try:
+            gain, low, high = self._difference(version, held)
+        except FusetuneError as error:
+            return Decision(version, False, f"{error} No comparison, champion {held} stays.", held)
         wins = low > self.settings.min_gain
         reason = (
             f"{metric} {float(own.tags['value']):.4f} against champion {held}'s {float(champion.tags['value']):.4f}: "
@@ -155,7 +158,10 @@ class Registry:
     def history(self) -> list[str]:
         """Versions that were champion, the present one last; what was rolled back is gone from it."""
         model = next(iter(self.client.search_registered_models(f"name = '{self.name}'")), None)
-        return json.loads(model.tags.get(HISTORY, "[]")) if model else []
+        if model and HISTORY in model.tags:
+            return json.loads(model.tags[HISTORY])
+        champion = self._find(CHAMPION)
+        return [str(champion.version)] if champion else []
 
     def _remember(self, history: list[str]) -> None:
         self.client.set_registered_model_tag(self.name, HISTORY, json.dumps(history))
@@ -185,7 +191,11 @@ class Registry:
     def _scores(self, version: str) -> dict[str, float]:
         import mlflow
         import pyarrow.parquet as pq
+        from mlflow.exceptions import MlflowException
 
-        file = mlflow.artifacts.download_artifacts(f"models:/{self.name}/{version}/artifacts/{SCORES}")
+        try:
+            file = mlflow.artifacts.download_artifacts(f"models:/{self.name}/{version}/artifacts/{SCORES}")
+        except (MlflowException, OSError):
+            raise FusetuneError(f"Version {version} was registered without the scores of its test samples.") from None
         table = pq.read_table(file)
         return dict(zip(table["sample_id"].to_pylist(), table["score"].to_pylist(), strict=True))
