@@ -75,12 +75,24 @@ def test_what_is_merged_changes_the_base_by_the_weighted_sum(toy, kind):
         assert {p.adapter for p in model.plan.placements} == {"lora", "linear"}
         for place, change in model.changes().items():
             expected = 0.7 * changes[0][place] - 0.4 * changes[1][place]
+            if kind == "lora":
+                assert torch.linalg.matrix_rank(change, rtol=1e-4) == 4
             torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-5)
+        if kind == "lora":
+            assert {len(t) for n, t in model.kept().items() if "lora_A" in n} == {4}, "the sum of the ranks, no more"
         head = given[name].tensors["head.head.linear.weight"]
         assert torch.equal(model.head.head.linear.weight, head), "each task keeps its head"
         bank.load(name, toy.folder / "merged" / name)
         expected = torch.stack([of_row(model, columns, row) for row in range(6)])
         torch.testing.assert_close(torch.stack(bank.outputs([name] * 6, columns)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tuners_of_different_kinds_merge_where_they_change_the_same_layers(toy):
+    given = {k: Artifact.from_pretrained(made(toy, k, *METHODS[k].placements)) for k in ("lora", "dora")}
+    merged = merge(given, [1.0, 1.0], toy.base, MergeSettings())
+    changes = [artifact.build(toy.base).changes() for artifact in given.values()]
+    for place, change in merged.artifacts["dora"].build(toy.base).changes().items():
+        torch.testing.assert_close(change, changes[0][place] + changes[1][place], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["full_finetune", "bitfit", "ln_tuning", "partial_finetune"])
@@ -106,7 +118,7 @@ def test_a_small_rank_says_what_it_loses(toy):
     [
         (["wander"], "adapter 'a0': Wander can't be merged into the base"),
         (["ia3"], "attention.key.bias' is changed too"),
-        (["lora", "fusion_lora"], "adapter 'a0' changes 'left.layers.0.attention.query.bias', adapter 'a1' does not"),
+        (["lora", "fusion_lora"], "adapter 'a0' changes 'left.layers.0.attention.query.weight', adapter 'a1' does not"),
     ],
 )
 def test_what_cannot_be_merged_says_so(toy, kinds, message):

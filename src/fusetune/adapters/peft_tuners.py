@@ -128,13 +128,18 @@ class PeftTuner(BlockAdapter):
         return super().train(mode)
 
     def delta(self) -> Mapping[str, Tensor]:
+        factors = self.low_rank()
+        if factors is not None:
+            return {f"{name}.weight": (b @ a).detach() for name, (a, b) in factors.items()}
         changes = {}
         for name, layer in self._layers.items():
             merged = copy.deepcopy(layer)
             merged.merge(safe_merge=True)
             base, new = layer.get_base_layer(), merged.get_base_layer()
             for key, parameter in base.named_parameters():
-                changes[f"{name}.{key}"] = (new.get_parameter(key) - parameter).detach()
+                change = (new.get_parameter(key) - parameter).detach()
+                if key == "weight" or change.any():  # a bias, by IA3 alone
+                    changes[f"{name}.{key}"] = change
         return changes
 
 

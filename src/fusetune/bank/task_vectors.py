@@ -17,6 +17,8 @@ from fusetune.errors import FusetuneError
 from fusetune.plan import AdaptedModel
 from fusetune.training.experiment import load_backbone
 
+ROUNDING = 1e-5  # of a product of factors in float32, against its largest singular value
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -54,7 +56,7 @@ def merge(given: Mapping[str, Artifact], weights: Sequence[float], base: str | P
             ) from None
     merged = merge_vectors(vectors, weights, settings)
     matrices = [merged[place].double() for place in _low_rank_places(next(iter(models.values())))]
-    rank = settings.rank or max((int(torch.linalg.matrix_rank(m)) for m in matrices), default=0) or 1
+    rank = settings.rank or max((int(torch.linalg.matrix_rank(m, rtol=ROUNDING)) for m in matrices), default=0) or 1
     told = f"Merged by {settings.how} from {', '.join(given)}. The metrics above are those before merging."
     made = {name: _with_change(given[name], models[name], merged, rank, base, told) for name in given}
     lost, whole = (sum(float(torch.linalg.svdvals(m)[r:].square().sum()) for m in matrices) for r in (rank, 0))
