@@ -138,8 +138,8 @@ def test_a_champion_is_beaten_beyond_doubt_or_stays(project, client):
     assert_whole(client, 5)
     registry = Registry(RegisterSettings(NAME), {"bootstrap_samples": 100})
     assert registry.compare("3").gain == pytest.approx(better["gain"])
-    for file in (project / "mlruns").rglob("evaluation.parquet"):
-        file.unlink()
+    folder = Path(client.get_model_version_download_uri(NAME, "2").removeprefix("file://"))
+    (folder / "artifacts" / "evaluation.parquet").unlink()
     assert "registered without the scores of its test samples. No comparison" in registry.compare("3").reason
 
 
