@@ -1,13 +1,11 @@
 """A LoRA that Hugging Face `peft` has saved, as the beginning of one of ours."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fusetune.adapters.trained import CONFIG, WEIGHTS
+from fusetune.adapters.trained import CONFIG, WEIGHTS, read_folder
 from fusetune.config import check
 from fusetune.errors import FusetuneError
 
@@ -16,18 +14,9 @@ class PeftFolder:
     """Reads config and factors; raises FusetuneError for a folder that is none, or is no plain LoRA."""
 
     def __init__(self, folder: str) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         self.folder = folder
-        try:
-            self.config: dict[str, Any] = json.loads(Path(folder, CONFIG).read_text())
-            tensors = load_file(Path(folder, WEIGHTS))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise FusetuneError(
-                f"pretrained '{folder}': expected {CONFIG} and {WEIGHTS}, as peft's save_pretrained writes them "
-                f"({error})."
-            ) from None
+        expected = f"{CONFIG} and {WEIGHTS}, as peft's save_pretrained writes them"
+        self.config, tensors = read_folder(folder, expected, "Give such a folder as `pretrained`.")
         kind = self.config.get("peft_type")
         plain = not (self.config.get("use_dora") or self.config.get("bias", "none") != "none")
         check(

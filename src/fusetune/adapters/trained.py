@@ -39,7 +39,9 @@ def _first_at_junction(folder: str, config: Mapping[str, Any]) -> Mapping[str, A
     return placements[0]
 
 
-def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_folder(
+    folder: str | Path, expected: str = "the folder of a trained adapter", todo: str = "Train it first."
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors of a trained adapter's folder; raises FusetuneError if it is none."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -47,7 +49,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         return json.loads(Path(folder, CONFIG).read_text()), load_file(Path(folder, WEIGHTS))
     except (OSError, ValueError, SafetensorError) as error:
-        raise FusetuneError(f"{folder}: expected the folder of a trained adapter ({error}). Train it first.") from None
+        raise FusetuneError(f"{folder}: expected {expected} ({error}). {todo}") from None
 
 
 def self_contained(plan: Any) -> Any:

@@ -26,25 +26,31 @@ MAX_ROWS = 1024
 OWN = "default"  # the adapter that was registered with this model
 
 
-def registered_adapter(reference: str) -> tuple[str, str, Path]:
-    """Name, version and folder of a registered adapter, e.g. ``fusetune-vqa@champion`` or ``fusetune-vqa/3``.
+def registered_version(reference: str) -> str:
+    """``fusetune-vqa/3`` of a reference to a registered adapter, such as ``fusetune-vqa@champion``.
 
     Raises:
-        FusetuneError: no reference, or nothing registered under it.
+        FusetuneError: no reference, or nobody has that alias.
     """
     address = reference.removeprefix("models:/")
-    name, alias, version = (*address.partition("@")[::2], "")
+    name, _, alias = address.partition("@")
+    version = ""
     if not alias:
         name, _, version = address.rpartition("/")
     if not name or not (alias or version.isdigit()):
         raise FusetuneError(f"adapter '{reference}': expected NAME@ALIAS or NAME/VERSION of a registered model.")
-    client = mlflow.MlflowClient()
     try:
-        version = version or str(client.get_model_version_by_alias(name, alias).version)
-        folder = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/artifacts/adapter")
-    except (MlflowException, OSError) as error:
+        return f"{name}/{version or mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+    except MlflowException as error:
         raise FusetuneError(f"adapter '{reference}': {str(error).splitlines()[0]}") from None
-    return name, version, Path(folder)
+
+
+def registered_folder(version: str) -> Path:
+    """The adapter's folder of ``fusetune-vqa/3``, downloaded where it isn't local; raises FusetuneError without one."""
+    try:
+        return Path(mlflow.artifacts.download_artifacts(f"models:/{version}/artifacts/adapter"))
+    except (MlflowException, OSError) as error:
+        raise FusetuneError(f"adapter '{version}': {str(error).splitlines()[0]}") from None
 
 
 class AdapterModel(PythonModel):
@@ -74,10 +80,9 @@ class AdapterModel(PythonModel):
         """The name in the bank, of an adapter that is loaded if it isn't there yet."""
         if reference == OWN:
             return OWN
-        model, version, folder = registered_adapter(reference)
-        name = f"{model}/{version}"
+        name = registered_version(reference)
         if name not in self.bank.names():
-            self.bank.load(name, folder)
+            self.bank.load(name, registered_folder(name))
         return name
 
 

@@ -55,16 +55,25 @@ def merge(given: Mapping[str, Artifact], weights: Sequence[float], base: str | P
                 "merged; for the rest there is the method `adapter_fusion`."
             ) from None
     merged = merge_vectors(vectors, weights, settings)
-    matrices = [merged[place].double() for place in _low_rank_places(next(iter(models.values())))]
-    rank = settings.rank or max((int(torch.linalg.matrix_rank(m, rtol=ROUNDING)) for m in matrices), default=0) or 1
+    matrices = {place: merged[place] for model in models.values() for place in _low_rank_places(model)}
+    ranks = [int(torch.linalg.matrix_rank(matrix.double(), rtol=ROUNDING)) for matrix in matrices.values()]
+    rank = settings.rank or max(ranks, default=0) or 1
+    factors = {place: low_rank_factors(matrix, rank) for place, matrix in matrices.items()}
     told = f"Merged by {settings.how} from {', '.join(given)}. The metrics above are those before merging."
-    made = {name: _with_change(given[name], models[name], merged, rank, base, told) for name in given}
-    lost, whole = (sum(float(torch.linalg.svdvals(m)[r:].square().sum()) for m in matrices) for r in (rank, 0))
+    made = {name: _with_change(given[name], models[name], merged, factors, rank, base, told) for name in given}
+    lost = sum(float((b @ a - matrices[place]).square().sum()) for place, (a, b) in factors.items())
+    whole = sum(float(matrix.square().sum()) for matrix in matrices.values())
     return Merged(made, (lost / whole) ** 0.5 if whole else 0.0)
 
 
 def _with_change(
-    artifact: Artifact, trained: AdaptedModel, change: Mapping[str, Tensor], rank: int, base: str | Path, told: str
+    artifact: Artifact,
+    trained: AdaptedModel,
+    change: Mapping[str, Tensor],
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    rank: int,
+    base: str | Path,
+    told: str,
 ) -> Artifact:
     """The artifact's task and head on another change of the base."""
     sites: dict[int, list[str]] = {}
@@ -83,7 +92,7 @@ def _with_change(
                     not biased,
                     f"merge: '{''.join(biased[:1])}' is changed too (IA3 scales it); low-rank factors can't hold that.",
                 )
-                placed.adapter.set_factors({n: low_rank_factors(change[place], rank) for n, place in places.items()})
+                placed.adapter.set_factors({n: factors[place] for n, place in places.items()})
         for place, parameter in model.opened().items():
             parameter.add_(change[place])
     card = f"{artifact.card}\n{told}\n"

@@ -75,10 +75,10 @@ def adapter_of(settings: PredictSettings, register: Mapping[str, Any]) -> tuple[
     named = settings.adapter or f"{register['model_name']}@champion"
     if Path(named).is_dir():
         return named, Path(named)
-    from fusetune.bank.mlflow_model import registered_adapter
+    from fusetune.bank.mlflow_model import registered_folder, registered_version
 
-    name, version, folder = registered_adapter(named)
-    return f"{name}/{version}", folder
+    version = registered_version(named)
+    return version, registered_folder(version)
 
 
 def lineage(reference: str, folder: Path, source: Any, artifact: Any) -> dict[str, str]:

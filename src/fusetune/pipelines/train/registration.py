@@ -11,7 +11,7 @@ from typing import Any
 
 from fusetune.pipelines.hashing import content_hash
 from fusetune.pipelines.registry import SCORES, Decision, RegisterSettings, Registry
-from fusetune.pipelines.tracking import active_run
+from fusetune.pipelines.tracking import active_run, log_dict, log_metrics
 
 logger = logging.getLogger(__name__)
 EXAMPLE_ROWS = 2
@@ -67,13 +67,9 @@ def register_version(trained: Trained, settings: RegisterSettings, evaluation: M
 
 def log_decision(decision: Decision) -> None:
     """The decision and its numbers, with the active run."""
-    if not active_run():
-        return
-    import mlflow
-
-    mlflow.log_dict(asdict(decision), "champion_decision.json")
+    log_dict(asdict(decision), "champion_decision.json")
     numbers = {"gain": decision.gain, "gain_low": decision.low, "gain_high": decision.high}
-    mlflow.log_metrics({f"champion_{name}": value for name, value in numbers.items() if value is not None})
+    log_metrics({f"champion_{name}": value for name, value in numbers.items() if value is not None})
 
 
 def _logged(trained: Trained) -> str:
