@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.adapters.adapter import Stream, StreamAdapter
+from fusetune.adapters.dropout import Dropout
 from fusetune.adapters.gates import Gate, softmax_over_present
 from fusetune.adapters.streams import pooled
 from fusetune.backbones.blocks import Attention
@@ -72,7 +73,7 @@ class CrossModal(StreamAdapter):
             {n: nn.Parameter(sinusoids(s.max_tokens, size)) for n, s in streams.items() if config.positions}
         )
         self.norm = nn.LayerNorm(size, elementwise_affine=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.attention = Attention(size, config.heads)
         for layer in (self.attention.query, self.attention.key):
             nn.init.normal_(layer.weight, std=ATTENTION_STD * size**-0.5)

@@ -15,12 +15,10 @@ from fusetune.errors import FusetuneError
 from fusetune.features.dataset import FeatureSet, batches
 from fusetune.plan import AdaptedModel
 from fusetune.schedule import warmup_cosine
-from fusetune.tokens import Tokens
 from fusetune.training import checkpoint
-from fusetune.training.optimizer import clip, gradient_norms, make_optimizer
+from fusetune.training.missing import with_dropped_modalities
+from fusetune.training.optimizer import TOTAL, clip, gradient_norms, make_optimizer
 from fusetune.training.settings import TrainSettings
-
-TOTAL = "total"
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def train(
     reporter.started(settings, steps, len(history) * steps_per_epoch)
     try:
         for number in range(len(history), settings.epochs):
-            if _stale(history[last_stage - 1 :], settings.patience):
+            if stale(history[last_stage - 1 :], settings.patience):
                 break
             model.set_epoch(number + 1)
             if number and number + 1 in model.stages():
@@ -195,8 +193,8 @@ def _train_epoch(
 ) -> tuple[list[float], dict[str, float]]:
     features = split.at(number + 1)
     device = features.device
-    torch.manual_seed(settings.seed * 100_003 + number)
-    order = torch.Generator().manual_seed(settings.seed * 100_003 + number)
+    torch.manual_seed(epoch_seed(settings, number))
+    order = torch.Generator().manual_seed(epoch_seed(settings, number))
     autocast = settings.autocast and device.type == "cuda"
     model.train()
     losses: list[float] = []
@@ -214,10 +212,7 @@ def _train_epoch(
         loss = model.task.loss(out.float(), split.targets[index].to(device))
         value = loss.item()
         if not math.isfinite(value):
-            raise FusetuneError(
-                f"training: the loss is {value} in epoch {number + 1}, step {step + 1}. The best epoch so far is kept "
-                f"in the checkpoint; lower train.learning_rate (now {settings.learning_rate}) and run again."
-            )
+            raise FusetuneError(not_finite(value, number, step, settings))
         losses.append(value)
         penalty = model.penalty()
         whole = loss if penalty is None else loss + penalty
@@ -245,17 +240,6 @@ def _step(optimizer: torch.optim.Optimizer, largest: float) -> dict[str, float]:
     return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
 
 
-def with_dropped_modalities(states: Mapping[str, Tokens], share: float) -> dict[str, Tokens]:
-    """Hide each modality of each sample with probability `share`; a sample whose all would go keeps them."""
-    present = torch.stack([tokens.mask.any(1) for tokens in states.values()])  # (modalities, batch)
-    kept = present & (torch.rand(present.shape).to(present.device) >= share)
-    kept = torch.where(kept.any(0), kept, present)
-    return {
-        name: Tokens(tokens.values, tokens.mask & kept[i].unsqueeze(1))
-        for i, (name, tokens) in enumerate(states.items())
-    }
-
-
 def _moved(model: AdaptedModel, split: Split, epoch: int, before: Epoch) -> str:
     held, now = split.at(epoch - 1), split.at(epoch)
     active = {p for adapter in model.adapters() if adapter.active for p in adapter.trained()}
@@ -265,7 +249,20 @@ def _moved(model: AdaptedModel, split: Split, epoch: int, before: Epoch) -> str:
     )
 
 
-def _stale(history: list[Epoch], patience: int) -> bool:
+def not_finite(loss: float, number: int, step: int, settings: TrainSettings) -> str:
+    """What to say of a loss that is no number, in an epoch and step from 0."""
+    return (
+        f"training: the loss is {loss} in epoch {number + 1}, step {step + 1}. The best epoch so far is kept "
+        f"in the checkpoint; lower train.learning_rate (now {settings.learning_rate}) and run again."
+    )
+
+
+def epoch_seed(settings: TrainSettings, number: int) -> int:
+    """Of order and random numbers in an epoch, from 0."""
+    return settings.seed * 100_003 + number
+
+
+def stale(history: list[Epoch], patience: int) -> bool:
     if len(history) <= patience:
         return False
     best = max(range(len(history)), key=lambda i: history[i].val_metric)

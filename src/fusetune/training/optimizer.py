@@ -10,28 +10,38 @@ from fusetune.placing import LANGUAGE, VISION
 from fusetune.plan import AdaptedModel
 from fusetune.training.settings import TrainSettings
 
+TOTAL = "total"  # in norms by site: of all
+Rates = tuple[str, float, float]  # site, peak learning rate, weight decay
+
 
 def make_optimizer(model: AdaptedModel, settings: TrainSettings) -> torch.optim.AdamW:
-    """One group for each site, rate and decay; a group keeps its `site` and its `peak` rate.
-
-    The rate is the adapters' or the base's, times the factor of the site's kind. Biases, norms, gates and other vectors
-    don't decay.
-    """
-    sites, undecayed = model.sites(), _undecayed(model)
-    groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
-    for parameter in model.trainable().values():
-        site = sites[parameter]
-        rate = settings.base_learning_rate if model.is_base(parameter) else settings.learning_rate
-        rate *= settings.rate_factors.get(site_kind(model, site), 1.0)
-        is_vector = sum(size > 1 for size in parameter.shape) < 2
-        decay = 0.0 if is_vector or parameter in undecayed else settings.weight_decay
-        groups.setdefault((site, rate, decay), []).append(parameter)
+    """One group for each site, rate and decay; a group keeps its `site` and its `peak` rate."""
+    trainable = model.trainable()
+    groups: dict[Rates, list[nn.Parameter]] = {}
+    for name, rates in rates_of(model, settings).items():
+        groups.setdefault(rates, []).append(trainable[name])
     return torch.optim.AdamW(
         [
             {"params": several, "lr": rate, "peak": rate, "weight_decay": decay, "site": site}
             for (site, rate, decay), several in groups.items()
         ]
     )
+
+
+def rates_of(model: AdaptedModel, settings: TrainSettings) -> dict[str, Rates]:
+    """Of each trained parameter, by name: its site, its peak learning rate and its weight decay.
+
+    The rate is the adapters' or the base's, times the factor of the site's kind. Biases, norms, gates and other vectors
+    don't decay.
+    """
+    sites, undecayed, found = model.sites(), _undecayed(model), {}
+    for name, parameter in model.trainable().items():
+        site = sites[parameter]
+        rate = settings.base_learning_rate if model.is_base(parameter) else settings.learning_rate
+        rate *= settings.rate_factors.get(site_kind(model, site), 1.0)
+        is_vector = sum(size > 1 for size in parameter.shape) < 2
+        found[name] = (site, rate, 0.0 if is_vector or parameter in undecayed else settings.weight_decay)
+    return found
 
 
 def site_kind(model: AdaptedModel, site: str) -> str:

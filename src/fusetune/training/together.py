@@ -1,0 +1,209 @@
+"""The training loop of an ensemble: every member goes the way that it would have gone alone.
+
+Each has its own order of the samples and its own random stream, stops by its own validation metric and keeps its own
+best epoch; who has stopped leaves the ensemble, and the rest goes on without it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fusetune.adapters.dropout import random_streams
+from fusetune.features.dataset import batches
+from fusetune.plan import AdaptedModel
+from fusetune.schedule import warmup_cosine
+from fusetune.tokens import Tokens
+from fusetune.training import checkpoint
+from fusetune.training.ensemble import Ensemble, Values
+from fusetune.training.loop import Epoch, Split, epoch_seed, not_finite, stale
+from fusetune.training.missing import with_dropped_modalities
+from fusetune.training.optimizer import TOTAL
+from fusetune.training.settings import TrainSettings
+
+
+@dataclass
+class Member:
+    """
+    Attributes:
+        history: its epochs; `seconds` is its share of the ensemble's.
+        best: values of its best epoch, by parameter name.
+        error: why it didn't get to the end, if it didn't.
+    """
+
+    history: list[Epoch] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    error: str | None = None
+
+    def best_metric(self) -> float:
+        return max((epoch.val_metric for epoch in self.history), default=-math.inf)
+
+
+def train_together(
+    model: AdaptedModel,
+    values: Sequence[Values],
+    train_split: Split,
+    val_split: Split,
+    settings: Sequence[TrainSettings],
+    key: str,
+    folder: Path,
+    epoch_done: Callable[[int, Epoch], None] = lambda *_: None,
+) -> list[Member]:
+    """Train one model for each of `settings`, from `values`, as `loop.train` trains one.
+
+    Args:
+        model: on the device of the features.
+        values: initial ones of the trained parameters, by name.
+        key: digest of all that determines the run; a checkpoint in `folder` with another key is not resumed.
+        epoch_done: called with a member's number and its epoch, behind the checkpoint.
+    """
+    members = [Member(best={n: v.detach().clone() for n, v in own.items()}) for own in values]
+    ensemble, one, active = Ensemble(model, values, settings), settings[0], list(range(len(settings)))
+    first, active = _resumed(ensemble, members, active, key, folder)
+    steps_per_epoch = math.ceil(len(train_split.targets) / one.batch_size)
+    for number in range(first, one.epochs):
+        if not active:
+            break
+        begun = time.perf_counter()
+        losses, norms = _epoch(ensemble, train_split, number, number * steps_per_epoch, steps_per_epoch * one.epochs)
+        trained = time.perf_counter() - begun
+        evaluated = _evaluated(ensemble, val_split)
+        seconds = (time.perf_counter() - begun) / len(active)
+        going, epochs = [], []
+        for place, number_of_member in enumerate(active):
+            member, of_steps = members[number_of_member], losses[:, place]
+            bad = (~of_steps.isfinite()).nonzero()
+            if len(bad):
+                step = number * steps_per_epoch + int(bad[0])
+                member.error = not_finite(of_steps[bad[0]].item(), number, step, settings[number_of_member])
+                continue
+            metric, val_loss = evaluated[place]
+            epoch = Epoch(
+                number + 1,
+                of_steps.mean().item(),
+                val_loss,
+                metric,
+                norms[TOTAL][place].item(),
+                ensemble.optimizer.param_groups[0]["lr"],
+                seconds,
+                len(train_split.targets) * len(active) / trained,
+                {site: norm[place].item() for site, norm in norms.items() if site != TOTAL},
+            )
+            if metric > member.best_metric():
+                member.best = ensemble.member(place)
+            member.history.append(epoch)
+            epochs.append((number_of_member, epoch))
+            if not stale(member.history, one.patience):
+                going.append(place)
+        if len(going) < len(active):
+            active = [active[place] for place in going]
+            if active:
+                ensemble.keep(going)
+        _save(ensemble, members, active, number + 1, key, folder)
+        for number_of_member, epoch in epochs:
+            epoch_done(number_of_member, epoch)
+    return members
+
+
+def _epoch(ensemble: Ensemble, split: Split, number: int, step: int, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (steps, members) and the mean norms of the gradients, (members,) by site."""
+    one, features = ensemble.settings[0], split.features
+    device, count = features.device, len(split.targets)
+    seeds = [epoch_seed(settings, number) for settings in ensemble.settings]
+    orders = [batches(count, one.batch_size, torch.Generator().manual_seed(seed)) for seed in seeds]
+    dropping = [torch.Generator().manual_seed(seed) for seed in seeds]
+    # one stream a member where the model draws where modalities are dropped, as `loop.train` has it
+    drawing = dropping if device.type == "cpu" else [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    autocast = one.autocast and device.type == "cuda"
+    ensemble.model.train()
+    losses: list[Tensor] = []
+    sums: dict[str, Tensor] = {}
+    together = (torch.cat(parts) for parts in zip(*orders, strict=True))
+    for index, states in features.batches(together, view=number):
+        own = {name: _by_member(tokens, len(ensemble)) for name, tokens in states.items()}
+        if one.modality_dropout:
+            own = _with_dropped_modalities(own, one.modality_dropout, dropping)
+        targets = split.targets[index].to(device).unflatten(0, (len(ensemble), -1))
+        with random_streams(drawing), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            loss, whole = ensemble.losses(own, features.frontier, targets)
+        whole.sum().backward()  # members share nothing that is trained: the sum's gradient is everyone's own
+        for site, norm in ensemble.step(warmup_cosine(step, steps, one.warmup), one.clip).items():
+            sums[site] = sums[site] + norm if site in sums else norm
+        losses.append(loss.detach())
+        step += 1
+    return torch.stack(losses).cpu(), {site: (total / len(losses)).cpu() for site, total in sums.items()}
+
+
+@torch.no_grad()
+def _evaluated(ensemble: Ensemble, split: Split) -> list[tuple[float, float]]:
+    """Metric and mean loss of each member."""
+    outputs = predict_together(ensemble, split)
+    task, size, count = ensemble.model.task, 4 * ensemble.settings[0].batch_size, len(split.targets)
+    found = []
+    for own in outputs:
+        parts = zip(own.split(size), split.targets.split(size), strict=True)
+        loss = sum(task.loss(part, targets).item() * len(part) for part, targets in parts) / count
+        found.append((task.metrics(own, split.targets)[task.metric], loss))
+    return found
+
+
+@torch.no_grad()
+def predict_together(ensemble: Ensemble, split: Split) -> Tensor:
+    """Outputs of every member for all rows, (members, rows, ...), float32 on the CPU."""
+    ensemble.model.eval()
+    features, size = split.features, 4 * ensemble.settings[0].batch_size
+    parts = [
+        ensemble.outputs(states, features.frontier).cpu()
+        for _, states in features.batches(batches(len(split.targets), size))
+    ]
+    return torch.cat(parts, 1)
+
+
+def _by_member(tokens: Tokens, count: int) -> Tokens:
+    return Tokens(tokens.values.unflatten(0, (count, -1)), tokens.mask.unflatten(0, (count, -1)))
+
+
+def _with_dropped_modalities(
+    states: Mapping[str, Tokens], share: float, generators: Sequence[torch.Generator]
+) -> dict[str, Tokens]:
+    own = [
+        with_dropped_modalities({n: Tokens(t.values[i], t.mask[i]) for n, t in states.items()}, share, generator)
+        for i, generator in enumerate(generators)
+    ]
+    return {n: Tokens(t.values, torch.stack([streams[n].mask for streams in own])) for n, t in states.items()}
+
+
+def _save(
+    ensemble: Ensemble, members: Sequence[Member], active: Sequence[int], epochs: int, key: str, folder: Path
+) -> None:
+    tensors = ensemble.tensors() if active else {}
+    tensors |= {f"best.{i}.{name}": value for i, member in enumerate(members) for name, value in member.best.items()}
+    state = {
+        "key": key,
+        "epochs": epochs,
+        "active": list(active),
+        "members": [{"history": [asdict(e) for e in member.history], "error": member.error} for member in members],
+    }
+    checkpoint.save(folder, tensors, state)
+
+
+def _resumed(
+    ensemble: Ensemble, members: Sequence[Member], active: list[int], key: str, folder: Path
+) -> tuple[int, list[int]]:
+    """Epochs that are done, and who still goes on."""
+    found = checkpoint.load(folder, key)
+    if found is None:
+        return 0, active
+    tensors, state = found
+    for i, (member, record) in enumerate(zip(members, state["members"], strict=True)):
+        member.history, member.error = [Epoch(**epoch) for epoch in record["history"]], record["error"]
+        member.best = {name: tensors[f"best.{i}.{name}"].to(value.device) for name, value in member.best.items()}
+    active = state["active"]
+    if active:
+        ensemble.keep(active)
+        ensemble.restore({name: t for name, t in tensors.items() if name.startswith("leaf.")})
+    return state["epochs"], active
