@@ -61,6 +61,9 @@ class _Layer(nn.Module):
         self.norm, self.attention = nn.LayerNorm(width), Attention(width, heads)
         self.mlp_norm, self.mlp = nn.LayerNorm(width), MLP(width, 2)
 
+    def reads(self) -> list[str]:
+        return ["queries read the stream's tokens, then themselves"]
+
     def forward(self, latents: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         normed = self.norm(latents)
         seen = torch.cat([mask, mask.new_ones(latents.shape[:2])], 1)

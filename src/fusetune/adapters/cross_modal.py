@@ -98,6 +98,11 @@ class CrossModal(StreamAdapter):
     def observed(self) -> Mapping[str, Tensor]:
         return self._seen
 
+    def reads(self) -> list[str]:
+        """Who reads whom, in the order of the calls of `attention`; where all streams are there."""
+        names = list(self.down)
+        return [f"{name} reads {' and '.join(n for n in names if n != name)}" for name in names]
+
     def _low(self, name: str, tokens: Tokens) -> Tensor:
         low = self.dropout(self.norm(F.gelu(self.down[name](tokens.values))))
         if name in self.positions:

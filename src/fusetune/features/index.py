@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,13 @@ class Features:
     def _of(cls, record: Mapping[str, Any]) -> "Features":
         later = {int(epoch): cls._of(part) for epoch, part in record.get("later", {}).items()}
         return cls(Frontier(**record["frontier"]), record["entries"], record["keys"], record["views"], later)
+
+
+def together(several: Sequence[Features]) -> Features:
+    """One index that names the rows of all, so that the store keeps them; it is there to be kept, not to be read."""
+    first, *others = several or [Features(Frontier({}), {}, {})]
+    later = [one for features in several for one in features.later.values()]
+    return replace(first, later=dict(enumerate([*others, *later], start=2)))
 
 
 def describe(backbone: Backbone, source: Source, frontier: Frontier, settings: CacheSettings) -> Features:

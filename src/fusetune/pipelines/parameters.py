@@ -26,6 +26,7 @@ SCHEMAS: dict[str, str | None] = {
     "cache": "fusetune.features.index:CacheSettings",
     "train": "fusetune.training.settings:TrainSettings",
     "evaluate": "fusetune.training.evaluation:EvaluationSettings",
+    "compare": "fusetune.comparison.settings:CompareSettings",
     "promote": "fusetune.pipelines.promote.nodes:PromoteSettings",
     "predict": "fusetune.pipelines.predict.nodes:PredictSettings",
     "merge": "fusetune.pipelines.merge.nodes:MergePipelineSettings",

@@ -1,6 +1,6 @@
 """The figures of one training run: learning curve, confusion matrix, accuracy by group. Matplotlib, no display."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ INK, ACCENT, MUTED = "#1b2a41", "#2a6f97", "#b8c4d0"
 class Figures:
     """PNG files in a folder; the catalog writes them with `save_pretrained`."""
 
-    def __init__(self, draw: Mapping[str, Any]) -> None:
+    def __init__(self, draw: Mapping[str, Callable[[], Any]]) -> None:
+        """`draw`: what draws each figure, by name; called when it is written."""
         self._draw = dict(draw)
 
     def save_pretrained(self, folder: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in self._draw.items():
+        for name, draw in self._draw.items():
+            figure = draw()
             FigureCanvasAgg(figure)
             figure.savefig(folder / f"{name}.png", dpi=130, metadata={"Software": None})
 

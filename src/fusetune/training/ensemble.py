@@ -92,7 +92,7 @@ class Ensemble:
         together: dict[tuple[str, ...], list[_Leaf]] = {}
         for leaf in self.leaves:
             together.setdefault(leaf.names, []).append(leaf)
-        found = {}
+        found: dict[str, Tensor] = {}
         for names, leaves in together.items():
             stacked = leaves[0].values
             if len(leaves) > 1:

@@ -2,8 +2,9 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class TrainingResult:
         curve: one row an epoch, likewise.
         predictions: sample_id, target, what the task decodes, and whether it is right.
         figures: PNGs.
+        outputs: of the test split, (rows, ...), as the task decodes them.
         epochs: with times.
     """
 
@@ -48,6 +50,7 @@ class TrainingResult:
     predictions: pa.Table
     figures: Figures
     epochs: list[Epoch]
+    outputs: Tensor
 
     def scalars(self) -> dict[str, float]:
         """The metrics that are single numbers, for a tracker."""
@@ -81,14 +84,29 @@ def train_and_test(
     unimodal: Mapping[str, float],
 ) -> TrainingResult:
     """Train, evaluate on the test split, and put everything that a user keeps into one result."""
-    model, task = experiment.model, experiment.task
-    device = pick_device(settings.device)
+    model, device = experiment.model, pick_device(settings.device)
     splits = {name: experiment.split(name, features, store, device) for name in ("train", "val", "test")}
     for text in (*model.resolved, *_told(splits["train"].features, settings)):
         logger.info("%s: %s", method, text)
     key = experiment.key(features, settings)
     folder = checkpoints / key[:16]
     epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter)
+    result = tested(experiment, splits, epochs, settings, evaluation, method, unimodal)
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def tested(
+    experiment: Experiment,
+    splits: Mapping[str, Split],
+    epochs: list[Epoch],
+    settings: TrainSettings,
+    evaluation: EvaluationSettings,
+    method: str,
+    unimodal: Mapping[str, float],
+) -> TrainingResult:
+    """What is to be said of a trained model, by the test split; what only training needs is dropped from it."""
+    model, task = experiment.model, experiment.task
     trainable = model.trainable_count()
     model.fold()
     parts: dict[str, list[Tensor]] = {}
@@ -119,16 +137,15 @@ def train_and_test(
         for e in epochs
     ]
     told = card(method, metrics, experiment.data, model)
-    result = TrainingResult(
+    return TrainingResult(
         Artifact.of(model, experiment.data, method, told, experiment.frontier),
         metrics,
         curve,
         _predictions(experiment, outputs, splits["test"], observed),
         _figures(experiment, outputs, metrics, curve, method, observed),
         epochs,
+        outputs,
     )
-    shutil.rmtree(folder, ignore_errors=True)
-    return result
 
 
 def unimodal_metrics(
@@ -198,16 +215,18 @@ def _figures(
     test, name = metrics["test"], metrics["metric"]
     bars = {method: test[name]} | {f"{m} alone": value for m, value in metrics["unimodal"].items()}
     bars |= {f"{method}, on '{group}'": value for group, value in test.get("by_group", {}).items()}
-    figures = {
-        "learning_curve": learning_curve(curve, name, method),
-        "test_metrics": compared(bars, test[f"{name}_low"], test[f"{name}_high"], name, f"{method} on the test split"),
+    low, high, on_test = test[f"{name}_low"], test[f"{name}_high"], f"{method} on the test split"
+    figures: dict[str, Callable[[], Any]] = {
+        "learning_curve": partial(learning_curve, curve, name, method),
+        "test_metrics": partial(compared, bars, low, high, name, on_test),
     }
     if observed:
         title = f"{method}: what the gates did on the test split"
-        figures["gates"] = distributions({name: values.numpy() for name, values in observed.items()}, title)
+        gates = {name: values.numpy() for name, values in observed.items()}
+        figures["gates"] = partial(distributions, gates, title)
     decoded = experiment.task.decode(outputs)
     if "prediction" in decoded[0]:
         targets = [str(value) for value in experiment.column(experiment.task.columns()[0], "test")]
         predictions = [row["prediction"] for row in decoded]
-        figures["confusion_matrix"] = confusion_matrix(targets, predictions, f"{method} on the test split")
+        figures["confusion_matrix"] = partial(confusion_matrix, targets, predictions, on_test)
     return Figures(figures)

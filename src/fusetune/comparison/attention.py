@@ -1,0 +1,53 @@
+"""What attends to what in a trained adapter: the attention that the adapter itself has brought."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusetune.backbones.backbone import Frontier
+from fusetune.backbones.blocks import Attention
+from fusetune.comparison.measures import Streams
+from fusetune.plan import AdaptedModel
+
+
+@torch.no_grad()
+def attention_maps(model: AdaptedModel, states: Streams, start: Frontier) -> dict[str, list[list[float]]]:
+    """By name, mean weights over samples and heads: a row for each token that reads, a column for each that is read.
+
+    A row counts the samples in which its token is real; {} for methods without an attention of their own.
+    """
+    seen: list[tuple[str, Tensor]] = []
+
+    def hook(name: str, module: Attention, inputs: Sequence[Any]) -> None:
+        seen.append((name, _weights(module, *inputs)))
+
+    own = [(n, m) for n, m in model.named_modules() if isinstance(m, Attention) and not n.startswith("backbone.")]
+    handles = [
+        module.register_forward_pre_hook(lambda m, inputs, name=name: hook(name, m, inputs)) for name, module in own
+    ]
+    try:
+        model.eval()(states, start)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: dict[str, list[list[float]]] = {}
+    for name, weights in seen:
+        path = name.rpartition(".")[0]
+        calls = [key for key in found if key.startswith(path)]
+        told = getattr(model.get_submodule(path), "reads", lambda: ())()
+        label = told[len(calls)] if len(calls) < len(told) else f"call {len(calls) + 1}"
+        found[f"{path}: {label}"] = weights.tolist()
+    return found
+
+
+def _weights(module: Attention, hidden_states: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+    """(tokens that read, tokens that are read), means over samples in which the read stream is there, and heads."""
+    query, key = (
+        layer(states).unflatten(-1, (module.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, width / heads)
+        for layer, states in ((module.query, hidden_states), (module.key, context))
+    )
+    logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    weights = logits.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1)[mask.any(1)].mean(1)
+    return weights.mean(0).cpu()
