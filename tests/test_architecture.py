@@ -13,7 +13,7 @@ FLOORS = [
     {"errors", "config", "registry", "tokens", "schedule", "filehash"},
     {"manifest", "backbones", "adapters", "tasks"},
     {"plan", "assembly", "frontier", "placing", "features"},
-    {"training", "bank", "report"},
+    {"training", "bank", "report", "comparison"},
 ]
 
 

@@ -3,6 +3,7 @@
 from kedro.pipeline import Pipeline
 
 from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_pipeline
+from fusetune.pipelines.compare.pipeline import create_pipeline as compare_pipeline
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
 from fusetune.pipelines.merge.pipeline import create_pipeline as merge_pipeline
 from fusetune.pipelines.parameters import conf_folder, method_names
@@ -33,6 +34,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "estimate": estimate_pipeline(methods),
         "cache_features": sum(caches.values(), ready),
         "unimodal": ready + unimodal_pipeline(),
+        "compare": ready + unimodal_pipeline() + compare_pipeline(methods),
         "promote": promote_pipeline(),
         "rollback": rollback_pipeline(),
         "predict": predict_pipeline(),

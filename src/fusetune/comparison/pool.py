@@ -16,6 +16,7 @@ from fusetune.comparison.work import Job, Shared, run_job, told
 from fusetune.config import check
 from fusetune.features.dataset import free_memory
 
+PRELOADED = ["fusetune.comparison.work", "transformers.modeling_utils", "torch._dynamo"]  # what every job will need
 LOOK = 0.5  # seconds between two looks at the processes, at most
 Heard = Callable[[Job, str, int | None, tuple[Any, ...]], None]  # job, kind, seed, details
 
@@ -83,7 +84,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fusetune.comparison.work"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 

@@ -56,20 +56,10 @@ def search(shared: Shared, variant: Variant, device: torch.device, tell: Tell) -
         return _trained(shared, variant.found(values), device, trial, tell)
 
     def after(_: Any, trial: Any) -> None:
-        tell("trial", None, {"number": trial.number, "values": trial.params, "state": trial.state.name.lower()})
+        tell("trial", None, _plain(trial))
 
     study.optimize(one, max(0, wanted.trials - len(ended)), catch=(Exception,), callbacks=[after])
-    trials = [
-        {
-            "number": t.number,
-            "values": t.params,
-            "metric": t.value,
-            "state": t.state.name.lower(),
-            "steps": len(t.intermediate_values),
-        }
-        for t in study.trials
-        if t.state != states.WAITING
-    ]
+    trials = [_plain(trial) for trial in study.trials if trial.state != states.WAITING]
     finished = [trial for trial in trials if trial["state"] == "complete"]
     if not finished:
         raise FusetuneError(f"{variant.name}: none of {len(trials)} trials came to an end; see {file.parent}.")
@@ -96,6 +86,11 @@ def record_file(shared: Shared, variant: Variant) -> Path:
     settings = shared.training(variant, variant.seeds[0])
     key = digest([shared.code, shared.origin, variant.settings, settings, variant.share, variant.search])
     return shared.folder / "search" / f"{key[:32]}.json"
+
+
+def _plain(trial: Any) -> dict[str, Any]:
+    state, value = trial.state.name.lower(), trial.value
+    return {"number": trial.number, "values": trial.params, "metric": value, "state": state}
 
 
 def _suggested(trial: Any, path: str, space: SearchSpace) -> Any:
