@@ -166,7 +166,7 @@ def _by_group(scores: np.ndarray, groups: Sequence[Any] | None) -> tuple[np.ndar
         return scores, np.ones(scores.shape[1])
     _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     sums = np.zeros((len(scores), index.max() + 1))
-    np.add.at(sums, (slice(None), index), scores)
+    np.add.at(sums.T, index, scores.T)
     return sums, np.bincount(index).astype(float)
 
 

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from kedro.pipeline import Node, Pipeline
 
 from fusetune.pipelines.compare.nodes import make_compare
+from fusetune.pipelines.compare.report_nodes import log_report, report_comparison
 
 
 def create_pipeline(methods: Sequence[str]) -> Pipeline:
@@ -24,6 +25,33 @@ def create_pipeline(methods: Sequence[str]) -> Pipeline:
                 ],
                 ["comparison", "comparison_features"],
                 name="compare",
+            ),
+            Node(
+                report_comparison,
+                [
+                    "comparison",
+                    "comparison_cells",
+                    "validated_manifest",
+                    "unimodal",
+                    "params:experiment",
+                    "params:evaluate",
+                ],
+                [
+                    "comparison_metrics",
+                    "comparison_summary",
+                    "comparison_table",
+                    "comparison_page",
+                    "comparison_figures",
+                    "comparison_winner",
+                ],
+                name="report_comparison",
+            ),
+            Node(
+                log_report,
+                ["comparison_summary", "comparison_page", "comparison_figures"],
+                "comparison_log",
+                name="log_comparison",
+                tags="mlflow",
             ),
         ]
     )

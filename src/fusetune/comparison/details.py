@@ -1,0 +1,62 @@
+"""What pictures need beside the summary: curves, confusion, gates and attention of each variant."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fusetune.comparison.record import Compared
+
+MOST_LABELS = 40  # more are unreadable on a page: the most frequent stay
+
+
+def curves(one: Compared) -> dict[int, tuple[list[int], list[float]]]:
+    """By seed: epochs, and the validation metric."""
+    return {
+        seed: ([row["epoch"] for row in cell.results["curve"]], [row["val_metric"] for row in cell.results["curve"]])
+        for seed, cell in one.cells.items()
+    }
+
+
+def confusion(one: Compared) -> tuple[list[str], np.ndarray] | None:
+    """Labels, and how often each (row) was answered by another (column), of all seeds; rows add up to at most 1."""
+    targets: list[str] = []
+    predictions: list[str] = []
+    for cell in one.cells.values():
+        table, columns = cell.predictions(), cell.results["metrics"]["target_columns"]
+        if "prediction" not in table.column_names:
+            return None
+        targets += [str(value) for value in table[columns[0]].to_pylist()]
+        predictions += [str(value) for value in table["prediction"].to_pylist()]
+    return confusion_counts(targets, predictions)
+
+
+def confusion_counts(targets: Sequence[str], predictions: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """See `confusion`."""
+    counts = Counter(targets)
+    labels = sorted(label for label, _ in counts.most_common(MOST_LABELS))
+    index = {label: i for i, label in enumerate(labels)}
+    matrix = np.zeros((len(labels), len(labels)))
+    for target, prediction in zip(targets, predictions, strict=True):
+        if target in index and prediction in index:
+            matrix[index[target], index[prediction]] += 1
+    return labels, matrix / np.array([[counts[label]] for label in labels])
+
+
+def gates(one: Compared) -> dict[str, list[float]]:
+    """By gate, its values on the test samples of the first seed: columns that the adapter showed."""
+    cell = one.cells[min(one.cells)]
+    shown: Mapping[str, Any] = cell.results["metrics"].get("observed", {})
+    table, found = cell.predictions(), {}
+    for name, means in shown.items():
+        values = np.array(table[name].to_pylist(), float).reshape(table.num_rows, -1)
+        for i in range(len(means)):
+            found[name if len(means) == 1 else f"{name} {i}"] = values[:, i].tolist()
+    return found
+
+
+def attention(one: Compared) -> dict[str, np.ndarray]:
+    """By name, (tokens that read, tokens that are read), of the first seed."""
+    maps = one.cells[min(one.cells)].results["attention"]
+    return {name: np.array(weights) for name, weights in maps.items()}

@@ -1,0 +1,256 @@
+"""What a comparison says: one row a variant, all differences, and the sentences that a reader takes home."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fusetune.comparison.measures import BINS
+from fusetune.comparison.record import Compared
+from fusetune.comparison.statistics import Difference, PowerLaw, all_differences, interval, power_law
+from fusetune.config import check
+from fusetune.training.evaluation import EvaluationSettings
+
+LEVEL = 0.05  # of the adjusted p values below which a difference is called one
+Numbers = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """
+    Attributes:
+        metric: that is compared.
+        samples: of the test split.
+        rows: of each variant with a cell, the best first; see `_row`.
+        errors: of each variant that has none in some seed.
+        differences: of every pair, the better one first.
+        sentences: plain, the most important first.
+        points: of the scaling: size, samples, error, by variant and seed.
+        law: that was fitted to them.
+        winner: the best variant's name, and the folder of its best adapter on the validation split.
+    """
+
+    metric: str
+    samples: int
+    rows: Mapping[str, Numbers]
+    errors: Mapping[str, Mapping[int, str]]
+    differences: Sequence[Difference]
+    sentences: Sequence[str]
+    points: Sequence[Numbers]
+    law: PowerLaw | None
+    winner: tuple[str, str]
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "metric": self.metric,
+            "test_samples": self.samples,
+            "winner": self.winner[0],
+            "sentences": list(self.sentences),
+            "rows": dict(self.rows),
+            "errors": {name: {str(seed): text for seed, text in own.items()} for name, own in self.errors.items()},
+            "differences": [asdict(pair) for pair in self.differences],
+            "scaling": {"points": list(self.points), "law": asdict(self.law) if self.law else None},
+        }
+
+    def flat(self) -> dict[str, dict[str, Any]]:
+        """The numbers that `dvc metrics` shows, by variant."""
+        told = ("mean", "low", "high", "seeds", "ece", "trainable_parameters", "train_seconds")
+        return {
+            name: {self.metric if key == "mean" else key: row[key] for key in told} for name, row in self.rows.items()
+        }
+
+
+def summarize(
+    found: Sequence[Compared], groups: Sequence[Any] | None, unimodal: Numbers, settings: EvaluationSettings
+) -> Summary:
+    """
+    Args:
+        groups: of the test samples, in the manifest's order.
+        unimodal: the metric of each modality alone.
+
+    Raises:
+        FusetuneError: no variant has a cell.
+    """
+    compared = [one for one in found if one.compared and one.cells]
+    errors = {one.name: one.errors for one in found if one.errors}
+    reasons = "; ".join(f"{name}: {next(iter(texts.values()))}" for name, texts in errors.items())
+    check(bool(compared), f"compare: nothing came to an end. {reasons}")
+    metric = next(iter(compared[0].cells.values())).results["metrics"]["metric"]
+    matrices = {one.name: scores(one) for one in compared}
+    rows = {one.name: _row(one, matrices[one.name], groups, settings) for one in compared}
+    rows = dict(sorted(rows.items(), key=lambda item: -item[1]["mean"]))
+    pairs = all_differences(matrices, groups, settings.confidence) if len(compared) > 1 else []
+    points = _points(found)
+    law = power_law(*([p[key] for p in points] for key in ("size", "samples", "error"))) if points else None
+    best = next(one for one in compared if one.name == next(iter(rows)))
+    told = sentences(metric, rows, pairs, unimodal, settings.confidence)
+    count = next(iter(matrices.values())).shape[1]
+    return Summary(metric, count, rows, errors, pairs, told, points, law, (best.name, _adapter(best)))
+
+
+def scores(one: Compared) -> np.ndarray:
+    """(seeds, samples), of the main metric."""
+    return np.stack([cell.predictions()["score"].to_numpy() for _, cell in sorted(one.cells.items())]).astype(float)
+
+
+def _row(one: Compared, matrix: np.ndarray, groups: Sequence[Any] | None, settings: EvaluationSettings) -> Numbers:
+    cells = [cell for _, cell in sorted(one.cells.items())]
+    low, high = interval(matrix, groups, settings.confidence, settings.seed)
+    by_seed, costs, results = matrix.mean(1), [c.cost for c in cells], [c.results for c in cells]
+    metrics = [result["metrics"] for result in results]
+    return {
+        "method": one.method,
+        "changed": dict(one.changed),
+        "mean": float(matrix.mean()),
+        "low": low,
+        "high": high,
+        "deviation": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0,
+        "seeds": len(cells),
+        "by_seed": by_seed.tolist(),
+        "other_metrics": _means([{k: v for k, v in m["test"].items() if isinstance(v, float)} for m in metrics]),
+        "by_class": _by_class(one),
+        "by_group": _means([m["test"].get("by_group", {}) for m in metrics]),
+        "ece": _mean([r["calibration"].get("ece") for r in results]),
+        "calibration": _bins([r["calibration"].get("bins", []) for r in results]),
+        "conditions": _nested([r["conditions"] for r in results]),
+        "trainable_parameters": metrics[0]["trainable_parameters"],
+        "percent_of_base": 100 * metrics[0]["trainable_parameters"] / max(1, metrics[0]["base_parameters"]),
+        "cache_bytes": one.account.get("cache_bytes", 0),
+        "flops_per_sample": one.account.get("flops_per_sample", 0),
+        "memory_bytes": one.account.get("memory_bytes", 0),
+        "frontier": one.account.get("frontier", ""),
+        "train_seconds": _mean([c["train_seconds"] for c in costs]),
+        "epochs": _mean([c["epochs"] for c in costs]),
+        "how": costs[0]["how"],
+        "peak_bytes": max(c["peak_bytes"] for c in costs),
+        "joules": _mean([c["joules"] for c in costs]),
+        "seconds_per_answer": _mean([c["seconds_per_answer"] for c in costs]),
+        "overhead": _mean([c["overhead"] for c in costs]),
+    }
+
+
+def sentences(
+    metric: str, rows: Mapping[str, Numbers], pairs: Sequence[Difference], unimodal: Numbers, confidence: float
+) -> list[str]:
+    """What a reader takes home; points are hundredths of the metric."""
+    name = metric.replace("_", " ")
+    best = next(iter(rows))
+    row = rows[best]
+    several = f"{row['seeds']} seeds" if row["seeds"] > 1 else "one seed"
+    found = [
+        f"{best} has the highest mean test {name}: {row['mean']:.3f} ({confidence:.0%} CI {row['low']:.3f} to "
+        f"{row['high']:.3f}, {several}) with {row['trainable_parameters']:,} trained parameters."
+    ]
+    against = {pair.second: pair for pair in pairs if pair.first == best}
+    beaten = [pair for pair in against.values() if pair.adjusted < LEVEL]
+    alike = [pair for pair in against.values() if pair.adjusted >= LEVEL]
+    if beaten:
+        pair = max(beaten, key=lambda p: rows[p.second]["mean"])
+        found.append(beats(pair, rows, confidence))
+        others = [p.second for p in beaten if p is not pair]
+        if others:
+            found.append(f"It also beats {listed(others)}.")
+    if alike:
+        verb = "is" if len(alike) == 1 else "are"
+        found.append(f"{listed([p.second for p in alike])} {verb} not distinguishable from it.")
+        cheap = min((p.second for p in alike), key=lambda other: rows[other]["trainable_parameters"])
+        if rows[cheap]["trainable_parameters"] < row["trainable_parameters"]:
+            found.append(
+                f"The smallest of these is {cheap}: {rows[cheap]['mean']:.3f} with "
+                f"{_share(rows[cheap], row)} of the parameters of {best}."
+            )
+    if unimodal:
+        modality = max(unimodal, key=lambda key: unimodal[key])
+        gain = 100 * (row["mean"] - unimodal[modality])
+        found.append(
+            f"The best modality alone, {modality}, reaches {unimodal[modality]:.3f}: fusion brings {gain:.1f} points."
+        )
+    without = row["conditions"].get("without", {})
+    if without:
+        modality = min(without, key=lambda key: without[key])
+        lost = 100 * (row["conditions"]["whole"] - without[modality])
+        found.append(f"{best} leans most on {modality}: without it, it loses {lost:.1f} points.")
+    return found
+
+
+def beats(pair: Difference, rows: Mapping[str, Numbers], confidence: float) -> str:
+    """'Wander beats LoRA by 1.9 points (95% CI 0.7 to 3.1) with 40% of its parameters.'"""
+    points, low, high = (f"{100 * value:.1f}" for value in (pair.value, pair.low, pair.high))
+    return (
+        f"{pair.first} beats {pair.second} by {points} points ({confidence:.0%} CI {low} to {high}) with "
+        f"{_share(rows[pair.first], rows[pair.second])} of its parameters."
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _share(row: Numbers, other: Numbers) -> str:
+    ratio = row["trainable_parameters"] / max(1, other["trainable_parameters"])
+    return f"{ratio:.0%}" if ratio < 2 else f"{ratio:.1f} times"
+
+
+def _adapter(best: Compared) -> str:
+    """Of the seed that is best on the validation split: the test split chooses nothing."""
+    cell = max(best.cells.values(), key=lambda c: max(row["val_metric"] for row in c.results["curve"]))
+    return str(cell.adapter)
+
+
+def _by_class(one: Compared) -> dict[str, float]:
+    """Share of right answers for each label, where there are labels and not too many."""
+    hits: dict[str, list[float]] = {}
+    for cell in one.cells.values():
+        table, columns = cell.predictions(), cell.results["metrics"]["target_columns"]
+        if "prediction" not in table.column_names:
+            return {}
+        for label, score in zip(table[columns[0]].to_pylist(), table["score"].to_pylist(), strict=True):
+            hits.setdefault(str(label), []).append(score)
+    return {label: float(np.mean(values)) for label, values in sorted(hits.items())}
+
+
+def _points(found: Sequence[Compared]) -> list[Numbers]:
+    """Of variants that differ in one size: also those of the comparison itself, if they are of the same kind."""
+    scaled = [one for one in found if not one.compared]
+    points: list[Numbers] = []
+    for one in scaled:
+        (size,) = one.changed.values()
+        for seed, cell in one.cells.items():
+            metrics = cell.results["metrics"]
+            error = 1 - metrics["test"][metrics["metric"]]
+            n = metrics["train_samples"]
+            points.append({"variant": one.name, "seed": seed, "size": size, "samples": n, "error": error})
+    return points
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([one[key] for one in several])) for key in (several[0] if several else {})}
+
+
+def _nested(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        key: _means([one[key] for one in several]) if isinstance(value, Mapping) else _mean([o[key] for o in several])
+        for key, value in several[0].items()
+    }
+
+
+def _bins(several: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
+    """The bins of all seeds as one set of bins."""
+    found = []
+    for number in range(BINS):
+        rows = [row for bins in several for row in bins if round(row["confidence"] * BINS + 0.5) - 1 == number]
+        weights = [row["share"] for row in rows]
+        if rows:
+            means = {
+                key: float(np.average([row[key] for row in rows], weights=weights))
+                for key in ("confidence", "accuracy")
+            }
+            found.append({**means, "share": sum(weights) / len(several)})
+    return found

@@ -1,0 +1,66 @@
+"""Node functions of `compare`: what is said of it. A change here trains nothing anew."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def report_comparison(
+    comparison: Mapping[str, Any],
+    folder: Path,
+    manifest: Any,
+    unimodal: Mapping[str, float],
+    experiment: str,
+    evaluate: Mapping[str, Any],
+) -> tuple[Any, Any, Any, str, Any, Any]:
+    """Returns the metrics, the summary, the table, the page, the figures and the winner's adapter."""
+    from fusetune.bank.artifact import Artifact
+    from fusetune.comparison.record import opened
+    from fusetune.comparison.summary import summarize
+    from fusetune.config import build
+    from fusetune.pipelines.tracking import log_metrics, log_tags
+    from fusetune.report.comparison_figures import comparison_figures
+    from fusetune.report.comparison_page import comparison_page
+    from fusetune.training.evaluation import EvaluationSettings
+
+    found = opened(comparison, folder)
+    splits, groups = manifest["split"].to_pylist(), manifest["group_id"].to_pylist()
+    of_test = [group for group, split in zip(groups, splits, strict=True) if split == "test"]
+    summary = summarize(found, of_test, unimodal, build(EvaluationSettings, evaluate, "evaluate"))
+    label = comparison["scaling"]["path"].rpartition(".")[2].replace("_", " ") or "size"
+    page = comparison_page(summary, found, f"{experiment}: methods compared", label)
+    for sentence in summary.sentences:
+        logger.info("%s", sentence)
+    log_tags({"winner": summary.winner[0]})
+    log_metrics({f"{summary.metric}_{_plain(name)}": row["mean"] for name, row in summary.rows.items()})
+    winner = Artifact.from_pretrained(summary.winner[1])
+    metrics, figures = summary.flat(), comparison_figures(summary, found, label)
+    return metrics, summary.plain(), _table(summary), page, figures, winner
+
+
+def log_report(summary: Mapping[str, Any], page: str, figures: Path) -> dict[str, Any]:
+    """The page and its figures as artifacts of the MLflow run."""
+    from fusetune.pipelines.tracking import active_run, log_dict, log_text
+
+    run = active_run()
+    if run:
+        import mlflow
+
+        log_text(page, "comparison.html")
+        log_dict(summary, "comparison.json")
+        mlflow.log_artifacts(str(figures), "figures")
+    return {"run_id": run.info.run_id if run else None, "winner": summary["winner"]}
+
+
+def _table(summary: Any) -> list[dict[str, Any]]:
+    """One row a variant, for `dvc plots`."""
+    told = ("mean", "low", "high", "deviation", "seeds", "trainable_parameters", "train_seconds", "ece", "overhead")
+    return [{"method": name, **{key: row[key] for key in told}} for name, row in summary.rows.items()]
+
+
+def _plain(name: str) -> str:
+    """As MLflow takes it for a metric."""
+    return "".join(c if c.isalnum() or c in "_-. /" else " " for c in name)
