@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -127,6 +128,7 @@ def _main(shared: Shared, job: Job, device: torch.device, threads: int, workers:
     """What a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", "There is a performance drop")  # vmap over attention: slower, and measured
 
     def tell(kind: str, seed: int | None, *details: Any) -> None:
         try:

@@ -159,7 +159,7 @@ def sentences(
         if rows[cheap]["trainable_parameters"] < row["trainable_parameters"]:
             found.append(
                 f"The smallest of these is {cheap}: {rows[cheap]['mean']:.3f} with "
-                f"{_share(rows[cheap], row)} of the parameters of {best}."
+                f"{_share(rows[cheap], row)} the parameters of {best}."
             )
     if unimodal:
         modality = max(unimodal, key=lambda key: unimodal[key])
@@ -180,7 +180,7 @@ def beats(pair: Difference, rows: Mapping[str, Numbers], confidence: float) -> s
     points, low, high = (f"{100 * value:.1f}" for value in (pair.value, pair.low, pair.high))
     return (
         f"{pair.first} beats {pair.second} by {points} points ({confidence:.0%} CI {low} to {high}) with "
-        f"{_share(rows[pair.first], rows[pair.second])} of its parameters."
+        f"{_share(rows[pair.first], rows[pair.second])} its parameters."
     )
 
 
@@ -190,7 +190,7 @@ def listed(names: Sequence[str]) -> str:
 
 def _share(row: Numbers, other: Numbers) -> str:
     ratio = row["trainable_parameters"] / max(1, other["trainable_parameters"])
-    return f"{ratio:.0%}" if ratio < 2 else f"{ratio:.1f} times"
+    return f"{ratio:.0%} of" if ratio < 2 else f"{ratio:.1f} times"
 
 
 def _adapter(best: Compared) -> str:

@@ -136,21 +136,28 @@ class _Seeds:
         shared, variant = self.shared, self.variant
         experiment = shared.experiment(variant, job.seeds[0])
         features = experiment.extract(shared.store, shared.cache, lambda *_: None, self.device)
-        keys = {seed: shared.key(experiment, features, variant, seed) for seed in job.seeds}
-        done = [seed for seed in job.seeds if shared.cell(keys[seed]).is_dir()]
+        keys = {seed: shared.key(experiment, features, variant, seed) for seed in variant.seeds}
+        done = [seed for seed in variant.seeds if shared.cell(keys[seed]).is_dir()]
         for seed in done:
+            shutil.rmtree(self._checkpoint(keys[seed]), ignore_errors=True)  # of a run that was killed right behind it
+        for seed in set(done) & set(job.seeds):
             self.tell("cell", seed, str(shared.cell(keys[seed])))
         seeds = [seed for seed in job.seeds if seed not in done]
         if not seeds:
             return
         splits = {n: experiment.split(n, features, shared.store, self.device) for n in ("train", "val", "test")}
-        values, reason = self._together(experiment, splits, seeds, job.flops)
-        how = reason or f"one of {len(seeds)} that were trained together"
-        meter, share = Meter(self.device), 1 if reason else len(seeds)
+        members = seeds  # or, where a run was killed while they trained together, all of them: its checkpoint goes on
+        if self._checkpoint(digest([keys[seed] for seed in variant.seeds])).is_dir():
+            members = list(variant.seeds)
+        values, reason = self._together(experiment, splits, members, job.flops)
+        how = reason or f"one of {len(members)} that were trained together"
+        meter, share = Meter(self.device), 1 if reason else len(members)
         trained = (
-            self._one_by_one(seeds, keys, splits) if reason else self._as_one(seeds, keys, splits, experiment, values)
+            self._one_by_one(seeds, keys, splits) if reason else self._as_one(members, keys, splits, experiment, values)
         )
         for seed, one, epochs in trained:
+            if seed not in seeds:
+                continue
             joules = meter.joules()
             self._write(
                 shared.cell(keys[seed]), one, splits, epochs, seed, how, joules and joules / share / self.workers
@@ -181,7 +188,7 @@ class _Seeds:
     def _as_one(self, seeds, keys, splits, experiment, values) -> Iterator[tuple[int, Experiment, list[Epoch]]]:
         settings = [self.shared.training(self.variant, seed, str(self.device)) for seed in seeds]
         key = digest([keys[seed] for seed in seeds])
-        folder = self.shared.folder / "checkpoints" / key[:16]
+        folder = self._checkpoint(key)
         members = train_together(
             experiment.model,
             values,
@@ -205,7 +212,7 @@ class _Seeds:
 
     def _one_by_one(self, seeds, keys, splits) -> Iterator[tuple[int, Experiment, list[Epoch]]]:
         for seed in seeds:
-            folder = self.shared.folder / "checkpoints" / keys[seed][:16]
+            folder = self._checkpoint(keys[seed])
             settings = self.shared.training(self.variant, seed, str(self.device))
             try:
                 one = self.shared.experiment(self.variant, seed)
@@ -216,6 +223,9 @@ class _Seeds:
                 continue
             yield seed, one, epochs
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _checkpoint(self, key: str) -> Path:
+        return self.shared.folder / "checkpoints" / key[:16]
 
     @torch.no_grad()
     def _write(

@@ -13,6 +13,9 @@ from fusetune.comparison.summary import LEVEL, Summary
 
 # readable on white and on near-black; variants beyond them come with another line and marker
 PALETTE = ("#3b82c4", "#e07b39", "#3fa66b", "#c8504f", "#8f6cc4", "#a0795c", "#d46fb0", "#7d8a99", "#b5a63a", "#35a7b5")
+# from next to nothing to the first colour, and from worse over nothing to better: both on white and on near-black
+MORE = [[0, "rgba(59,130,196,0.04)"], [1, "#2563a8"]]
+BETTER = [[0, "#c8504f"], [0.5, "rgba(128,128,128,0.06)"], [1, "#3b82c4"]]
 DASHES, MARKERS = ("solid", "dash", "dot"), ("circle", "diamond", "square")
 BOXED = 400  # samples in a box: its quartiles are the same to a percent, the page is smaller
 
@@ -105,7 +108,7 @@ def pareto(summary: Summary, look: Look, key: str, label: str, unit: str) -> Cha
         "of a disc: seconds of training a seed; grey steps: nothing is better at that cost. Logarithmic axis.",
         traces,
         {
-            "xaxis": axis(f"{label} ({unit})", type="log"),
+            "xaxis": axis(f"{label} ({unit})" if unit else label, type="log", dtick="D2"),
             "yaxis": axis(f"test {told}"),
             "legend": {"orientation": "h", "y": -0.25},
         },
@@ -146,7 +149,7 @@ def differences(summary: Summary) -> Chart:
                 "text": texts,
                 "texttemplate": "%{text}",
                 "textfont": {"size": 10},
-                "colorscale": "RdBu",
+                "colorscale": BETTER,
                 "zmin": -most,
                 "zmax": most,
                 "zmid": 0,
@@ -237,7 +240,7 @@ def heatmap(
                 "x": list(labels[0]),
                 "y": list(labels[1]),
                 "z": _numbers(values),
-                "colorscale": "Blues",
+                "colorscale": MORE,
                 "zmin": 0,
                 "colorbar": {"title": {"text": unit}},
                 "hovertemplate": f"%{{y}} / %{{x}}: %{{z:.3f}}<extra>{title}</extra>",

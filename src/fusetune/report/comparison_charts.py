@@ -14,7 +14,7 @@ from fusetune.report.charts import Chart, Look, axis
 
 def costs(summary: Summary, look: Look) -> list[Chart]:
     told = [
-        charts.pareto(summary, look, "trainable_parameters", "trained parameters", "parameters"),
+        charts.pareto(summary, look, "trainable_parameters", "trained parameters", ""),
         charts.pareto(summary, look, "train_seconds", "time of training", "seconds a seed"),
     ]
     rows = summary.rows.values()
@@ -42,7 +42,7 @@ def modalities(summary: Summary) -> list[Chart]:
     }
     layout = {"xaxis": axis("", tickangle=-40), "yaxis": axis(f"test {name}")}
     if without:
-        samples = next(iter(summary.rows.values()))["conditions"]["samples"]
+        samples = round(next(iter(summary.rows.values()))["conditions"]["samples"])
         caption = f"Each modality taken away in turn, on the same {samples} test samples; nothing was trained for that."
         told.append(charts.bars(summary, without, Chart("What each modality brings", caption, (), layout)))
     groups = {n: r["by_group"] for n, r in summary.rows.items() if r["by_group"]}
@@ -56,7 +56,7 @@ def robustness(summary: Summary, look: Look) -> list[Chart]:
     name = summary.metric.replace("_", " ")
     told: list[Chart] = []
     layout: dict[str, Any]
-    samples = next(iter(summary.rows.values()))["conditions"]["samples"]
+    samples = round(next(iter(summary.rows.values()))["conditions"]["samples"])
     kinds = {
         "missing": (
             "Missing modalities",
@@ -129,7 +129,8 @@ def curves(summary: Summary, found: Sequence[Compared], look: Look) -> Chart:
     ]
     told = summary.metric.replace("_", " ")
     caption = "One line a seed; a click in the legend hides a method. Lines end where validation had stopped rising."
-    layout = {"xaxis": axis("epoch"), "yaxis": axis(f"validation {told}")}
+    longest = max(epoch for one in found for epochs, _ in details.curves(one).values() for epoch in epochs)
+    layout = {"xaxis": axis("epoch", dtick=max(1, longest // 10)), "yaxis": axis(f"validation {told}")}
     return Chart("Validation by epoch", caption, traces, layout, 480, wide=True)
 
 
