@@ -178,3 +178,28 @@ def test_its_arithmetic_grows_linearly_in_modalities_and_in_tokens():
     assert flops(6, 100) == pytest.approx(3 * flops(2, 100), rel=0.01)
     per_token = [(flops(2, 2 * t) - flops(2, t)) / t for t in (50, 100, 200)]
     assert max(per_token) == pytest.approx(min(per_token), rel=0.01)
+
+
+@pytest.mark.parametrize("sizes", [{"a": (3, 4), "b": (2, 5)}, {"a": (2, 3), "b": (3, 2), "c": (1, 4)}])
+def test_interactions_are_what_two_tokens_add_together_that_neither_adds_alone(sizes):
+    torch.manual_seed(0)
+    adapter = adapter_of(sizes, bottleneck_dim=2, rank=3, fused_tokens=None)
+    streams = streams_of(sizes, batch=3)
+
+    def fused(present: dict[str, int]) -> torch.Tensor:
+        """H where of each modality only the named token is there."""
+        given = {}
+        for name, tokens in streams.items():
+            mask = torch.zeros_like(tokens.mask)
+            if name in present:
+                mask[:, present[name]] = True
+            given[name] = Tokens(tokens.values, mask)
+        return adapter.fuse(given)
+
+    found = adapter.interactions(streams)
+    assert set(found) == {(a, b) for a in sizes for b in sizes if a < b}
+    for (a, b), strength in found.items():
+        for i in range(sizes[a][0]):
+            for j in range(sizes[b][0]):
+                both = fused({a: i, b: j}) - fused({a: i}) - fused({b: j}) + fused({})
+                assert strength[i, j] == pytest.approx(both.flatten(1).norm(dim=1).mean().item(), rel=1e-4)

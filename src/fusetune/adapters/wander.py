@@ -23,6 +23,7 @@ from the second step on.
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,28 @@ class Wander(StreamAdapter):
         product = functools.reduce(torch.mul, parts)  # (batch, R, T_h, width)
         return self.scale * product.sum(1)
 
+    @torch.no_grad()
+    def interactions(self, streams: Mapping[str, Tokens]) -> dict[tuple[str, str], Tensor]:
+        """Which tokens of which modalities act together, by pair of modalities, (tokens, tokens).
+
+        The mean over samples of the norm of that term of H in which one token of each of the two stands and of every
+        other modality the bias row; in units of the target stream's values.
+        """
+        names = [name for name in self.factors if name in streams]
+        found: dict[tuple[str, str], Tensor] = {}
+        for a, b in combinations(names, 2):
+            others = [f.constant() for name, f in self.factors.items() if name not in (a, b)]  # type: ignore[operator]
+            constant = functools.reduce(torch.mul, others, self.scale[None, None, None])[0]  # (R, 1, width)
+            total = torch.zeros(streams[a].mask.shape[1], streams[b].mask.shape[1])
+            for i in range(len(streams[a].mask)):
+                one, other = (self._by_token(name, streams[name], i) for name in (a, b))
+                total += torch.einsum("itkd,iskd->tskd", one * constant[:, None], other).flatten(2).norm(dim=-1).cpu()
+            found[a, b] = total / max(1, len(streams[a].mask))
+        return found
+
+    def _by_token(self, name: str, tokens: Tokens, row: int) -> Tensor:
+        return self.factors[name].by_token(Tokens(tokens.values[row : row + 1], tokens.mask[row : row + 1]))[0]  # type: ignore[operator]
+
 
 class _Factor(nn.Module):
     """F_m^(i) for all i at once."""
@@ -123,6 +146,12 @@ class _Factor(nn.Module):
         z = F.gelu(self.down(tokens.values)) * tokens.mask.unsqueeze(-1)  # (batch, T_m, r)
         mixed = torch.einsum("btr,ijtk->bijkr", z, self.token_factors[:, :, :count])
         return self.constant() + torch.einsum("bijkr,ijrd->bikd", mixed, self.feature_factors)
+
+    def by_token(self, tokens: Tokens) -> Tensor:
+        """What each token adds to the factor, (batch, R, T_m, T_h, width)."""
+        z = F.gelu(self.down(tokens.values)) * tokens.mask.unsqueeze(-1)
+        own = self.token_factors[:, :, : z.shape[1]]
+        return torch.einsum("btr,ijtk,ijrd->bitkd", z, own, self.feature_factors)
 
     def constant(self) -> Tensor:
         """The factor of a missing modality: (1, R, 1, width)."""

@@ -1,4 +1,4 @@
-"""What attends to what in a trained adapter: the attention that the adapter itself has brought."""
+"""What looks at what in a trained adapter: the attention that it has brought, and the products that it fuses by."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,9 @@ from fusetune.backbones.backbone import Frontier
 from fusetune.backbones.blocks import Attention
 from fusetune.comparison.measures import Streams
 from fusetune.plan import AdaptedModel
+from fusetune.tokens import Tokens
+
+LOOKED_AT = 64  # samples: the products of all pairs of tokens are many
 
 
 @torch.no_grad()
@@ -39,6 +42,31 @@ def attention_maps(model: AdaptedModel, states: Streams, start: Frontier) -> dic
         told = getattr(model.get_submodule(path), "reads", lambda: ())()
         label = told[len(calls)] if len(calls) < len(told) else f"call {len(calls) + 1}"
         found[f"{path}: {label}"] = weights.tolist()
+    return found
+
+
+@torch.no_grad()
+def interaction_maps(model: AdaptedModel, states: Streams, start: Frontier) -> dict[str, list[list[float]]]:
+    """By name, how strongly tokens of two modalities act together (rows, columns), over the first samples.
+
+    {} for methods that don't fuse by products of tokens.
+    """
+    found: dict[str, list[list[float]]] = {}
+
+    def hook(place: str, adapter: Any, inputs: Sequence[Any]) -> None:
+        for (one, other), strength in adapter.interactions(inputs[0]).items():
+            found[f"{place}: {one} with {other}"] = strength.tolist()
+
+    own = [(n, m) for n, m in model.named_modules() if hasattr(m, "interactions") and not n.startswith("backbone.")]
+    handles = [
+        module.register_forward_pre_hook(lambda m, inputs, name=name: hook(name, m, inputs)) for name, module in own
+    ]
+    few = {n: Tokens(tokens.values[:LOOKED_AT], tokens.mask[:LOOKED_AT]) for n, tokens in states.items()}
+    try:
+        model.eval()(few, start)
+    finally:
+        for handle in handles:
+            handle.remove()
     return found
 
 

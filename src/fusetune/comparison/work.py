@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from fusetune.comparison.attention import attention_maps
+from fusetune.comparison.attention import attention_maps, interaction_maps
 from fusetune.comparison.cells import write_cell
 from fusetune.comparison.energy import Meter
 from fusetune.comparison.measures import Conditions, calibration
@@ -244,12 +244,14 @@ class _Seeds:
         if self.conditions is None:
             self.conditions = Conditions(experiment, shared.settings.robustness, self.device)
             self.answers = self.conditions.answer_times(experiment.model)
+        whole = self.conditions.all[0].states
         results = {
             "metrics": result.metrics,
             "curve": result.curve,
             "calibration": calibration(experiment.task, result.outputs, splits["test"].targets),
             "conditions": self.conditions.metrics(experiment.model),
-            "attention": attention_maps(experiment.model, self.conditions.all[0].states, self.conditions.start),
+            "attention": attention_maps(experiment.model, whole, self.conditions.start),
+            "interactions": interaction_maps(experiment.model, whole, self.conditions.start),
             "settings": to_plain(variant.settings),
             "changed": to_plain(variant.changed),
             "share": variant.share,
