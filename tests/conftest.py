@@ -51,6 +51,14 @@ def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def compared_project(trained_project: Path) -> Path:
+    """The same project, in which `compare` has run once."""
+    done = kedro(trained_project, "run", "--pipeline", "compare", "--env", "ci")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return trained_project
+
+
+@pytest.fixture(scope="session")
 def base(trained_project: Path) -> Path:
     """The folder of a small pretrained base with all four towers and a trunk."""
     return trained_project / "data" / "06_models" / "ci" / "base"

@@ -58,5 +58,14 @@ def gates(one: Compared) -> dict[str, list[float]]:
 
 def attention(one: Compared) -> dict[str, np.ndarray]:
     """By name, (tokens that read, tokens that are read), of the first seed."""
-    maps = one.cells[min(one.cells)].results["attention"]
+    return _maps(one, "attention")
+
+
+def interactions(one: Compared) -> dict[str, np.ndarray]:
+    """By name, how strongly tokens of two modalities act together, of the first seed."""
+    return _maps(one, "interactions")
+
+
+def _maps(one: Compared, key: str) -> dict[str, np.ndarray]:
+    maps = one.cells[min(one.cells)].results.get(key, {})
     return {name: np.array(weights) for name, weights in maps.items()}

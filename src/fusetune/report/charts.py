@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.comparison import details
-from fusetune.comparison.record import Compared
 from fusetune.comparison.statistics import Difference
 from fusetune.comparison.summary import LEVEL, Summary
 
@@ -17,7 +15,6 @@ PALETTE = ("#3b82c4", "#e07b39", "#3fa66b", "#c8504f", "#8f6cc4", "#a0795c", "#d
 MORE = [[0, "rgba(59,130,196,0.04)"], [1, "#2563a8"]]
 BETTER = [[0, "#c8504f"], [0.5, "rgba(128,128,128,0.06)"], [1, "#3b82c4"]]
 DASHES, MARKERS = ("solid", "dash", "dot"), ("circle", "diamond", "square")
-BOXED = 400  # samples in a box: its quartiles are the same to a percent, the page is smaller
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def differences(summary: Summary) -> Chart:
                 "type": "heatmap",
                 "x": names,
                 "y": names,
-                "z": _numbers(values),
+                "z": numbers(values),
                 "text": texts,
                 "texttemplate": "%{text}",
                 "textfont": {"size": 10},
@@ -204,22 +201,6 @@ def lines(
     return Chart(chart.title, chart.caption, traces, chart.layout, chart.height, chart.wide)
 
 
-def confusion(one: Compared) -> Chart | None:
-    found = details.confusion(one)
-    if found is None:
-        return None
-    labels, matrix = found
-    return heatmap(
-        f"Confusion: {one.name}",
-        "Share of a label's test samples (row) that were answered by another (column), all seeds"
-        + (f"; the {details.MOST_LABELS} most frequent labels." if len(labels) == details.MOST_LABELS else "."),
-        matrix,
-        ("predicted", "true"),
-        (labels, labels),
-        "share",
-    )
-
-
 def heatmap(
     title: str,
     caption: str,
@@ -239,7 +220,7 @@ def heatmap(
                 "type": "heatmap",
                 "x": list(labels[0]),
                 "y": list(labels[1]),
-                "z": _numbers(values),
+                "z": numbers(values),
                 "colorscale": MORE,
                 "zmin": 0,
                 "colorbar": {"title": {"text": unit}},
@@ -251,47 +232,6 @@ def heatmap(
     )
 
 
-def gates(one: Compared) -> Chart | None:
-    found = details.gates(one)
-    if not found:
-        return None
-    traces = [
-        {
-            "type": "box",
-            "name": name.replace("_", " "),
-            "x": [round(value, 4) for value in values[:: max(1, len(values) // BOXED)]],
-            "boxpoints": False,
-            "marker": {"color": PALETTE[i % len(PALETTE)]},
-        }
-        for i, (name, values) in enumerate(found.items())
-    ]
-    return Chart(
-        f"Gates: {one.name}",
-        "What the adapter let through, over test samples of the first seed: median, quartiles, 1.5 of their distance.",
-        traces,
-        {"xaxis": axis("weight (0 to 1)", range=[-0.02, 1.02]), "yaxis": axis("gate"), "showlegend": False},
-        max(240, 110 + 34 * len(traces)),
-    )
-
-
-def attention(one: Compared) -> list[Chart]:
-    charts = []
-    for name, weights in details.attention(one).items():
-        labels = [[f"{i + 1}" for i in range(size)] for size in weights.shape]
-        charts.append(
-            heatmap(
-                f"Attention: {one.name}, {name}",
-                "Mean weight over heads and test samples, first seed; a row reads, a column is read.",
-                weights,
-                ("token that is read", "token that reads"),
-                (labels[1], labels[0]),
-                "weight",
-                max(300, 130 + 16 * len(labels[0])),
-            )
-        )
-    return charts
-
-
-def _numbers(values: np.ndarray) -> list[list[float | None]]:
+def numbers(values: np.ndarray) -> list[list[float | None]]:
     """JSON has no NaN."""
     return [[None if np.isnan(value) else round(float(value), 4) for value in row] for row in values]

@@ -9,7 +9,7 @@ from typing import Any
 from fusetune.comparison.record import Compared
 from fusetune.comparison.statistics import PowerLaw
 from fusetune.comparison.summary import Summary
-from fusetune.report import charts, comparison_charts
+from fusetune.report import charts, comparison_charts, inside_charts
 from fusetune.report.charts import Chart, Look
 
 Cell = tuple[str, float | None]  # as it is shown, and what it is sorted by
@@ -51,8 +51,8 @@ def comparison_page(summary: Summary, found: Sequence[Compared], title: str, siz
             "Size and data",
             shown(comparison_charts.scaling(summary, size_label)) + _law(summary.law, size_label),
         ),
-        ("confusion", "Confusion", _chosen(best_first, lambda one: [charts.confusion(one)], shown)),
-        ("inside", "Gates and attention", _inside(best_first, shown)),
+        ("confusion", "Confusion", _chosen(best_first, lambda one: [inside_charts.confusion(one)], shown)),
+        ("inside", "Gates and attention", _chosen(best_first, inside_charts.inside, shown)),
         ("errors", "What failed", _errors(summary)),
         ("method", "How this was measured", _method(summary)),
     ]
@@ -109,10 +109,6 @@ def _chosen(
         for i, (name, of_one) in enumerate(parts)
     )
     return f"<div class='chooser'><label>Method <select>{options}</select></label>{bodies}</div>"
-
-
-def _inside(found: Sequence[Compared], shown: Callable[..., str]) -> str:
-    return _chosen(found, lambda one: [charts.gates(one), *charts.attention(one)], shown)
 
 
 def _table(summary: Summary) -> str:
