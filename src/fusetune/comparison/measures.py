@@ -19,7 +19,7 @@ from fusetune.training.experiment import Experiment
 from fusetune.training.missing import with_dropped_modalities
 
 BINS = 15  # of confidence, of equal width
-PAIRS, TIMED = 5, 64  # answers are timed so often, on so many samples
+PAIRS, TIMED = 15, 64  # answers are timed so often, on so many samples
 Streams = Mapping[str, Tokens]
 
 
