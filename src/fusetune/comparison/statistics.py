@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 DRAWS = 4000  # bootstrap resamples
+STEEPEST = 4.0  # exponent of a power law
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def power_law(sizes: Sequence[float], samples: Sequence[float], errors: Sequence
         floor, a, alpha, b, beta = theta
         return floor + a * x**-alpha + b * unit**-beta
 
-    bounds = ([0, 0, 0.01, 0, 0.01], [1, np.inf, 4, np.inf, 4])
+    bounds = ([0, 0, 0.01, 0, 0.01], [1, np.inf, STEEPEST, np.inf, STEEPEST])
     fits = [
         least_squares(lambda t: model(t) - y, [y.min() / 2, y.std() + 1e-3, alpha, y.std() + 1e-3, beta], bounds=bounds)
         for alpha in (0.3, 1.0)

@@ -10,7 +10,10 @@ from fusetune.comparison.statistics import Difference
 from fusetune.comparison.summary import LEVEL, Summary
 
 # readable on white and on near-black; variants beyond them come with another line and marker
-PALETTE = ("#3b82c4", "#e07b39", "#3fa66b", "#c8504f", "#8f6cc4", "#a0795c", "#d46fb0", "#7d8a99", "#b5a63a", "#35a7b5")
+PALETTE = (
+    "#3b82c4", "#e07b39", "#3fa66b", "#c8504f", "#8f6cc4", "#a0795c", "#d46fb0",
+    "#7d8a99", "#b5a63a", "#35a7b5", "#5a62d8", "#86b953", "#b3506e", "#4f8f86",
+)  # fmt: skip
 # from next to nothing to the first colour, and from worse over nothing to better: both on white and on near-black
 MORE = [[0, "rgba(59,130,196,0.04)"], [1, "#2563a8"]]
 BETTER = [[0, "#c8504f"], [0.5, "rgba(128,128,128,0.06)"], [1, "#3b82c4"]]
@@ -56,7 +59,7 @@ class Look:
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
-    return {"title": {"text": title}, "automargin": True, **more}
+    return {"title": {"text": title, "standoff": 12}, "automargin": True, **more}
 
 
 def pareto(summary: Summary, look: Look, key: str, label: str, unit: str) -> Chart:
@@ -107,7 +110,7 @@ def pareto(summary: Summary, look: Look, key: str, label: str, unit: str) -> Cha
         {
             "xaxis": axis(f"{label} ({unit})" if unit else label, type="log", dtick="D2"),
             "yaxis": axis(f"test {told}"),
-            "legend": {"orientation": "h", "y": -0.25},
+            "legend": {"orientation": "h", "y": -0.25, "itemsizing": "constant"},
         },
         520,
     )
@@ -154,7 +157,10 @@ def differences(summary: Summary) -> Chart:
                 "hovertemplate": "%{y} less %{x}: %{z:.1f} points<extra></extra>",
             }
         ],
-        {"xaxis": axis("compared with", tickangle=-40), "yaxis": axis("method", autorange="reversed")},
+        {
+            "xaxis": axis("compared with", tickangle=-40, showgrid=False),
+            "yaxis": axis("method", autorange="reversed", showgrid=False),
+        },
         max(380, 160 + 34 * len(names)),
         wide=True,
     )
@@ -211,7 +217,7 @@ def heatmap(
     height: int | None = None,
 ) -> Chart:
     """Values from 0 up, (rows, columns); `axes` and `labels` are of columns and rows."""
-    small = {"tickfont": {"size": 9}, "type": "category"}
+    small = {"tickfont": {"size": 9}, "type": "category", "showgrid": False}
     return Chart(
         title,
         caption,

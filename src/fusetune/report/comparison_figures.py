@@ -48,20 +48,14 @@ def pareto(summary: Summary, key: str, label: str):
     figure = blank(8.0, 4.8)
     axes = figure.subplots()
     front = pareto_front({name: (row[key], row["mean"]) for name, row in rows.items()})
-    for name, row in rows.items():
+    axes.plot([rows[n][key] for n in front], [rows[n]["mean"] for n in front], color=MUTED, drawstyle="steps-post")
+    for i, (name, row) in enumerate(rows.items()):
         error = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
-        color = ACCENT if name in front else MUTED
-        axes.errorbar(row[key], row["mean"], yerr=error, fmt="o", color=color, capsize=2)
-    axes.plot([rows[n][key] for n in front], [rows[n]["mean"] for n in front], color=ACCENT, drawstyle="steps-post")
-    placed: list[float] = []
-    for name in sorted(rows, key=lambda n: rows[n]["mean"]):  # names to the right, apart from one another
-        height = rows[name]["mean"]
-        axes.annotate(name, (rows[name][key], height), (7, 4 if _crowded(placed, height) else -10), fontsize=8,
-                      textcoords="offset points")  # fmt: skip
-        placed.append(height)
+        color, marker = PALETTE[i % len(PALETTE)], "o" if name in front else "x"
+        axes.errorbar(row[key], row["mean"], yerr=error, fmt=marker, color=color, capsize=2, label=name)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_xscale("log")
-    axes.margins(x=0.16)
-    axes.set(xlabel=label, ylabel=f"test {_told(summary)}", title="Nothing is better at the cost of the blue ones")
+    axes.set(xlabel=label, ylabel=f"test {_told(summary)}", title="Discs: nothing is better at that cost")
     return figure
 
 
@@ -110,7 +104,8 @@ def scaling(summary: Summary, label: str):
             [p["size"] for p in own], [p["error"] for p in own], "o", color=PALETTE[i], label=f"{count:,} samples"
         )
         if summary.law:
-            axes.plot(sizes, [summary.law.error(size, count) for size in sizes], color=PALETTE[i])
+            steps = [sizes[0] * (sizes[-1] / sizes[0]) ** (k / 40) for k in range(41)]
+            axes.plot(steps, [summary.law.error(size, count) for size in steps], color=PALETTE[i])
     axes.set_xscale("log")
     axes.set_xticks(
         sorted({p["size"] for p in summary.points}), [f"{s:g}" for s in sorted({p["size"] for p in summary.points})]
@@ -119,10 +114,6 @@ def scaling(summary: Summary, label: str):
     axes.legend(frameon=False)
     axes.set(xlabel=label, ylabel=f"error (1 - test {_told(summary)})", title="Size and data; lines: fitted power law")
     return figure
-
-
-def _crowded(placed: Sequence[float], height: float) -> bool:
-    return any(abs(height - other) < 0.01 for other in placed)
 
 
 def _told(summary: Summary) -> str:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from fusetune.comparison.record import Compared
-from fusetune.comparison.statistics import PowerLaw
+from fusetune.comparison.statistics import STEEPEST, PowerLaw
 from fusetune.comparison.summary import Summary
 from fusetune.report import charts, comparison_charts, inside_charts
 from fusetune.report.charts import Chart, Look
@@ -89,7 +89,10 @@ def _law(law: PowerLaw | None, label: str) -> str:
     if law is None:
         return ""
     text = f"error = {law.floor:.3f} + {law.a:.3g} / {label}^{law.alpha:.2f} + {law.b:.3g} / samples^{law.beta:.2f}"
-    note = " Five parameters on few points: a description, no forecast far outside of them." if law.points < 30 else ""
+    note = ""
+    if max(law.alpha, law.beta) > 0.99 * STEEPEST:
+        note = f" An exponent at {STEEPEST:g}, its bound: the step from the smallest value is all that there is to see."
+    note += " Five parameters on few points: a description, no forecast far outside of them." if law.points < 30 else ""
     return (
         f"<p>Least squares on {law.points} points: <code>{escape(text)}</code>, which explains "
         f"{law.determination:.0%} of their variance.{note}</p>"

@@ -1,5 +1,7 @@
 """Charts of one variant: its confusion, and what is seen inside of its adapter."""
 
+from dataclasses import replace
+
 from fusetune.comparison import details
 from fusetune.comparison.record import Compared
 from fusetune.report.charts import PALETTE, Chart, axis, heatmap
@@ -12,7 +14,7 @@ def confusion(one: Compared) -> Chart | None:
     if found is None:
         return None
     labels, matrix = found
-    return heatmap(
+    chart = heatmap(
         f"Confusion: {one.name}",
         "Share of a label's test samples (row) that were answered by another (column), all seeds"
         + (f"; the {details.MOST_LABELS} most frequent labels." if len(labels) == details.MOST_LABELS else "."),
@@ -21,6 +23,7 @@ def confusion(one: Compared) -> Chart | None:
         (labels, labels),
         "share",
     )
+    return replace(chart, wide=True)
 
 
 def gates(one: Compared) -> Chart | None:
