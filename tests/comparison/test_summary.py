@@ -1,0 +1,126 @@
+"""What the summary says, on scores that were made up so that the answer is known."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fusetune.comparison.cells import Cell
+from fusetune.comparison.record import Compared
+from fusetune.comparison.summary import summarize
+from fusetune.errors import FusetuneError
+from fusetune.report.charts import pareto_front
+from fusetune.report.comparison_page import comparison_page
+from fusetune.training.evaluation import EvaluationSettings
+
+SAMPLES = 600
+
+
+class Made(Cell):
+    def predictions(self):
+        return pa.table({"score": self.results["scores"], "label": ["a"] * SAMPLES, "prediction": ["a"] * SAMPLES})
+
+
+def variant(name: str, rate: float, parameters: int, seeds: int = 4, error: str = "") -> Compared:
+    cells = {}
+    for seed in range(0 if error else seeds):
+        drawn = np.random.default_rng([seed, parameters]).random(SAMPLES) < rate
+        metrics = {
+            "metric": "accuracy",
+            "test": {"accuracy": float(drawn.mean())},
+            "trainable_parameters": parameters,
+            "base_parameters": 10 * parameters,
+            "target_columns": ["label"],
+            "train_samples": 100,
+        }
+        results = {
+            "scores": drawn.astype(float),
+            "metrics": metrics,
+            "curve": [{"epoch": 1, "val_metric": rate + 0.01 * seed}],
+            "calibration": {"ece": 0.1, "bins": [{"confidence": 0.5, "accuracy": 0.4, "share": 1.0}]},
+            "conditions": {"samples": 10, "whole": rate, "without": {"text": rate - 0.3, "image": rate - 0.1}},
+            "attention": {},
+            "interactions": {},
+        }
+        cost = {"train_seconds": 2.0, "epochs": 1, "how": "alone", "peak_bytes": 1, "joules": None}
+        cost |= {"seconds_per_answer": 0.001, "seconds_plain": 0.001, "overhead": 0.0}
+        cells[seed] = Made(folder_of(name, seed), results, cost)
+    return Compared(name, name, {}, 1.0, True, {}, cells, {0: error} if error else {})
+
+
+def folder_of(name: str, seed: int):
+    from pathlib import Path
+
+    return Path("/nowhere", name, str(seed))
+
+
+def summed(*found: Compared, unimodal=None):
+    return summarize(found, None, unimodal or {}, EvaluationSettings())
+
+
+def test_the_sentences_say_what_the_numbers_hold():
+    found = [
+        variant("lora", 0.70, 1000),
+        variant("wander", 0.90, 400),
+        variant("unipelt", 0.902, 200),
+        variant("probe", 0.50, 50),
+        variant("broken", 0.5, 7, error="the loss is nan"),
+    ]
+    summary = summed(*found, unimodal={"text": 0.4, "image": 0.6})
+    rows = summary.rows
+    assert list(summary.rows)[-2:] == ["lora", "probe"] and set(summary.errors) == {"broken"}
+    pair = next(p for p in summary.differences if (p.first, p.second) == ("wander", "lora"))
+    assert pair.value == pytest.approx(rows["wander"]["mean"] - rows["lora"]["mean"])
+    text = " ".join(summary.sentences)
+    best = next(iter(rows))
+    other = {"wander": "unipelt", "unipelt": "wander"}[best]
+    against = next(p for p in summary.differences if (p.first, p.second) == (best, "lora"))
+    share = {"wander": "40%", "unipelt": "20%"}[best]
+    assert f"{best} beats lora by {100 * against.value:.1f} points (95% CI {100 * against.low:.1f} to" in text
+    assert f"with {share} of its parameters." in text
+    assert f"{other} is not distinguishable from it." in text and "It also beats probe." in text
+    assert "The best modality alone, image, reaches 0.600" in text
+    assert f"{best} leans most on text: without it, it loses 30.0 points." in text
+    assert summary.winner[1].endswith(f"{best}/3/adapter"), "the seed that is best on validation"
+
+
+def test_one_method_alone_and_none_at_all():
+    summary = summed(variant("wander", 0.9, 400))
+    assert summary.differences == [] and len(summary.sentences) == 2
+    with pytest.raises(FusetuneError, match="nothing came to an end. broken: the loss is nan"):
+        summed(variant("broken", 0.5, 7, error="the loss is nan"))
+
+
+def test_the_summary_is_json_and_its_flat_form_holds_what_dvc_shows():
+    summary = summed(variant("a", 0.9, 400), variant("b", 0.5, 10))
+    assert json.loads(json.dumps(summary.plain()))["winner"] == "a"
+    assert set(summary.flat()["a"]) == {
+        "accuracy", "low", "high", "seeds", "ece", "trainable_parameters", "train_seconds",
+    }  # fmt: skip
+
+
+def test_the_front_holds_what_nothing_beats():
+    points = {"cheap": (1, 0.5), "same": (1, 0.4), "middle": (5, 0.4), "good": (10, 0.9), "dear": (20, 0.9)}
+    assert pareto_front(points) == ["cheap", "good"]
+
+
+def test_every_chart_has_axes_and_a_caption_is_valid_and_nothing_is_fetched():
+    import re
+
+    import plotly.graph_objects as go
+
+    found = [variant("a", 0.9, 400), variant("<b>", 0.5, 10), variant("broken", 0.5, 7, error="<script>no</script>")]
+    page = comparison_page(summed(*found), found, "a & b")
+    head, rest = page.split('<script id="figures" type="application/json">')
+    figures = json.loads(rest.split("</script>")[0].replace("<\\/", "</"))
+    assert len(figures) == head.count("class='plot'") == head.count("<figcaption>") >= 8
+    assert "<figcaption></figcaption>" not in head
+    for figure in figures:
+        go.Figure(figure)  # raises for what Plotly doesn't know
+        assert figure["layout"]["yaxis"]["title"]["text"], figure["layout"]
+        shown = figure["layout"]["xaxis"]
+        assert shown["title"]["text"] or shown["tickangle"], "names of methods need no title"
+    assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=", page), "all of it is in the page"
+    assert "<title>a &amp; b</title>" in page and "<script>no" not in page and "&lt;b&gt;" in page
+    assert "@@" not in head and "prefers-color-scheme" in page
