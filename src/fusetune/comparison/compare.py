@@ -138,6 +138,8 @@ def compare(
             cell = read_cell(Path(details[0]))
             if cell and seed is not None:
                 row.cells[seed] = cell
+                for other in rows:  # the same cell may stand in another row
+                    other.cells |= {s: cell for s, key in other.keys.items() if shared.cell(key) == cell.folder}
         watcher.heard(job, kind, seed, details)
 
     watcher.begun(rows, jobs)
@@ -146,9 +148,6 @@ def compare(
     finally:
         watcher.ended()
     for row in rows:
-        for seed in set(row.keys) - set(row.cells):  # cells that another row's job has made
-            cell = read_cell(shared.cell(row.keys[seed]))
-            row.cells |= {seed: cell} if cell else {}
         if row.variant.search and row.search is None:
             row.search = finished_search(shared, row.variant)
     return Comparison(rows, _distinct(features), computed)
