@@ -16,9 +16,9 @@ import torch
 from conftest import WANDER
 from fusetune.bank.artifact import Artifact
 from fusetune.comparison.compare import Watcher, compare, shared_by_all
+from fusetune.comparison.jobs import Shared
 from fusetune.comparison.record import opened, record
 from fusetune.comparison.summary import summarize
-from fusetune.comparison.work import Shared
 from fusetune.config import to_plain
 from fusetune.errors import FusetuneError
 from fusetune.training.evaluation import EvaluationSettings
@@ -43,8 +43,8 @@ class Heard(Watcher):
     def __init__(self) -> None:
         self.events: list[tuple] = []
 
-    def heard(self, job, kind, seed, details) -> None:
-        self.events.append((job.variant.name, kind, seed, details))
+    def heard(self, job, kind, place, details) -> None:
+        self.events.append((job.name, kind, place, details))
 
     def of(self, kind: str) -> list[tuple]:
         return [event for event in self.events if event[1] == kind]
@@ -135,9 +135,9 @@ def test_a_seed_that_raises_is_a_row_with_its_error_and_the_rest_goes_on(toy):
 
 def test_a_process_that_is_killed_costs_its_own_seeds(toy):
     class Killer(Heard):
-        def heard(self, job, kind, seed, details) -> None:
-            super().heard(job, kind, seed, details)
-            if kind == "started" and job.variant.name == "wander":
+        def heard(self, job, kind, place, details) -> None:
+            super().heard(job, kind, place, details)
+            if kind == "started" and job.name == "wander":
                 (child,) = multiprocessing.active_children()
                 os.kill(child.pid, signal.SIGKILL)
 
@@ -182,12 +182,29 @@ def test_a_comparison_that_is_killed_goes_on_where_it_was_and_ends_the_same(toy)
     assert not list(folder.glob("checkpoints/*"))
 
 
+def test_learning_rates_of_one_method_are_one_batched_model_and_give_what_each_gives_alone(toy):
+    grid = {"train.learning_rate": [0.001, 0.01], "placements.0.config.rank": [1, 2]}
+    chosen = {"methods": {"wander": {"grid": grid}}}
+    watcher = Heard()
+    _, together = run(toy, watcher, **chosen)
+    assert len(watcher.of("started")) == 2, "one job a rank, both rates in it"
+    shutil.rmtree(toy.folder / "comparison")
+    _, alone = run(toy, **chosen, batch_seeds=False)
+    for one, other in zip(together.rows, alone.rows, strict=True):
+        assert one.variant.name == other.variant.name and len(one.cells) == 2
+        for seed, cell in one.cells.items():
+            assert cell.cost["how"] == "one of 4 that were trained together"
+            assert cell.folder.name == other.cells[seed].folder.name
+            losses, expected = ([row["val_loss"] for row in c.results["curve"]] for c in (cell, other.cells[seed]))
+            assert losses == pytest.approx(expected, rel=1e-5)
+
+
 def test_members_that_were_killed_between_their_cells_end_bitwise_like_the_others(toy):
     chosen = {"methods": {"wander": {}}, "seeds": [0, 1, 2]}
 
     class Killer(Heard):
-        def heard(self, job, kind, seed, details) -> None:
-            if kind == "cell" and seed == 0:
+        def heard(self, job, kind, place, details) -> None:
+            if kind == "cell" and place == ("wander", 0):
                 (child,) = multiprocessing.active_children()
                 os.kill(child.pid, signal.SIGKILL)
 
@@ -253,7 +270,7 @@ def test_memory_bounds_how_many_run_at_once(toy):
     class Counting(Heard):
         most = running = 0
 
-        def heard(self, job, kind, seed, details) -> None:
+        def heard(self, job, kind, place, details) -> None:
             self.running += {"started": 1, "ended": -1}.get(kind, 0)
             self.most = max(self.most, self.running)
 

@@ -1,6 +1,7 @@
 """The comparison: variants to jobs, jobs to cells; what is there already is not computed again."""
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,11 +11,12 @@ import pyarrow as pa
 import torch
 
 from fusetune.comparison.cells import Cell, read_cell
+from fusetune.comparison.jobs import Job, Part, Place, Shared, told
 from fusetune.comparison.pool import devices, run_jobs
 from fusetune.comparison.search import finished_search
 from fusetune.comparison.settings import CompareSettings
 from fusetune.comparison.variants import Variant, variants
-from fusetune.comparison.work import Job, Shared, told
+from fusetune.comparison.work import BUSY
 from fusetune.config import build, digest
 from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings, Features
@@ -26,6 +28,7 @@ from fusetune.training.experiment import DataSettings, load_backbone, make_task
 logger = logging.getLogger(__name__)
 PROCESS = 500_000_000  # bytes that a process takes before it has any data
 STEP, RATE = 1e-3, 2e10  # seconds of a step beside its arithmetic, FLOP/s of a core: a guess, for the time left
+RATES = ("learning_rate", "base_learning_rate", "rate_factors", "weight_decay")  # may differ within a batched model
 MOVED = 16  # conditions of the test samples that a job holds, at most
 
 
@@ -68,7 +71,7 @@ class Watcher:
     """What wants to know how a comparison goes; nothing happens here."""
 
     def begun(self, rows: Sequence[Row], jobs: Sequence[Job]) -> None: ...
-    def heard(self, job: Job, kind: str, seed: int | None, details: tuple[Any, ...]) -> None: ...
+    def heard(self, job: Job, kind: str, place: Place | None, details: tuple[Any, ...]) -> None: ...
     def ended(self) -> None: ...
 
 
@@ -123,24 +126,24 @@ def compare(
         rows.append(row)
         jobs += [job] if job else []
         features += cached
-    jobs = _unlike(jobs, rows)
-    by_variant = {id(job.variant): row for job in jobs for row in rows if row.variant is job.variant}
+    jobs = _joined(shared, _unlike(jobs, rows), places[0])
+    by_name = {row.variant.name: row for row in rows}
     computed = 0
 
-    def heard(job: Job, kind: str, seed: int | None, details: tuple[Any, ...]) -> None:
+    def heard(job: Job, kind: str, place: Place | None, details: tuple[Any, ...]) -> None:
         nonlocal computed
-        row = by_variant[id(job.variant)]
         if kind == "failed":
-            open_seeds = [seed] if seed is not None else [s for s in job.seeds if s not in row.cells]
-            row.errors |= dict.fromkeys(open_seeds, details[0])
+            named = [place] if place is not None else [p for p in job.places() if p[1] not in by_name[p[0]].cells]
+            for name, seed in named:
+                by_name[name].errors |= {seed: details[0]}
         elif kind == "cell":
             computed += 1
             cell = read_cell(Path(details[0]))
-            if cell and seed is not None:
-                row.cells[seed] = cell
-                for other in rows:  # the same cell may stand in another row
-                    other.cells |= {s: cell for s, key in other.keys.items() if shared.cell(key) == cell.folder}
-        watcher.heard(job, kind, seed, details)
+            if cell and place is not None:
+                by_name[place[0]].cells[place[1]] = cell
+                for row in rows:  # the same cell may stand in another row
+                    row.cells |= {s: cell for s, key in row.keys.items() if shared.cell(key) == cell.folder}
+        watcher.heard(job, kind, place, details)
 
     watcher.begun(rows, jobs)
     try:
@@ -150,7 +153,10 @@ def compare(
     for row in rows:
         if row.variant.search and row.search is None:
             row.search = finished_search(shared, row.variant)
-    return Comparison(rows, _distinct(features), computed)
+    found = Comparison(rows, _distinct(features), computed)
+    if not found.failed():  # nothing is left that could go on from one
+        shutil.rmtree(shared.folder / "checkpoints", ignore_errors=True)
+    return found
 
 
 def _prepared(
@@ -183,8 +189,7 @@ def _prepared(
     flops = costs.flops * settings.batch_size
     turns = len(missing) + (shared.settings.search.trials if variant.search else 0)
     job = Job(
-        variant,
-        tuple(missing),
+        (Part(variant, tuple(missing)),),
         _memory(shared, costs, len(experiment.source), len(missing)),
         flops,
         steps * turns * (STEP + flops / RATE),
@@ -204,14 +209,33 @@ def _memory(shared: Shared, costs: Account, samples: int, members: int) -> int:
 
 def _unlike(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
     """Jobs without the cells that an earlier one makes: the scaling's whole data set stands in the comparison too."""
-    keys, claimed, found = {id(row.variant): row.keys for row in rows}, set(), []
+    keys, claimed, found = {row.variant.name: row.keys for row in rows}, set(), []
     for job in jobs:
-        own = keys[id(job.variant)]
-        seeds = tuple(seed for seed in job.seeds if own.get(seed) not in claimed or not own)
+        (part,) = job.parts
+        own = keys[part.variant.name]
+        seeds = tuple(seed for seed in part.seeds if own.get(seed) not in claimed or not own)
         claimed |= set(own.values())
         if seeds:
-            found.append(replace(job, seeds=seeds, seconds=job.seconds * len(seeds) / len(job.seeds)))
+            share = len(seeds) / len(part.seeds)
+            found.append(replace(job, parts=(Part(part.variant, seeds),), seconds=job.seconds * share))
     return found
+
+
+def _joined(shared: Shared, jobs: Sequence[Job], device: torch.device) -> list[Job]:
+    """Variants that differ in their rates alone become one job, where its seeds are trained as one batched model."""
+    found: dict[str, Job] = {}
+    for number, job in enumerate(jobs):
+        (part,) = job.parts
+        variant, key = part.variant, f"{number} alone"
+        if shared.settings.batch_seeds and job.flops <= BUSY[device.type] and not variant.search:
+            same = {n: v for n, v in variant.settings["train"].items() if n not in RATES}
+            key = digest([{**variant.settings, "train": same}, variant.share])
+        if key in found:
+            other = found[key]
+            memory, seconds = other.memory + job.memory - PROCESS, other.seconds + job.seconds
+            job = replace(other, parts=other.parts + job.parts, memory=memory, seconds=seconds)
+        found[key] = job
+    return list(found.values())
 
 
 def _distinct(features: Sequence[Features]) -> list[Features]:

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from fusetune.comparison.work import Job, Shared, run_job, told
+from fusetune.comparison.jobs import Job, Place, Shared, told
+from fusetune.comparison.work import run_job
 from fusetune.config import check
 from fusetune.features.dataset import free_memory
 
 PRELOADED = ["fusetune.comparison.work", "transformers.modeling_utils", "torch._dynamo"]  # what every job will need
 LOOK = 0.5  # seconds between two looks at the processes, at most
-Heard = Callable[[Job, str, int | None, tuple[Any, ...]], None]  # job, kind, seed, details
+Heard = Callable[[Job, str, Place | None, tuple[Any, ...]], None]  # job, kind, place, details
 
 
 @dataclass
@@ -28,7 +29,7 @@ class _Running:
     process: BaseProcess
     pipe: Connection
     device: torch.device
-    open: set[int] = field(default_factory=set)  # seeds of which nothing final has been heard
+    open: set[Place] = field(default_factory=set)  # of which nothing final has been heard
 
 
 def devices(workers: int, name: str) -> list[torch.device]:
@@ -101,17 +102,17 @@ def _started(context: Any, shared: Shared, job: Job, device: torch.device, threa
     process = context.Process(target=_main, args=(shared, job, device, threads, workers, theirs), daemon=True)
     process.start()
     theirs.close()
-    return _Running(job, process, ours, device, set(job.seeds))
+    return _Running(job, process, ours, device, set(job.places()))
 
 
 def _listened(one: _Running, heard: Heard) -> bool:
     """Whether the process goes on, after all that it has said was passed on."""
     try:
         while one.pipe.poll():
-            kind, seed, details = one.pipe.recv()
+            kind, place, details = one.pipe.recv()
             if kind in ("cell", "failed"):
-                one.open -= {seed} if seed is not None else one.open.copy()
-            heard(one.job, kind, seed, details)
+                one.open -= {place} if place is not None else one.open.copy()
+            heard(one.job, kind, place, details)
         return True
     except (EOFError, ConnectionResetError):  # it has ended
         one.process.join()
@@ -119,8 +120,8 @@ def _listened(one: _Running, heard: Heard) -> bool:
     if code:
         why = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
         much = " The system was perhaps out of memory: lower compare.workers or train.batch_size." if code == -9 else ""
-        for seed in sorted(one.open):
-            heard(one.job, "failed", seed, (f"its process ended with {why}.{much}",))
+        for place in sorted(one.open):
+            heard(one.job, "failed", place, (f"its process ended with {why}.{much}",))
     return False
 
 
@@ -130,9 +131,9 @@ def _main(shared: Shared, job: Job, device: torch.device, threads: int, workers:
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", "There is a performance drop")  # vmap over attention: slower, and measured
 
-    def tell(kind: str, seed: int | None, *details: Any) -> None:
+    def tell(kind: str, place: Place | None, *details: Any) -> None:
         try:
-            pipe.send((kind, seed, details))
+            pipe.send((kind, place, details))
         except BrokenPipeError:  # nobody is there any more
             os._exit(1)
 
@@ -141,5 +142,5 @@ def _main(shared: Shared, job: Job, device: torch.device, threads: int, workers:
         run_job(shared, job, device, workers, tell)
     except Exception as error:
         tell("failed", None, told(error))
-    tell("note", None, f"{job.variant.name}: {time.perf_counter() - begun:.0f} s")
+    tell("note", None, f"{job.name}: {time.perf_counter() - begun:.0f} s")
     pipe.close()

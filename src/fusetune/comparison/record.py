@@ -7,7 +7,7 @@ from typing import Any
 
 from fusetune.comparison.cells import Cell, read_cell
 from fusetune.comparison.compare import Comparison
-from fusetune.comparison.work import Shared
+from fusetune.comparison.jobs import Shared
 from fusetune.config import check, to_plain
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from fusetune.comparison.jobs import Shared, Tell, told
 from fusetune.comparison.settings import SearchSpace
 from fusetune.comparison.variants import Variant
-from fusetune.comparison.work import Shared, Tell, told
 from fusetune.config import digest
 from fusetune.errors import FusetuneError
 from fusetune.training.loop import Epoch, Reporter, train

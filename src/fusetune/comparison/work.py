@@ -1,113 +1,31 @@
-"""A job: the seeds of one variant, in one process. Seeds that can be are trained as one batched model."""
+"""A job: the seeds of a variant, in one process; seeds, and rates, that can be are trained as one batched model."""
 
 import logging
 import resource
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import torch
 
 from fusetune.comparison.attention import attention_maps, interaction_maps
 from fusetune.comparison.cells import write_cell
 from fusetune.comparison.energy import Meter
+from fusetune.comparison.jobs import Job, Place, Shared, Tell, told
 from fusetune.comparison.measures import Conditions, calibration
-from fusetune.comparison.settings import CompareSettings
 from fusetune.comparison.variants import Variant
-from fusetune.config import build, digest, to_plain
-from fusetune.errors import FusetuneError
-from fusetune.features.index import CacheSettings, Features
-from fusetune.plan import Plan
+from fusetune.config import digest, to_plain
 from fusetune.training.ensemble import assign, refusal
-from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.experiment import DataSettings, Experiment, load_backbone
+from fusetune.training.experiment import Experiment
 from fusetune.training.loop import Epoch, Reporter, Split, train
 from fusetune.training.run import tested
-from fusetune.training.settings import TrainSettings, of_method
+from fusetune.training.settings import TrainSettings
 from fusetune.training.together import train_together
 
 logger = logging.getLogger(__name__)
 PROBED = 8  # samples on which members are compared with themselves alone
 # FLOPs of a training step from which one member alone keeps the device busy, and more of them gain nothing
 BUSY = {"cpu": 2e8, "cuda": 5e12}
-Tell = Callable[..., None]  # (kind, seed or None, details): epoch, cell, failed, trial, note
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all jobs of a comparison have in common.
-
-    Attributes:
-        table: the validated manifest.
-        base: the frozen backbone's folder.
-        train: the common settings of training.
-        folder: of cells, searches and checkpoints.
-        code: digest of the code that makes a cell.
-        origin: digest of the data, of the base, and of how features are cached.
-    """
-
-    table: pa.Table
-    base: Path
-    data: DataSettings
-    train: Mapping[str, Any]
-    cache: CacheSettings
-    evaluation: EvaluationSettings
-    settings: CompareSettings
-    store: Path | str
-    folder: Path
-    code: str
-    origin: str = ""
-
-    def experiment(self, variant: Variant, seed: int) -> Experiment:
-        """On a backbone of its own; raises FusetuneError where the variant doesn't fit the data or the base."""
-        plan, backbone = build(Plan, variant.settings, variant.method), load_backbone(self.base, self.data)
-        found = Experiment(self.table, backbone, self.data, plan, seed, variant.name)
-        if variant.share < 1:
-            rows = found.rows["train"]
-            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-            found.rows["train"] = sorted(rows[i] for i in order[: max(1, round(variant.share * len(rows)))])
-        return found
-
-    def training(self, variant: Variant, seed: int, device: str = "auto") -> TrainSettings:
-        return replace(of_method(self.train, variant.settings, variant.method), seed=seed, device=device)
-
-    def key(self, experiment: Experiment, features: Features, variant: Variant, seed: int) -> str:
-        """Of a cell: digest of all that determines it."""
-        return digest(
-            [
-                self.code,
-                experiment.key(features, self.training(variant, seed)),
-                variant.share,
-                self.settings.robustness,
-                self.evaluation,
-                experiment.column("sample_id", "test"),
-            ]
-        )
-
-    def cell(self, key: str) -> Path:
-        return self.folder / "cells" / key[:32]
-
-
-@dataclass(frozen=True)
-class Job:
-    """
-    Attributes:
-        seeds: that are still to be trained.
-        memory: bytes that it may take.
-        flops: of a training step of one member.
-        seconds: a guess at how long it takes, for the order and the time left.
-        epochs: of each seed, at most.
-    """
-
-    variant: Variant
-    seeds: tuple[int, ...]
-    memory: int
-    flops: float
-    seconds: float
-    epochs: int
 
 
 def run_job(shared: Shared, job: Job, device: torch.device, workers: int, tell: Tell) -> None:
@@ -116,112 +34,120 @@ def run_job(shared: Shared, job: Job, device: torch.device, workers: int, tell: 
     Args:
         workers: jobs that run at the same time: they share the machine's energy.
     """
-    variant = job.variant
-    if variant.search:
+    variants = [part.variant for part in job.parts]
+    if variants[0].search:
         from fusetune.comparison.search import search
 
-        variant = variant.found(search(shared, variant, device, tell))
-    _Seeds(shared, variant, device, workers, tell).run(job)
+        variants = [variants[0].found(search(shared, variants[0], device, tell))]
+    _Members(shared, variants, device, workers, tell).run(job)
 
 
-class _Seeds:
-    """The seeds of a variant; conditions of the test samples are computed once for all of them."""
+class _Members:
+    """Variants of one plan with their seeds; conditions of the test samples are computed once for all of them."""
 
-    def __init__(self, shared: Shared, variant: Variant, device: torch.device, workers: int, tell: Tell) -> None:
-        self.shared, self.variant, self.device, self.workers, self.tell = shared, variant, device, workers, tell
+    def __init__(
+        self, shared: Shared, variants: Sequence[Variant], device: torch.device, workers: int, tell: Tell
+    ) -> None:
+        self.shared, self.device, self.workers, self.tell = shared, device, workers, tell
+        self.variants = {variant.name: variant for variant in variants}
         self.conditions: Conditions | None = None
         self.answers: dict[str, float] = {}
 
     def run(self, job: Job) -> None:
-        shared, variant = self.shared, self.variant
-        experiment = shared.experiment(variant, job.seeds[0])
+        shared, everybody = self.shared, [(name, seed) for name, v in self.variants.items() for seed in v.seeds]
+        experiment = self._experiment(everybody[0])
         features = experiment.extract(shared.store, shared.cache, lambda *_: None, self.device)
-        keys = {seed: shared.key(experiment, features, variant, seed) for seed in variant.seeds}
-        done = [seed for seed in variant.seeds if shared.cell(keys[seed]).is_dir()]
-        for seed in done:
-            shutil.rmtree(self._checkpoint(keys[seed]), ignore_errors=True)  # of a run that was killed right behind it
-        for seed in set(done) & set(job.seeds):
-            self.tell("cell", seed, str(shared.cell(keys[seed])))
-        seeds = [seed for seed in job.seeds if seed not in done]
-        if not seeds:
+        opened = {name: self._experiment((name, variant.seeds[0])) for name, variant in self.variants.items()}
+        keys = {(n, seed): shared.key(opened[n], features, self.variants[n], seed) for n, seed in everybody}
+        done = [place for place in everybody if shared.cell(keys[place]).is_dir()]
+        for place in done:
+            shutil.rmtree(self._checkpoint(keys[place]), ignore_errors=True)  # of a run that was killed right behind it
+        for place in set(done) & set(job.places()):
+            self.tell("cell", place, str(shared.cell(keys[place])))
+        wanted = [place for place in job.places() if place not in done]
+        if not wanted:
             return
         splits = {n: experiment.split(n, features, shared.store, self.device) for n in ("train", "val", "test")}
-        members = seeds  # or, where a run was killed while they trained together, all of them: its checkpoint goes on
-        if self._checkpoint(digest([keys[seed] for seed in variant.seeds])).is_dir():
-            members = list(variant.seeds)
+        members = wanted  # or, where a run was killed while all trained together, all: their checkpoint goes on
+        if self._checkpoint(digest([keys[place] for place in everybody])).is_dir():
+            members = everybody
         values, reason = self._together(experiment, splits, members, job.flops)
         how = reason or f"one of {len(members)} that were trained together"
         meter, share = Meter(self.device), 1 if reason else len(members)
         trained = (
-            self._one_by_one(seeds, keys, splits) if reason else self._as_one(members, keys, splits, experiment, values)
+            self._one_by_one(wanted, keys, splits)
+            if reason
+            else self._as_one(members, keys, splits, experiment, values)
         )
-        for seed, one, epochs in trained:
-            if seed not in seeds:
+        for place, one, epochs in trained:
+            if place not in wanted:
                 continue
             joules = meter.joules()
-            self._write(
-                shared.cell(keys[seed]), one, splits, epochs, seed, how, joules and joules / share / self.workers
-            )
+            joules = joules and joules / share / self.workers
+            self._write(shared.cell(keys[place]), one, splits, epochs, place, how, joules)
             meter = meter if share > 1 else Meter(self.device)
 
+    def _experiment(self, place: Place) -> Experiment:
+        return self.shared.experiment(self.variants[place[0]], place[1])
+
+    def _settings(self, place: Place) -> TrainSettings:
+        return self.shared.training(self.variants[place[0]], place[1], str(self.device))
+
     def _together(
-        self, experiment: Experiment, splits: Mapping[str, Split], seeds: Sequence[int], flops: float
+        self, experiment: Experiment, splits: Mapping[str, Split], members: Sequence[Place], flops: float
     ) -> tuple[list[dict[str, torch.Tensor]], str]:
-        """Initial values of each seed, and why the seeds are trained one by one; '' where they are not."""
-        shared, variant = self.shared, self.variant
-        if len(seeds) < 2 or not shared.settings.batch_seeds:
+        """Initial values of each member, and why they are trained one by one; '' where they are not."""
+        if len(members) < 2 or not self.shared.settings.batch_seeds:
             return [], "trained alone"
         if flops > BUSY[self.device.type]:
             return [], f"one by one: a step of {flops / 1e6:.0f} MFLOP keeps the device busy"
         values = []
-        for seed in seeds:
-            trainable = shared.experiment(variant, seed).model.trainable()
+        for place in members:
+            trainable = self._experiment(place).model.trainable()
             values.append({name: p.detach().to(self.device, copy=True) for name, p in trainable.items()})
         model, train_split = experiment.model.to(self.device), splits["train"]
         index = torch.arange(min(PROBED, len(train_split.targets)))
-        settings = [shared.training(variant, seed, str(self.device)) for seed in seeds]
-        first = train_split.features
+        settings, first = [self._settings(place) for place in members], train_split.features
         targets = train_split.targets[index].to(self.device)
         reason = refusal(model, values, settings, first.batch(index), first.frontier, targets)
         return values, f"one by one: {reason}" if reason else ""
 
-    def _as_one(self, seeds, keys, splits, experiment, values) -> Iterator[tuple[int, Experiment, list[Epoch]]]:
-        settings = [self.shared.training(self.variant, seed, str(self.device)) for seed in seeds]
-        key = digest([keys[seed] for seed in seeds])
+    def _as_one(self, places, keys, splits, experiment, values) -> Iterator[tuple[Place, Experiment, list[Epoch]]]:
+        key = digest([keys[place] for place in places])
         folder = self._checkpoint(key)
         members = train_together(
             experiment.model,
             values,
             splits["train"],
             splits["val"],
-            settings,
+            [self._settings(place) for place in places],
             key,
             folder,
-            lambda member, epoch: self.tell("epoch", seeds[member], epoch.number, epoch.val_metric),
+            lambda member, epoch: self.tell("epoch", places[member], epoch.number, epoch.val_metric),
         )
-        for seed, member in zip(seeds, members, strict=True):
+        for place, member in zip(places, members, strict=True):
             if member.error:
-                self.tell("failed", seed, member.error)
+                self.tell("failed", place, member.error)
                 continue
-            one = self.shared.experiment(self.variant, seed)
+            one = self._experiment(place)
             one.model.to(self.device)
             one.model.set_epoch(one.model.stages()[-1])
             assign(one.model, member.best)
-            yield seed, one, member.history
+            yield place, one, member.history
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _one_by_one(self, seeds, keys, splits) -> Iterator[tuple[int, Experiment, list[Epoch]]]:
-        for seed in seeds:
-            folder = self._checkpoint(keys[seed])
-            settings = self.shared.training(self.variant, seed, str(self.device))
+    def _one_by_one(self, places, keys, splits) -> Iterator[tuple[Place, Experiment, list[Epoch]]]:
+        for place in places:
+            key = keys[place]
+            folder, settings = self._checkpoint(key), self._settings(place)
             try:
-                one = self.shared.experiment(self.variant, seed)
-                reporter = _Teller(seed, self.tell)
-                epochs = train(one.model, splits["train"], splits["val"], settings, keys[seed], folder, reporter)
-            except Exception as error:  # the other seeds don't fail with it
-                self.tell("failed", seed, told(error))
+                one = self._experiment(place)
+                reporter = _Teller(place, self.tell)
+                epochs = train(one.model, splits["train"], splits["val"], settings, key, folder, reporter)
+            except Exception as error:  # the others don't fail with it
+                self.tell("failed", place, told(error))
                 continue
-            yield seed, one, epochs
+            yield place, one, epochs
             shutil.rmtree(folder, ignore_errors=True)
 
     def _checkpoint(self, key: str) -> Path:
@@ -234,13 +160,12 @@ class _Seeds:
         experiment: Experiment,
         splits: Mapping[str, Split],
         epochs: list[Epoch],
-        seed: int,
+        place: Place,
         how: str,
         joules: float | None,
     ) -> None:
-        shared, variant = self.shared, self.variant
-        settings = shared.training(variant, seed, str(self.device))
-        result = tested(experiment, splits, epochs, settings, shared.evaluation, variant.method, {})
+        shared, variant = self.shared, self.variants[place[0]]
+        result = tested(experiment, splits, epochs, self._settings(place), shared.evaluation, variant.method, {})
         if self.conditions is None:
             self.conditions = Conditions(experiment, shared.settings.robustness, self.device)
             self.answers = self.conditions.answer_times(experiment.model)
@@ -265,22 +190,15 @@ class _Seeds:
             **self.answers,
         }
         write_cell(folder, results, cost, result.predictions, result.artifact)
-        self.tell("cell", seed, str(folder))
+        self.tell("cell", place, str(folder))
 
 
 class _Teller(Reporter):
-    def __init__(self, seed: int, tell: Tell) -> None:
-        self.seed, self.tell = seed, tell
+    def __init__(self, place: Place, tell: Tell) -> None:
+        self.place, self.tell = place, tell
 
     def epoch(self, epoch: Epoch, best: bool) -> None:
-        self.tell("epoch", self.seed, epoch.number, epoch.val_metric)
-
-
-def told(error: BaseException) -> str:
-    """An error as a row of a table holds it."""
-    if isinstance(error, FusetuneError):
-        return str(error)
-    return f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        self.tell("epoch", self.place, epoch.number, epoch.val_metric)
 
 
 def _peak(device: torch.device) -> int:

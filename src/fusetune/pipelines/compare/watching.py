@@ -8,7 +8,7 @@ from typing import Any
 
 from fusetune.comparison.cells import Cell, read_cell
 from fusetune.comparison.compare import Row, Watcher
-from fusetune.comparison.work import Job
+from fusetune.comparison.jobs import Job, Place
 from fusetune.hooks import MOST_PARAMS, flattened
 from fusetune.pipelines.tracking import active_run
 
@@ -25,47 +25,48 @@ class CompareWatcher(Watcher):
 
         self.rows, self.jobs = rows, {id(job): job for job in jobs}
         self.done: dict[int, float] = {}  # epochs, by job
-        self.latest: dict[int, str] = {}  # by variant
+        self.latest: dict[str, str] = {}  # by variant
         self.begun_at = self.noted = time.perf_counter()
         self.terminal = get_console().is_terminal and bool(jobs)
         self.live = Live(get_renderable=self._table, refresh_per_second=2, console=get_console(), transient=True)
         if self.terminal:
             self.live.start()
         if jobs:
-            count = sum(len(job.seeds) for job in jobs)
+            count = sum(len(job.places()) for job in jobs)
             logger.info("compare: %d variants, %d cells to train in %d jobs", len(rows), count, len(jobs))
         for row in rows:
             if row.errors:
                 logger.warning("%s does not fit: %s", row.variant.name, next(iter(row.errors.values())))
 
-    def heard(self, job: Job, kind: str, seed: int | None, details: tuple[Any, ...]) -> None:
-        name = job.variant.name
+    def heard(self, job: Job, kind: str, place: Place | None, details: tuple[Any, ...]) -> None:
+        name = f"{place[0]}, seed {place[1]}" if place else job.name
         if kind == "epoch":
             number, metric = details
             self.done[id(job)] = self.done.get(id(job), 0) + 1
-            self.latest[id(job.variant)] = f"epoch {number}, validation {metric:.3f}"
+            self.latest[place[0] if place else job.name] = f"epoch {number}, validation {metric:.3f}"
             if not self.terminal and time.perf_counter() - self.noted > LINE_EVERY:
                 logger.info("compare: %s, %s", name, self._left())
                 self.noted = time.perf_counter()
         elif kind == "started":
-            self.latest[id(job.variant)] = f"started on {details[0]}"
+            self.latest |= {part.variant.name: f"started on {details[0]}" for part in job.parts}
         elif kind == "ended":
-            self.latest.pop(id(job.variant), None)
+            for part in job.parts:
+                self.latest.pop(part.variant.name, None)
             self.done[id(job)] = float("inf")
         elif kind == "failed":
-            logger.error("%s%s failed: %s", name, "" if seed is None else f", seed {seed}", details[0])
-            _log_run(f"{name}, seed {seed}", {}, {}, {"error": details[0]}, "FAILED")
+            logger.error("%s failed: %s", name, details[0])
+            _log_run(name, {}, {}, {"error": details[0]}, "FAILED")
         elif kind == "trial":
             trial = details[0]
             values = {"value": trial["metric"]} if trial.get("metric") is not None else {}
             status = {"complete": "FINISHED", "fail": "FAILED"}.get(trial["state"], "KILLED")
             _log_run(f"{name}, trial {trial['number']}", trial["values"], values, {"state": trial["state"]}, status)
             logger.info("%s: trial %d %s, %s", name, trial["number"], trial["state"], trial["values"])
-        elif kind == "cell":
+        elif kind == "cell" and place:
             cell = read_cell(Path(details[0]))
             if cell:
-                logger.info("%s, seed %s: %s", name, seed, _sentence(cell))
-                _log_cell(job, seed, cell)
+                logger.info("%s: %s", name, _sentence(cell))
+                _log_cell(place, cell)
         elif kind == "note":
             logger.info("%s", details[0])
 
@@ -91,14 +92,14 @@ class CompareWatcher(Watcher):
             scores = [_score(cell) for cell in row.cells.values()]
             mean = f"{sum(scores) / len(scores):.3f}" if scores else ""
             wrong = "; ".join(dict.fromkeys(row.errors.values()))[:60]
-            now = self.latest.get(id(row.variant), wrong)
+            now = self.latest.get(row.variant.name, wrong)
             table.add_row(row.variant.name, f"{len(row.cells)}/{len(row.variant.seeds)}", mean, now)
         return table
 
 
 def _epochs(job: Job) -> float:
     """Epochs of all its members, at most."""
-    return job.epochs * len(job.seeds)
+    return job.epochs * len(job.places())
 
 
 def _score(cell: Cell) -> float:
@@ -111,16 +112,16 @@ def _sentence(cell: Cell) -> str:
     return f"test {metrics['metric']} {_score(cell):.3f}, {cost['train_seconds']:.0f} s, {cost['how']}"
 
 
-def _log_cell(job: Job, seed: int | None, cell: Cell) -> None:
+def _log_cell(place: Place, cell: Cell) -> None:
     metrics, curve = cell.results["metrics"], cell.results["curve"]
     values = {f"test_{n}": v for n, v in metrics["test"].items() if isinstance(v, float)}
     values |= {n: float(v) for n, v in cell.cost.items() if isinstance(v, int | float)}
     values["trainable_parameters"] = float(metrics["trainable_parameters"])
     if cell.results["calibration"]:
         values["test_ece"] = cell.results["calibration"]["ece"]
-    params = flattened(cell.results["settings"]) | {"seed": seed, "share": cell.results["share"]}
-    tags = {"method": job.variant.method, "variant": job.variant.name, "cell": cell.folder.name}
-    _log_run(f"{job.variant.name}, seed {seed}", params, values, tags, "FINISHED", curve)
+    params = flattened(cell.results["settings"]) | {"seed": place[1], "share": cell.results["share"]}
+    tags = {"method": metrics["method"], "variant": place[0], "cell": cell.folder.name}
+    _log_run(f"{place[0]}, seed {place[1]}", params, values, tags, "FINISHED", curve)
 
 
 def _log_run(
