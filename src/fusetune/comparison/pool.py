@@ -17,6 +17,7 @@ from fusetune.comparison.jobs import Job, Place, Shared, told
 from fusetune.comparison.work import run_job
 from fusetune.config import check
 from fusetune.features.dataset import free_memory
+from fusetune.training.device import pick_device
 
 PRELOADED = ["fusetune.comparison.work", "transformers.modeling_utils", "torch._dynamo"]  # what every job will need
 LOOK = 0.5  # seconds between two looks at the processes, at most
@@ -37,7 +38,7 @@ def devices(workers: int, name: str) -> list[torch.device]:
     if name in ("auto", "cuda") and torch.cuda.is_available():
         count = torch.cuda.device_count()
         return [torch.device("cuda", i % count) for i in range(workers or count)]
-    device = torch.device("cpu") if name == "auto" else torch.device(name)
+    device = pick_device(name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [device] * (workers or (cores if device.type == "cpu" else 1))
 
@@ -55,7 +56,7 @@ def run_jobs(shared: Shared, jobs: Sequence[Job], places: Sequence[torch.device]
         return
     check(bool(places), "compare.workers: expected at least one.")
     context = _context()
-    threads = max(1, torch.get_num_threads() // len(places)) if places[0].type == "cpu" else 1
+    threads = max(1, torch.get_num_threads() // len(places))
     waiting = sorted(jobs, key=lambda job: -job.seconds)
     budget = {place: shared.settings.memory * free_memory(place) for place in set(places)}
     running: list[_Running] = []
