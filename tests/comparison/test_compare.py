@@ -238,7 +238,7 @@ def test_a_search_finds_prunes_resumes_and_its_best_setting_is_compared(toy):
     settings = row.cells[0].results["settings"]
     assert settings["train"]["learning_rate"] == best["values"]["train.learning_rate"]
     assert settings["placements"][0]["config"]["rank"] == best["values"]["placements.0.config.rank"]
-    assert len(watcher.of("trial")) == 6
+    assert len(watcher.of("trial")) == 6 and row.variant.changed == best["values"]
     again = Heard()
     run(toy, again, **{"methods": chosen, "search": wanted})
     assert not again.events, "nothing is searched or trained again"

@@ -18,7 +18,6 @@ from fusetune.comparison.settings import CompareSettings
 from fusetune.comparison.variants import Variant, variants
 from fusetune.comparison.work import BUSY
 from fusetune.config import build, digest
-from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings, Features
 from fusetune.features.source import Source
 from fusetune.training.account import ADAM, Account, account
@@ -151,8 +150,9 @@ def compare(
     finally:
         watcher.ended()
     for row in rows:
-        if row.variant.search and row.search is None:
+        if row.variant.search:
             row.search = finished_search(shared, row.variant)
+            row.variant = row.variant.found(row.search["best"]) if row.search else row.variant
     found = Comparison(rows, _distinct(features), computed)
     if not found.failed():  # nothing is left that could go on from one
         shutil.rmtree(shared.folder / "checkpoints", ignore_errors=True)
@@ -170,12 +170,12 @@ def _prepared(
         row = Row(variant, search=found)
     try:
         experiment = shared.experiment(variant, variant.seeds[0])
-        features = experiment.extract(shared.store, shared.cache, progress, device)
         settings = shared.training(variant, variant.seeds[0])
         costs = account(experiment, shared.cache, settings.batch_size)
-    except FusetuneError as error:  # it doesn't fit: the others do without it
+    except Exception as error:  # it doesn't fit, or is a third party's and broken: the others do without it
         row.errors = dict.fromkeys(variant.seeds, told(error))
         return row, None, []
+    features = experiment.extract(shared.store, shared.cache, progress, device)
     row.account = costs.plain()
     missing = list(variant.seeds)
     if not variant.search:
