@@ -30,7 +30,7 @@ pytestmark = pytest.mark.benchmark
 DATA = ROOT / "data"
 MANIFEST, BASE, STORE = DATA / "03_primary/vqa/manifest.parquet", DATA / "06_models/base", DATA / "04_feature/store"
 METHODS = ("linear_probe", "late_fusion", "fusion_gate", "lmf", "wander", "perceiver_resampler", "cross_modal")
-MEMBERS, ROUNDS = (5, 20), 3
+MEMBERS, ROUNDS = (5,), 3
 
 
 def test_members_together_against_one_after_the_other(tmp_path):
