@@ -51,11 +51,15 @@ def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def compared_project(trained_project: Path) -> Path:
-    """The same project, in which `compare` has run once."""
-    done = kedro(trained_project, "run", "--pipeline", "compare", "--env", "ci")
+def compared_project(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it in which `compare` has run once, with records of its own."""
+    import shutil
+
+    records = shutil.ignore_patterns("mlflow.db*", "mlruns", "mlartifacts")
+    project = Path(shutil.copytree(trained_project, tmp_path_factory.mktemp("compared") / "project", ignore=records))
+    done = kedro(project, "run", "--pipeline", "compare", "--env", "ci")
     assert done.returncode == 0, done.stdout + done.stderr
-    return trained_project
+    return project
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ def said(done) -> str:
 @pytest.fixture(scope="module")
 def project(compared_project, tmp_path_factory):
     """A copy, so that what these tests break stays here."""
-    return Path(shutil.copytree(compared_project, tmp_path_factory.mktemp("compared") / "project"))
+    return Path(shutil.copytree(compared_project, tmp_path_factory.mktemp("broken") / "project"))
 
 
 def test_the_report_and_the_winner_are_there(project):
