@@ -20,9 +20,8 @@ from fusetune.features.index import CacheSettings
 from fusetune.plan import Plan
 from fusetune.training.__main__ import read_parameters
 from fusetune.training.device import pick_device
-from fusetune.training.ensemble import assign
 from fusetune.training.experiment import DataSettings, Experiment, load_backbone
-from fusetune.training.loop import Reporter, train
+from fusetune.training.loop import Reporter, assign, train
 from fusetune.training.settings import TrainSettings, of_method
 from fusetune.training.together import train_together
 

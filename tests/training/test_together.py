@@ -9,8 +9,8 @@ from methods import METHODS, placement
 from conftest import WANDER
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
-from fusetune.training.ensemble import Ensemble, assign, refusal
-from fusetune.training.loop import Reporter, predict, train
+from fusetune.training.ensemble import Ensemble, refusal
+from fusetune.training.loop import Reporter, assign, predict, train
 from fusetune.training.settings import TrainSettings
 from fusetune.training.together import predict_together, train_together
 

@@ -1,10 +1,10 @@
 """What looks at what in a trained adapter: the attention that it has brought, and the products that it fuses by."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusetune.backbones.backbone import Frontier
 from fusetune.backbones.blocks import Attention
@@ -26,19 +26,11 @@ def attention_maps(model: AdaptedModel, states: Streams, start: Frontier) -> dic
     def hook(name: str, module: Attention, inputs: Sequence[Any]) -> None:
         seen.append((name, _weights(module, *inputs)))
 
-    own = [(n, m) for n, m in model.named_modules() if isinstance(m, Attention) and not n.startswith("backbone.")]
-    handles = [
-        module.register_forward_pre_hook(lambda m, inputs, name=name: hook(name, m, inputs)) for name, module in own
-    ]
-    try:
-        model.eval()(states, start)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _run_watched(model, states, start, lambda module: isinstance(module, Attention), hook)
     found: dict[str, list[list[float]]] = {}
     for name, weights in seen:
         path = name.rpartition(".")[0]
-        calls = [key for key in found if key.startswith(path)]
+        calls = [key for key in found if key.startswith(f"{path}: ")]
         told = getattr(model.get_submodule(path), "reads", lambda: ())()
         label = told[len(calls)] if len(calls) < len(told) else f"call {len(calls) + 1}"
         found[f"{path}: {label}"] = weights.tolist()
@@ -57,17 +49,28 @@ def interaction_maps(model: AdaptedModel, states: Streams, start: Frontier) -> d
         for (one, other), strength in adapter.interactions(inputs[0]).items():
             found[f"{place}: {one} with {other}"] = strength.tolist()
 
-    own = [(n, m) for n, m in model.named_modules() if hasattr(m, "interactions") and not n.startswith("backbone.")]
+    few = {n: Tokens(tokens.values[:LOOKED_AT], tokens.mask[:LOOKED_AT]) for n, tokens in states.items()}
+    _run_watched(model, few, start, lambda module: hasattr(module, "interactions"), hook)
+    return found
+
+
+def _run_watched(
+    model: AdaptedModel,
+    states: Streams,
+    start: Frontier,
+    wanted: Callable[[nn.Module], bool],
+    hook: Callable[[str, Any, Sequence[Any]], None],
+) -> None:
+    """A forward pass in which `hook` gets name, module and inputs of each call of the adapters' wanted modules."""
+    own = [(n, m) for n, m in model.named_modules() if wanted(m) and not n.startswith("backbone.")]
     handles = [
         module.register_forward_pre_hook(lambda m, inputs, name=name: hook(name, m, inputs)) for name, module in own
     ]
-    few = {n: Tokens(tokens.values[:LOOKED_AT], tokens.mask[:LOOKED_AT]) for n, tokens in states.items()}
     try:
-        model.eval()(few, start)
+        model.eval()(states, start)
     finally:
         for handle in handles:
             handle.remove()
-    return found
 
 
 def _weights(module: Attention, hidden_states: Tensor, context: Tensor, mask: Tensor) -> Tensor:

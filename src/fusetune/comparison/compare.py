@@ -1,6 +1,5 @@
 """The comparison: variants to jobs, jobs to cells; what is there already is not computed again."""
 
-import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,6 @@ from fusetune.training.account import ADAM, Account, account
 from fusetune.training.evaluation import EvaluationSettings
 from fusetune.training.experiment import DataSettings, load_backbone, make_task
 
-logger = logging.getLogger(__name__)
 PROCESS = 500_000_000  # bytes that a process takes before it has any data
 STEP, RATE = 1e-3, 2e10  # seconds of a step beside its arithmetic, FLOP/s of a core: a guess, for the time left
 RATES = ("learning_rate", "base_learning_rate", "rate_factors", "weight_decay")  # may differ within a batched model

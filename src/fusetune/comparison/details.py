@@ -1,14 +1,12 @@
 """What pictures need beside the summary: curves, confusion, gates and attention of each variant."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fusetune.comparison.record import Compared
-
-MOST_LABELS = 40  # more are unreadable on a page: the most frequent stay
+from fusetune.training.evaluation import confusion_counts
 
 
 def curves(one: Compared) -> dict[int, tuple[list[int], list[float]]]:
@@ -20,7 +18,7 @@ def curves(one: Compared) -> dict[int, tuple[list[int], list[float]]]:
 
 
 def confusion(one: Compared) -> tuple[list[str], np.ndarray] | None:
-    """Labels, and how often each (row) was answered by another (column), of all seeds; rows add up to at most 1."""
+    """Labels, and how often each (row) was answered by another (column), of all seeds; see `confusion_counts`."""
     targets: list[str] = []
     predictions: list[str] = []
     for cell in one.cells.values():
@@ -30,18 +28,6 @@ def confusion(one: Compared) -> tuple[list[str], np.ndarray] | None:
         targets += [str(value) for value in table[columns[0]].to_pylist()]
         predictions += [str(value) for value in table["prediction"].to_pylist()]
     return confusion_counts(targets, predictions)
-
-
-def confusion_counts(targets: Sequence[str], predictions: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """See `confusion`."""
-    counts = Counter(targets)
-    labels = sorted(label for label, _ in counts.most_common(MOST_LABELS))
-    index = {label: i for i, label in enumerate(labels)}
-    matrix = np.zeros((len(labels), len(labels)))
-    for target, prediction in zip(targets, predictions, strict=True):
-        if target in index and prediction in index:
-            matrix[index[target], index[prediction]] += 1
-    return labels, matrix / np.array([[counts[label]] for label in labels])
 
 
 def gates(one: Compared) -> dict[str, list[float]]:

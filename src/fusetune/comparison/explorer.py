@@ -1,7 +1,7 @@
 """What a setting would cost and reach, before it is trained: the account, and what the comparison has measured."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 
 from fusetune.adapters import adapters
-from fusetune.comparison.record import Compared
 from fusetune.comparison.statistics import PowerLaw
 from fusetune.comparison.summary import Summary
 from fusetune.comparison.variants import changed
@@ -37,7 +36,6 @@ class Explorer:
     Args:
         parameters: all of the project's, methods included.
         summary: of the comparison; None: nothing has been measured.
-        found: its variants.
         scaling: the method and the path that were scaled.
     """
 
@@ -47,11 +45,10 @@ class Explorer:
         base: Path,
         parameters: Mapping[str, Any],
         summary: Summary | None = None,
-        found: Sequence[Compared] = (),
         scaling: Mapping[str, str] | None = None,
     ) -> None:
         self.table, self.base, self.parameters = table, base, parameters
-        self.summary, self.found, self.scaling = summary, found, scaling or {}
+        self.summary, self.scaling = summary, scaling or {}
         self.data = build(DataSettings, parameters["data"], "data")
 
     def size_path(self, method: str) -> str | None:

@@ -32,19 +32,15 @@ def search(shared: Shared, variant: Variant, device: torch.device, tell: Tell) -
     wanted, file = shared.settings.search, record_file(shared, variant)
     file.parent.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(file.with_suffix(".journal"))))
-    try:
-        known = len(optuna.load_study(study_name=variant.name, storage=storage).trials)
-    except KeyError:
-        known = 0
     study = optuna.create_study(
         storage=storage,
         study_name=variant.name,
         direction="maximize",
         load_if_exists=True,
-        # a resumed study must not draw what it has drawn before
-        sampler=optuna.samplers.TPESampler(seed=wanted.seed + known, n_startup_trials=wanted.startup),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=wanted.startup, n_warmup_steps=wanted.warmup),
     )
+    # a resumed study must not draw what it has drawn before
+    study.sampler = optuna.samplers.TPESampler(seed=wanted.seed + len(study.trials), n_startup_trials=wanted.startup)
     states = optuna.trial.TrialState
     for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
         study.tell(trial.number, state=states.FAIL)

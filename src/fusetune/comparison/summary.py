@@ -200,7 +200,7 @@ def _adapter(best: Compared) -> str:
 
 
 def _by_class(one: Compared) -> dict[str, float]:
-    """Share of right answers for each label, where there are labels and not too many."""
+    """Share of right answers for each label; {} where the task predicts none."""
     hits: dict[str, list[float]] = {}
     for cell in one.cells.values():
         table, columns = cell.predictions(), cell.results["metrics"]["target_columns"]
@@ -212,7 +212,7 @@ def _by_class(one: Compared) -> dict[str, float]:
 
 
 def _points(found: Sequence[Compared]) -> list[Numbers]:
-    """Of variants that differ in one size: also those of the comparison itself, if they are of the same kind."""
+    """Of the scaling's variants: size, training samples and error of each seed."""
     scaled = [one for one in found if not one.compared]
     points: list[Numbers] = []
     for one in scaled:

@@ -1,6 +1,5 @@
 """A job: the seeds of a variant, in one process; seeds, and rates, that can be are trained as one batched model."""
 
-import logging
 import resource
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +14,13 @@ from fusetune.comparison.jobs import Job, Place, Shared, Tell, told
 from fusetune.comparison.measures import Conditions, calibration
 from fusetune.comparison.variants import Variant
 from fusetune.config import digest, to_plain
-from fusetune.training.ensemble import assign, refusal
+from fusetune.training.ensemble import refusal
 from fusetune.training.experiment import Experiment
-from fusetune.training.loop import Epoch, Reporter, Split, train
+from fusetune.training.loop import Epoch, Reporter, Split, assign, train
 from fusetune.training.run import tested
 from fusetune.training.settings import TrainSettings
 from fusetune.training.together import train_together
 
-logger = logging.getLogger(__name__)
 PROBED = 8  # samples on which members are compared with themselves alone
 # FLOPs of a training step from which one member alone keeps the device busy, and more of them gain nothing
 BUSY = {"cpu": 2e8, "cuda": 5e12}
@@ -55,9 +53,9 @@ class _Members:
 
     def run(self, job: Job) -> None:
         shared, everybody = self.shared, [(name, seed) for name, v in self.variants.items() for seed in v.seeds]
-        experiment = self._experiment(everybody[0])
-        features = experiment.extract(shared.store, shared.cache, lambda *_: None, self.device)
         opened = {name: self._experiment((name, variant.seeds[0])) for name, variant in self.variants.items()}
+        experiment = next(iter(opened.values()))
+        features = experiment.extract(shared.store, shared.cache, lambda *_: None, self.device)
         keys = {(n, seed): shared.key(opened[n], features, self.variants[n], seed) for n, seed in everybody}
         done = [place for place in everybody if shared.cell(keys[place]).is_dir()]
         for place in done:

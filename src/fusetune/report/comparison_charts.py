@@ -10,6 +10,7 @@ from fusetune.comparison.record import Compared
 from fusetune.comparison.summary import Summary
 from fusetune.report import charts
 from fusetune.report.charts import Chart, Look, axis
+from fusetune.training.evaluation import MOST_LABELS
 
 
 def costs(summary: Summary, look: Look) -> list[Chart]:
@@ -99,12 +100,12 @@ def robustness(summary: Summary, look: Look) -> list[Chart]:
 
 
 def classes(summary: Summary) -> list[Chart]:
-    labels = list(next(iter(summary.rows.values()))["by_class"])[: details.MOST_LABELS]
+    labels = list(next(iter(summary.rows.values()))["by_class"])[:MOST_LABELS]
     if not labels:
         return []
     values = np.array([[row["by_class"].get(label, np.nan) for label in labels] for row in summary.rows.values()])
     caption = "Share of the label's test samples that were answered right, all seeds" + (
-        f"; the first {details.MOST_LABELS} labels." if len(labels) == details.MOST_LABELS else "."
+        f"; the first {MOST_LABELS} labels." if len(labels) == MOST_LABELS else "."
     )
     chart = charts.heatmap("By class", caption, values, ("label", "method"), (labels, list(summary.rows)), "share")
     return [Chart(chart.title, chart.caption, chart.traces, chart.layout, max(340, chart.height), wide=True)]

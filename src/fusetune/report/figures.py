@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-MOST_LABELS = 40  # more are unreadable on a page: the most frequent stay
+from fusetune.training.evaluation import confusion_counts
+
 INK, ACCENT, MUTED = "#1b2a41", "#2a6f97", "#b8c4d0"
 
 
@@ -51,16 +52,7 @@ def learning_curve(history: Sequence[Mapping[str, Any]], metric: str, title: str
 
 def confusion_matrix(targets: Sequence[str], predictions: Sequence[str], title: str):
     """Row-normalised: how often a label (row) was answered by another (column)."""
-    counts: dict[str, int] = {}
-    for label in targets:
-        counts[label] = counts.get(label, 0) + 1
-    labels = sorted(sorted(counts, key=lambda label: -counts[label])[:MOST_LABELS])
-    index = {label: i for i, label in enumerate(labels)}
-    matrix = np.zeros((len(labels), len(labels)))
-    for target, prediction in zip(targets, predictions, strict=True):
-        if target in index and prediction in index:
-            matrix[index[target], index[prediction]] += 1
-    matrix /= np.array([[counts[label]] for label in labels])
+    labels, matrix = confusion_counts(targets, predictions)
     side = max(4.0, 1.8 + 0.23 * len(labels))
     figure = blank(side + 0.8, side)
     axes = figure.subplots()

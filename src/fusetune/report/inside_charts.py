@@ -5,6 +5,7 @@ from dataclasses import replace
 from fusetune.comparison import details
 from fusetune.comparison.record import Compared
 from fusetune.report.charts import PALETTE, Chart, axis, heatmap
+from fusetune.training.evaluation import MOST_LABELS
 
 BOXED = 400  # samples in a box: its quartiles are the same to a percent, the page is smaller
 
@@ -17,7 +18,7 @@ def confusion(one: Compared) -> Chart | None:
     chart = heatmap(
         f"Confusion: {one.name}",
         "Share of a label's test samples (row) that were answered by another (column), all seeds"
-        + (f"; the {details.MOST_LABELS} most frequent labels." if len(labels) == details.MOST_LABELS else "."),
+        + (f"; the {MOST_LABELS} most frequent labels." if len(labels) == MOST_LABELS else "."),
         matrix,
         ("predicted", "true"),
         (labels, labels),

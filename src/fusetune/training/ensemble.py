@@ -19,6 +19,7 @@ from fusetune.adapters.dropout import random_streams
 from fusetune.backbones.backbone import Frontier
 from fusetune.plan import AdaptedModel
 from fusetune.tokens import Tokens
+from fusetune.training.loop import assign
 from fusetune.training.optimizer import TOTAL, rates_of
 from fusetune.training.settings import TrainSettings
 
@@ -200,7 +201,7 @@ def refusal(
         with random_streams([torch.Generator(device).manual_seed(seed) for seed in seeds]):
             losses, whole = ensemble.losses(batch, start, _times(targets, len(values)))
         whole.sum().backward()
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # what `vmap` can't do it says so
+    except (RuntimeError, ValueError, TypeError) as error:  # what `vmap` can't do it says so
         return str(error).strip().splitlines()[0]
     together = {name: gradient for leaf in ensemble.leaves for name, gradient in _gradients(leaf, ensemble.shapes)}
     for seed, of_one in zip(seeds, values, strict=True):
@@ -219,13 +220,6 @@ def refusal(
                 return f"the gradient of '{name}' is another one as one of several than alone"
     model.zero_grad(set_to_none=True)
     return None
-
-
-@torch.no_grad()
-def assign(model: AdaptedModel, values: Values) -> None:
-    """Put values into the model's trained parameters."""
-    for name, parameter in model.trainable().items():
-        parameter.copy_(values[name])
 
 
 def _leaves(model: AdaptedModel, values: Sequence[Values], settings: Sequence[TrainSettings]) -> list[_Leaf]:

@@ -1,5 +1,6 @@
 """What a trained model is worth: test metrics with their uncertainty, and what each modality brings alone."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from fusetune.config import check
 from fusetune.tasks.task import Task
+
+MOST_LABELS = 40  # more are unreadable on a page: the most frequent stay
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,15 @@ def bootstrap_interval(values: np.ndarray, settings: EvaluationSettings) -> tupl
     tail = (1 - settings.confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def confusion_counts(targets: Sequence[str], predictions: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The most frequent labels, and how often each (row) was answered by another (column); rows add up to at most 1."""
+    counts = Counter(targets)
+    labels = sorted(label for label, _ in counts.most_common(MOST_LABELS))
+    index = {label: i for i, label in enumerate(labels)}
+    matrix = np.zeros((len(labels), len(labels)))
+    for target, prediction in zip(targets, predictions, strict=True):
+        if target in index and prediction in index:
+            matrix[index[target], index[prediction]] += 1
+    return labels, matrix / np.array([[counts[label]] for label in labels])

@@ -150,7 +150,7 @@ def train(
     finally:
         reporter.ended()
     model.set_epoch(max(last_stage, len(history)))
-    _assign(trainable, best)
+    assign(model, best)
     return history
 
 
@@ -277,7 +277,7 @@ def _resume(
         return [], {name: p.detach().clone() for p, name in names.items()}
     tensors, state = found
     trainable = {name: p for p, name in names.items()}
-    _assign(trainable, {name: tensors[f"model.{name}"] for name in trainable})
+    assign(model, {name: tensors[f"model.{name}"] for name in trainable})
     checkpoint.restore_optimizer(optimizer, names, tensors)
     best = {name: tensors[f"best.{name}"].to(p.device) for name, p in trainable.items()}
     for i, adapter in enumerate(model.adapters()):
@@ -287,6 +287,7 @@ def _resume(
 
 
 @torch.no_grad()
-def _assign(trainable: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    for name, parameter in trainable.items():
+def assign(model: AdaptedModel, values: Mapping[str, Tensor]) -> None:
+    """Put values into the model's trained parameters."""
+    for name, parameter in model.trainable().items():
         parameter.copy_(values[name])
