@@ -172,5 +172,5 @@ def test_a_backbone_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(FusetuneError, match=r"backbone '.*nowhere'.*can't be loaded.*local folder"):
         Backbone.from_pretrained(tmp_path / "nowhere")
     (tmp_path / "backbone.json").write_text(json.dumps({"format": 9}))
-    with pytest.raises(FusetuneError, match="format 9, this version reads 2"):
+    with pytest.raises(FusetuneError, match="format 9, this version reads 3"):
         Backbone.from_pretrained(tmp_path)

@@ -27,7 +27,11 @@ from fusetune.training.together import train_together
 
 pytestmark = pytest.mark.benchmark
 DATA = ROOT / "data"
-MANIFEST, BASE, STORE = DATA / "03_primary/vqa/manifest.parquet", DATA / "06_models/base", DATA / "04_feature/store"
+MANIFEST, BASE, STORE = (
+    DATA / "03_primary/vqa/manifest.parquet",
+    DATA / "06_models/vqa/base.json",
+    DATA / "04_feature/store",
+)
 METHODS = ("linear_probe", "late_fusion", "fusion_gate", "lmf", "wander", "perceiver_resampler", "cross_modal")
 MEMBERS, ROUNDS = (5,), 3
 

@@ -104,7 +104,7 @@ def test_merging_reports_each_task_before_and_after(project):
     metrics = json.loads((project / "data/08_reporting/ci/lora/metrics.json").read_text())
     assert report["tasks"]["first"]["before"] == pytest.approx(metrics["test"]["accuracy"], abs=0.02)
     assert set(report["tasks"]["second"]) == {"metric", "before", "after", "weight"} and report["how"] == "ties"
-    bank = Bank(project / "data/06_models/ci/base")
+    bank = Bank(project / "data/06_models/ci/base.json")
     for name in ("first", "second"):
         bank.load(name, project / "data/06_models/ci/merged" / name)
     change = [bank.model(name).placed[0].adapter.delta() for name in ("first", "second")]

@@ -93,8 +93,8 @@ def test_deps_params_and_outs_are_the_catalogs(stages, context):
         cells = handles & {"data/07_model_output/vqa/comparison"}
         handles, outs = handles - cells, outs | cells  # what the one stage that holds them writes into them
         deps = {d if isinstance(d, str) else relative(d.path) for d in inputs if not isinstance(d, HandleDataset)}
-        if name == "cache_features":
-            outs |= handles  # the one stage that writes the store
+        if name in ("cache_features", "pretrain"):
+            outs |= handles  # the one stage that writes the store, and the one that writes bases
         else:
             deps |= handles
         assert {o.def_path for o in stage.outs} == outs, name

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from fusetune.hooks import use_tracking
 kill, folders = sys.argv[1], [Path(name) for name in sys.argv[2:]]
 mlflow = use_tracking(Path.cwd())
+from fusetune.backbones.bases import opened
 from fusetune.pipelines.registry import RegisterSettings, Registry
 from fusetune.pipelines.train.registration import Trained, register_version
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
@@ -47,7 +48,7 @@ for folder in folders:
         metrics, predictions = json.loads((folder / "metrics.json").read_text()), folder / "predictions.parquet"
         trained = Trained(
             folder.name, folder / "adapter", metrics, pq.read_table(predictions),
-            Path("data/08_reporting/ci/wander/figures"), Path("data/06_models/ci/base"), manifest, "ci")
+            Path("data/08_reporting/ci/wander/figures"), opened("data/06_models/ci/base.json"), manifest, "ci")
         print(json.dumps(register_version(trained, RegisterSettings("fusetune-ci"), {"bootstrap_samples": 500})))
 """
 

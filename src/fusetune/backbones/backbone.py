@@ -9,14 +9,12 @@ from typing import Any
 from torch import nn
 
 from fusetune.backbones import towers as tower_registry
+from fusetune.backbones.bases import FORMAT, INDEX, opened, read_index
 from fusetune.backbones.tower import Tower, fingerprint
 from fusetune.backbones.trunk import Trunk
 from fusetune.config import digest
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
-
-INDEX = "backbone.json"
-FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -127,10 +125,14 @@ class Backbone(nn.Module):
             if not self.source:
                 tower.save_pretrained(folder / "towers" / name)  # type: ignore[operator]
             registered = getattr(tower, "registered", tower.kind)
-            index["towers"][name] = {"tower": registered, "source": self.source or f"towers/{name}"}
+            index["towers"][name] = {
+                "tower": registered,
+                "source": self.source or f"towers/{name}",
+                "fingerprint": self.fingerprint_of(name),
+            }
         if self.trunk:
             self.trunk.save_pretrained(folder / "trunk")
-            index["trunk"] = "trunk"
+            index["trunk"], index["trunk_fingerprint"] = "trunk", self.fingerprint_of("trunk")
         index["fingerprint"] = self.fingerprint()
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
@@ -139,31 +141,36 @@ class Backbone(nn.Module):
         """Load a backbone.
 
         Args:
-            source: a folder that `save_pretrained` wrote, or the hub id or folder of a `transformers` model; of a
-                composite model (CLIP) the image and the text tower are taken.
+            source: a folder that `save_pretrained` wrote, an experiment's reference to one (``base.json``), or the hub
+                id or folder of a `transformers` model; of a composite model (CLIP) the image and the text tower are
+                taken.
             modalities: name -> kind; only these are loaded (default: all that a saved backbone holds).
+
+        Raises:
+            FusetuneError: no such tower, or a model that is referenced and has changed since.
         """
-        index_file = Path(source) / INDEX
-        if not index_file.is_file():
+        source = opened(source)
+        if not (Path(source) / INDEX).is_file():
             reference = str(Path(source).resolve()) if Path(source).is_dir() else str(source)
             return cls(_foreign_towers(source, modalities or {"image": "image", "text": "text"}), source=reference)
-        index = json.loads(index_file.read_text())
-        if index.get("format") != FORMAT:
-            raise FusetuneError(f"{index_file}: format {index.get('format')}, this version reads {FORMAT}.")
+        index = read_index(Path(source))
         unknown = sorted(set(modalities or ()) - set(index["towers"]))
         if unknown:
-            raise FusetuneError(f"{index_file}: no tower for {unknown}; it holds {sorted(index['towers'])}.")
-        loaded = {}
+            raise FusetuneError(f"{Path(source, INDEX)}: no tower for {unknown}; it holds {sorted(index['towers'])}.")
+        loaded, foreign = {}, {}
         for name, entry in index["towers"].items():
             if modalities is None or name in modalities:
                 loaded[name] = _load_tower(entry["tower"], Path(source), entry["source"])
+                if not (Path(source) / entry["source"]).is_dir():
+                    foreign[name] = entry
         trunk = Trunk.from_pretrained(Path(source, index["trunk"])) if index["trunk"] else None
-        sources = {
-            entry["source"] for entry in index["towers"].values() if not (Path(source) / entry["source"]).is_dir()
-        }
-        backbone = cls(loaded, trunk, source=sources.pop() if sources else None)
-        if backbone.source and modalities is None and backbone.fingerprint() != index["fingerprint"]:
-            raise FusetuneError(f"{index_file}: '{backbone.source}' has changed since; run `pretrain` again.")
+        backbone = cls(loaded, trunk, source=next((entry["source"] for entry in foreign.values()), None))
+        for name, entry in foreign.items():
+            found = backbone._fingerprints[name] = backbone.fingerprint_of(name)
+            if found != entry["fingerprint"]:
+                raise FusetuneError(
+                    f"{Path(source, INDEX)}: '{entry['source']}' has changed since; run `pretrain` again."
+                )
         return backbone
 
 

@@ -23,6 +23,7 @@ from fusetune import __version__
 from fusetune.adapters.adapter import Stream
 from fusetune.adapters.trained import CONFIG, WEIGHTS, self_contained
 from fusetune.backbones.backbone import Backbone, Frontier
+from fusetune.backbones.bases import find_base
 from fusetune.bank.hub import downloaded, upload
 from fusetune.bank.peft_format import write_peft_folders
 from fusetune.config import build, check, digest, to_plain
@@ -135,6 +136,11 @@ class Artifact:
     def frontier(self) -> Frontier:
         """Below it the adapter changes nothing."""
         return build(Frontier, self.config["frontier"], "adapter_config.frontier")
+
+    def base_in(self, bases: Path) -> Path:
+        """The base that it was trained on, of a folder of bases; raises FusetuneError if it isn't there."""
+        data = self.data()
+        return find_base(bases, self.config["base_fingerprint"], list(data.modalities), data.use_trunk)
 
     def build(self, base: str | Path) -> AdaptedModel:
         """The trained model on a fresh backbone from `base`; raises as `onto` does."""

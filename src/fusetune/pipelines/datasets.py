@@ -120,6 +120,38 @@ class PretrainedDataset(_PathDataset):
             shutil.rmtree(old, ignore_errors=True)
 
 
+class BaseDataset(_PathDataset):
+    """An experiment's reference to its frozen base, which lies under its own fingerprint and is shared by all.
+
+    Loading gives the base's folder; saving takes one. Its content is that of the base, wherever it was found.
+    """
+
+    def load(self) -> Path:
+        from fusetune.backbones.bases import opened
+
+        if not self.path.is_file():
+            raise self._missing()
+        return Path(opened(self.path))
+
+    def save(self, data: Path) -> None:
+        from fusetune.backbones.bases import reference
+
+        text = json.dumps(reference(Path(data), self.path), indent=2) + "\n"
+        _atomically(self.path, lambda temporary: temporary.write_text(text))
+
+    def content(self) -> str | None:
+        from fusetune.backbones.bases import INDEX
+        from fusetune.config import digest
+        from fusetune.errors import FusetuneError
+
+        try:
+            folder = self.load()
+        except (DatasetError, FusetuneError):
+            return None
+        files = (part for part in sorted(folder.iterdir()) if part.name != INDEX)
+        return digest([json.loads(self.path.read_text())["fingerprint"], [content_hash(part) for part in files]])
+
+
 class FeaturesDataset(_PathDataset):
     """The index of cached features; its content counts as missing when a shard is.
 

@@ -24,6 +24,16 @@ def content_hash(path: Path) -> str:
     return sha.hexdigest()
 
 
+def table_hash(table: Any) -> str:
+    """SHA-256 (hex) of an Arrow table's schema and values."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
 def code_hash(function: Callable[..., Any]) -> str:
     """SHA-256 (hex) of the source files that a node's function can reach inside this package.
 

@@ -41,7 +41,6 @@ class IncrementalRunner(SequentialRunner):
             if is_fresh(node, catalog, key):
                 logger.info("%s: up to date, nothing to do", node.name)
                 continue
-            stamp_path(node, catalog).unlink(missing_ok=True)
             Task(
                 node=node, catalog=catalog, hook_manager=hook_manager, is_async=self._is_async, run_id=run_id
             ).execute()

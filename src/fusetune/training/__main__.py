@@ -1,7 +1,7 @@
 """Train one method without Kedro, MLflow or DVC, from files that the pipelines made: for a bare GPU machine.
 
     python -m fusetune.training --method wander --manifest data/03_primary/vqa/manifest.parquet \\
-        --base data/06_models/base --store data/04_feature/store --conf conf/base --out /tmp/wander
+        --base data/06_models/vqa/base.json --store data/04_feature/store --conf conf/base --out /tmp/wander
 """
 
 import argparse
@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--method", required=True, help="a file of <conf>/methods")
     parser.add_argument("--conf", type=Path, default=Path("conf/base"), help="folder with the parameters")
     parser.add_argument("--manifest", type=Path, required=True, help="validated manifest, Parquet")
-    parser.add_argument("--base", type=Path, required=True, help="folder of the frozen base")
+    parser.add_argument(
+        "--base", type=Path, required=True, help="folder of the frozen base, or an experiment's reference to it"
+    )
     parser.add_argument("--store", required=True, help="feature store, folder or URL; what is missing is added")
     parser.add_argument("--out", type=Path, required=True, help="folder for adapter, metrics and figures")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. train.batch_size=1024")

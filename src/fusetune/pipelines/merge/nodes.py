@@ -44,7 +44,7 @@ class MergePipelineSettings:
     device: str = "auto"
 
 
-def merge_adapters(manifest: Any, base: Path, merge: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def merge_adapters(manifest: Any, bases: Path, merge: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The merged adapters, one for each task, and each task's test metrics before and after."""
     import pyarrow.parquet as pq
 
@@ -62,6 +62,7 @@ def merge_adapters(manifest: Any, base: Path, merge: Mapping[str, Any]) -> tuple
     )
     way = MergeSettings(settings.how, settings.density, settings.rank, settings.seed)
     given = {name: Artifact.from_pretrained(one.adapter) for name, one in settings.adapters.items()}
+    base = next(iter(given.values())).base_in(bases)
     merged = merged_by(given, [one.weight for one in settings.adapters.values()], base, way)
     report: dict[str, Any] = {"how": settings.how, "low_rank_error": merged.error, "tasks": {}}
     for name, one in settings.adapters.items():

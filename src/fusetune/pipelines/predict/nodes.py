@@ -34,7 +34,7 @@ class PredictSettings:
         check(self.batch_size > 0, f"predict.batch_size: expected at least 1, found {self.batch_size}.")
 
 
-def predict(manifest: Any, base: Path, predict: Mapping[str, Any], register: Mapping[str, Any]) -> Any:
+def predict(manifest: Any, bases: Path, predict: Mapping[str, Any], register: Mapping[str, Any]) -> Any:
     """A table: what was predicted for each row, with which adapter, from which bytes."""
     import pyarrow as pa
 
@@ -51,7 +51,7 @@ def predict(manifest: Any, base: Path, predict: Mapping[str, Any], register: Map
     artifact = Artifact.from_pretrained(folder)
     source = Source(_table(settings, manifest), artifact.data().modalities)
     rows = _rows(settings, source.table)
-    model = artifact.build(base)
+    model = artifact.build(artifact.base_in(bases))
     with Bar() as bar:
         scored = score(
             model, source, rows, settings.batch_size, pick_device(settings.device),

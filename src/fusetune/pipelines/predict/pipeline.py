@@ -4,5 +4,5 @@ from fusetune.pipelines.predict.nodes import predict
 
 
 def create_pipeline() -> Pipeline:
-    inputs = ["validated_manifest", "base", "params:predict", "params:register"]
+    inputs = ["validated_manifest", "bases", "params:predict", "params:register"]
     return Pipeline([Node(predict, inputs, "scored", name="predict")])

@@ -1,11 +1,15 @@
 """Node functions of `pretrain`."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from fusetune.pipelines.hashing import content_hash
 from fusetune.pipelines.ingest.nodes import files_read, read_manifest
 
+logger = logging.getLogger(__name__)
 OURS = ("pretrain", "align")  # sources that are made here
 
 
@@ -34,10 +38,43 @@ read_source.outside = files_read  # type: ignore[attr-defined]
 
 
 def make_base(
-    source_manifest: Any, backbone: Mapping[str, Any], pretrain: Mapping[str, Any], align: Mapping[str, Any]
-) -> Any:
-    """The backbone, made here or taken from `backbone.source`."""
+    source_manifest: Any,
+    bases: Path,
+    backbone: Mapping[str, Any],
+    pretrain: Mapping[str, Any],
+    align: Mapping[str, Any],
+) -> Path:
+    """The folder of the backbone: made here, made before by another experiment, or taken from `backbone.source`."""
     from fusetune.backbones.backbone import Backbone
+    from fusetune.backbones.bases import made_before, remember_recipe, save_base
+    from fusetune.config import build, digest
+    from fusetune.pipelines.hashing import code_hash, table_hash
+
+    chosen = build(BackboneSettings, backbone, "backbone")
+    if chosen.source not in OURS:
+        return save_base(Backbone.from_pretrained(chosen.source, chosen.modalities), bases)
+    settings = {"pretrain": pretrain, "align": align}[chosen.source]
+    recipe = digest([code_hash(make_base), chosen, settings, table_hash(source_manifest)])
+    known = made_before(bases, recipe)
+    if known:
+        logger.info("base: %s was made from these very settings and data before", known.name[:12])
+        return known
+    make = {"pretrain": _pretrained, "align": _aligned}[chosen.source]
+    folder = save_base(make(source_manifest, chosen, settings), bases)
+    remember_recipe(bases, recipe, folder)
+    return folder
+
+
+def _source_files(inputs: Mapping[str, Any]) -> str | None:
+    """Contents of the local folder that the backbone is taken from, which can change under its name."""
+    source = Path(inputs["params:backbone"].get("source", ""))
+    return content_hash(source) if source.is_dir() else None
+
+
+make_base.outside = _source_files  # type: ignore[attr-defined]
+
+
+def _pretrained(table: Any, chosen: BackboneSettings, pretrain: Mapping[str, Any]) -> Any:
     from fusetune.backbones.pretraining import PretrainSettings
     from fusetune.backbones.pretraining import pretrain as run
     from fusetune.config import build
@@ -45,15 +82,10 @@ def make_base(
     from fusetune.pipelines.progress import StepProgress
     from fusetune.training.device import pick_device
 
-    chosen = build(BackboneSettings, backbone, "backbone")
-    if chosen.source == "align":
-        return _aligned(source_manifest, chosen, align)
-    if chosen.source != "pretrain":
-        return Backbone.from_pretrained(chosen.source, chosen.modalities)
     phrases = [phrase.format("") for phrases in QUESTIONS.values() for phrase in phrases]
     with StepProgress() as progress:
         settings = build(PretrainSettings, pretrain, "pretrain")
-        return run(as_characters(source_manifest), phrases, settings, progress, pick_device("auto"))
+        return run(as_characters(table), phrases, settings, progress, pick_device("auto"))
 
 
 def _aligned(table: Any, chosen: BackboneSettings, align: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ def create_pipeline() -> Pipeline:
             Node(read_source, ["params:pretraining_data", "params:backbone"], "source_manifest", name="ingest_source"),
             Node(
                 make_base,
-                ["source_manifest", "params:backbone", "params:pretrain", "params:align"],
+                ["source_manifest", "bases", "params:backbone", "params:pretrain", "params:align"],
                 "base",
                 name="pretrain",
             ),
