@@ -11,7 +11,8 @@ from fusetune.config import build
 from fusetune.frontier import frontier
 from fusetune.plan import Plan
 from fusetune.tokens import Tokens
-from fusetune.training.loop import Reporter, predict, train
+from fusetune.training.loop import Reporter, train
+from fusetune.training.predicting import predict
 from fusetune.training.settings import TrainSettings
 
 GROUND = Frontier({"left": 0, "right": 0})

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fusetune.comparison.promotion import challenged, spent
 from fusetune.comparison.statistics import all_differences, difference, holm, interval, power_law
 
 rng = np.random.default_rng
@@ -115,3 +116,31 @@ def test_the_power_law_finds_the_law_that_made_the_errors():
     assert law.error(3, 700) == pytest.approx(0.08 + 0.2 * 3**-0.7 + 6.0 * 700**-0.5, rel=1e-3)
     assert power_law([1, 2], [10, 20], [0.5, 0.4]) is None
     assert power_law([1] * 8, range(10, 90, 10), [0.5] * 8) is None
+
+
+def models(rng, groups, count):
+    """Equally good models: a rate of its own in each group of samples."""
+    rates = np.clip(0.6 + rng.normal(0, 0.25, (count, groups.max() + 1)), 0, 1)[:, groups]
+    return (rng.random(rates.shape) < rates).astype(float)
+
+
+@pytest.mark.parametrize("rows", [1, 20], ids=["rows alone", "20 rows a group"])
+def test_equal_challengers_win_in_at_most_the_nominal_share_over_20_challenges(rows):
+    """The champion is challenged 20 times on the same samples; how often does it ever lose?"""
+    rng, groups, lost, naive = np.random.default_rng(1), np.repeat(np.arange(400 // rows), rows), 0, 0
+    for _ in range(400):
+        champion, *challengers = models(rng, groups, 21)
+        for number, own in enumerate(challengers, start=1):
+            if challenged(own, champion, groups, number, 0.95).low > 0:
+                lost += 1
+                break
+        naive += any(difference(("c", c[None]), ("h", champion[None]), groups, 0.95).low > 0 for c in challengers)
+    assert lost / 400 <= 0.025 + 2.5 * (0.025 * 0.975 / 400) ** 0.5, "within the error of the simulation"
+    assert naive / 400 > 0.1, "the same test without a margin that grows is fooled"
+
+
+def test_a_better_challenger_still_wins_late():
+    rng = np.random.default_rng(0)
+    champion, better = (rng.random(1000) < 0.5).astype(float), (rng.random(1000) < 0.65).astype(float)
+    assert challenged(better, champion, None, 20, 0.95).low > 0
+    assert sum(spent(number, 0.95) for number in range(1, 10_000)) == pytest.approx(0.025, rel=1e-3)

@@ -1,6 +1,7 @@
 """What the summary says, on scores that were made up so that the answer is known."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,7 @@ def variant(name: str, rate: float, parameters: int, seeds: int = 4, error: str 
             "base_parameters": 10 * parameters,
             "target_columns": ["label"],
             "train_samples": 100,
+            "best_epoch": 1,
         }
         results = {
             "scores": drawn.astype(float),
@@ -83,6 +85,30 @@ def test_the_sentences_say_what_the_numbers_hold():
     assert "The best modality alone, image, reaches 0.600" in text
     assert f"{best} leans most on text: without it, it loses 30.0 points." in text
     assert summary.winner[1].endswith(f"{best}/3/adapter"), "the seed that is best on validation"
+
+
+def test_settings_and_winner_are_chosen_on_validation_and_reported_on_test():
+    """A grid whose point that is best on test is not the one that is best on validation."""
+    small, large, other = (
+        variant("wander, rank 4", 0.6, 400),
+        variant("wander, rank 8", 0.8, 800),
+        variant("lora", 0.7, 9),
+    )
+    for one, val_metric in ((small, 0.9), (large, 0.5), (other, 0.7)):
+        for cell in one.cells.values():
+            cell.results["curve"][0]["val_metric"] = val_metric
+    grid = [replace(small, method="wander"), replace(large, method="wander"), other]
+    summary = summed(*grid)
+    assert list(summary.rows) == ["wander, rank 4", "lora", "wander, rank 8"] and summary.winner[0] == "wander, rank 4"
+    assert [row["chosen"] for row in summary.rows.values()] == [True, True, False]
+    assert [{pair.first, pair.second} for pair in summary.differences] == [{"wander, rank 4", "lora"}]
+    assert summary.rows["wander, rank 4"]["mean"] < summary.rows["wander, rank 8"]["mean"], (
+        "and test would say otherwise"
+    )
+    text = " ".join(summary.sentences)
+    assert "wander, rank 4 is best on validation (0.900); its test accuracy is 0.5" in text
+    assert "On the test split lora beats wander, rank 4 by" in text
+    assert "wander, rank 8 (not chosen)" in comparison_page(summary, grid, "x")
 
 
 def test_one_method_alone_and_none_at_all():

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -46,8 +47,9 @@ manifest = pq.read_table("data/03_primary/ci/manifest.parquet")
 for folder in folders:
     with mlflow.start_run(tags={"dvc.stage": "none"}):
         metrics, predictions = json.loads((folder / "metrics.json").read_text()), folder / "predictions.parquet"
+        scores = pq.read_table(folder / "scores.parquet")
         trained = Trained(
-            folder.name, folder / "adapter", metrics, pq.read_table(predictions),
+            folder.name, folder / "adapter", metrics, pq.read_table(predictions), scores,
             Path("data/08_reporting/ci/wander/figures"), opened("data/06_models/ci/base.json"), manifest, "ci")
         print(json.dumps(register_version(trained, RegisterSettings("fusetune-ci"), {"bootstrap_samples": 500})))
 """
@@ -67,17 +69,20 @@ def client(project, monkeypatch):
 
 
 def candidate(project, name, right):
-    """The trained adapter with other bytes, and predictions of which so many are right, from the first on."""
+    """The trained adapter with other bytes, and scores of which so many of a split are right, from the first on."""
     folder = project / name
     artifact = Artifact.from_pretrained(project / "data/06_models/ci/wander")
     tensors = {n: t + len(name) * 1e-3 + right * 1e-5 for n, t in artifact.tensors.items()}
     replace(artifact, tensors=tensors).save_pretrained(folder / "adapter")
-    table = pq.read_table(project / "data/07_model_output/ci/wander/predictions.parquet")
-    scores = [float(i < right) for i in range(table.num_rows)]
+    shutil.copy(project / "data/07_model_output/ci/wander/predictions.parquet", folder / "predictions.parquet")
+    table = pq.read_table(project / "data/07_model_output/ci/wander/scores.parquet")
+    splits = table["split"].to_pylist()
+    places = [splits[:i].count(split) for i, split in enumerate(splits)]
+    scores = [float(place < right) for place in places]
     position = table.column_names.index("score")
-    pq.write_table(table.set_column(position, "score", pa.array(scores)), folder / "predictions.parquet")
+    pq.write_table(table.set_column(position, "score", pa.array(scores)), folder / "scores.parquet")
     metrics = json.loads((project / "data/08_reporting/ci/wander/metrics.json").read_text())
-    metrics["test"]["accuracy"] = right / table.num_rows
+    metrics["test"]["accuracy"] = right / splits.count("test")
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
 
@@ -119,19 +124,21 @@ def assert_whole(client, count):
 
 
 def test_a_champion_is_beaten_beyond_doubt_or_stays(project, client):
-    rows = pq.read_table(project / "data/07_model_output/ci/wander/predictions.parquet")
+    rows = pq.read_table(project / "data/07_model_output/ci/wander/scores.parquet")
+    rows = rows.filter(pc.equal(rows["split"], "val"))
     held, count = int(sum(rows["score"].to_pylist())), rows.num_rows
     folders = [candidate(project, name, right) for name, right in
-               {"good": count - 3, "bit_better": count - 2, "worse": count - 9}.items()]  # fmt: skip
+               {"good": count - 3, "bit_better": count - 2, "worse": count - 30}.items()]  # fmt: skip
     other = candidate(project, "other", count)
-    pq.write_table(pq.read_table(other / "predictions.parquet").slice(0, 100), other / "predictions.parquet")
+    pq.write_table(pq.read_table(other / "scores.parquet").slice(0, 100), other / "scores.parquet")
     good, better, worse, again, other = register(project, *folders, folders[0], other)
     assert good["champion"] and good["gain"] == pytest.approx((count - 3 - held) / count) and good["low"] > 0
     assert better["gain"] > 0 and better["low"] <= 0 and not better["champion"], "a gain within the noise"
     assert not worse["champion"] and worse["high"] < 0
+    assert [one["number"] for one in (good, better, worse, again, other)] == [1, 2, 3, None, None]
     assert "not beyond 0" in versions(client)["4"].tags["champion_decision"]
     assert again["version"] == "2" and again["reason"] == "the champion already", "the same bytes"
-    assert "tested on other data" in other["reason"]
+    assert "validated on other data" in other["reason"]
     assert champion(client) == "2" and str(client.get_model_version_by_alias(NAME, "challenger").version) == "5"
     run = client.get_run(good["run_id"])
     assert run.data.metrics["champion_gain_low"] == pytest.approx(good["low"])
@@ -139,9 +146,10 @@ def test_a_champion_is_beaten_beyond_doubt_or_stays(project, client):
     assert_whole(client, 5)
     registry = Registry(RegisterSettings(NAME), {"bootstrap_samples": 100})
     assert registry.compare("3").gain == pytest.approx(better["gain"])
+    assert registry.compare("3").number == 2, "the same question again is no new challenge"
     folder = Path(client.get_model_version_download_uri(NAME, "2").removeprefix("file://"))
     (folder / "artifacts" / "evaluation.parquet").unlink()
-    assert "registered without the scores of its test samples. No comparison" in registry.compare("3").reason
+    assert "registered without the scores of its samples. No comparison" in registry.compare("3").reason
 
 
 def test_promote_and_roll_back_by_command(project, client):

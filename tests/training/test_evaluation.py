@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import WANDER
 from fusetune.errors import FusetuneError
 from fusetune.tasks.classification import Classification, ClassificationConfig
-from fusetune.tasks.retrieval import Retrieval, RetrievalConfig
 from fusetune.training.evaluation import EvaluationSettings, bootstrap_interval, evaluate
+from fusetune.training.loop import Reporter, train
+from fusetune.training.predicting import predict
+from fusetune.training.settings import TrainSettings
 
 
 def test_the_bootstrap_interval_is_scipys():
@@ -46,26 +49,45 @@ def test_labels_that_training_has_not_seen_are_named():
         task.fit({"y": ["a", "a"]})
 
 
-def test_recall_counts_each_group_once_by_brute_force():
-    torch.manual_seed(0)
-    task = Retrieval(RetrievalConfig())
-    outputs = torch.nn.functional.normalize(torch.randn(30, 2, 8), dim=-1)
-    targets = task.targets({"group_id": [f"g{i % 12}" for i in range(30)]})
-    found = task.per_sample(outputs, targets)
-    for k in (1, 5, 10):
-        for row in range(30):
-            scores = outputs[row, 0] @ outputs[:, 1].T
-            best = {int(g): max(scores[targets == g]).item() for g in targets.unique()}
-            ranked = sorted(best, key=lambda g: -best[g])
-            assert found[f"recall_at_{k}"][row] == (int(targets[row]) in ranked[:k])
+def test_groups_are_drawn_as_a_whole():
+    """Twenty rows a group that are all alike: the interval is that of the groups, not twenty times as sure."""
+    rng = np.random.default_rng(0)
+    by_group = (rng.random(50) < 0.5).astype(float)
+    values, groups = np.repeat(by_group, 20), np.repeat(np.arange(50), 20)
+    settings = EvaluationSettings(bootstrap_samples=2000)
+    found, of_groups = bootstrap_interval(values, settings, groups), bootstrap_interval(by_group, settings)
+    alone = bootstrap_interval(values, settings)
+    assert found == pytest.approx(of_groups, abs=0.02)
+    assert alone[1] - alone[0] < (found[1] - found[0]) / 3, "rows on their own seem far surer"
 
 
-def test_the_contrastive_loss_is_cross_entropy_where_all_groups_differ():
-    torch.manual_seed(0)
-    task, outputs = Retrieval(RetrievalConfig()), torch.randn(6, 2, 4)
-    logits = outputs[:, 0] @ outputs[:, 1].T
-    diagonal = torch.arange(6)
-    expected = (
-        torch.nn.functional.cross_entropy(logits, diagonal) + torch.nn.functional.cross_entropy(logits.T, diagonal)
-    ) / 2
-    torch.testing.assert_close(task.loss(outputs, diagonal), expected)
+def test_the_draws_take_little_memory_whatever_the_number_of_rows():
+    import tracemalloc
+
+    values = (np.random.default_rng(0).random(200_000) < 0.6).astype(float)
+    tracemalloc.start()
+    bootstrap_interval(values, EvaluationSettings(bootstrap_samples=100))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 120e6, "an index of all draws alone would be 160 MB, with 1000 of them 1.6 GB"
+
+
+def test_what_is_no_number_is_no_class():
+    task = Classification(ClassificationConfig("y"))
+    task.fit({"y": ["a", "b"]})
+    outputs = torch.tensor([[2.0, 1.0], [torch.nan, 1.0], [torch.nan, torch.nan]])
+    assert task.metrics(outputs, torch.zeros(3, dtype=torch.long))["accuracy"] == pytest.approx(1 / 3)
+    assert [row["prediction"] for row in task.decode(outputs)] == ["a", None, None]
+
+
+def test_a_training_whose_weights_diverge_in_the_last_step_of_an_epoch_fails(toy):
+    """One step an epoch: its loss is still a number, what validation answers isn't."""
+    experiment = toy.experiment(WANDER)
+    splits = toy.splits(experiment)
+    settings = TrainSettings(epochs=3, batch_size=1000, learning_rate=1e30, device="cpu", warmup=0.0)
+    with pytest.raises(FusetuneError, match=r"outputs of the split 'val' are NaN or infinite in epoch 1"):
+        train(experiment.model, splits["train"], splits["val"], settings, "k", toy.folder / "run", Reporter())
+    (value := next(iter(experiment.model.trainable().values()))).data.fill_(torch.nan)
+    assert value.isnan().all()
+    with pytest.raises(FusetuneError, match="40 of 40 outputs of the split 'test' are NaN or infinite"):
+        predict(experiment.model, splits["test"], 64)

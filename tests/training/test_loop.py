@@ -11,7 +11,8 @@ import torch
 
 from conftest import ROOT, WANDER
 from fusetune.errors import FusetuneError
-from fusetune.training.loop import Reporter, predict, train
+from fusetune.training.loop import Reporter, train
+from fusetune.training.predicting import predict
 from fusetune.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(epochs=6, batch_size=16, patience=6, device="cpu")

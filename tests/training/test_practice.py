@@ -7,9 +7,10 @@ from conftest import WANDER
 from fusetune.backbones.backbone import Frontier
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
-from fusetune.training.loop import Reporter, predict, train
+from fusetune.training.loop import Reporter, train
 from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import make_optimizer
+from fusetune.training.predicting import predict
 from fusetune.training.settings import TrainSettings
 
 LORA = {"where": "towers", "adapter": "lora", "blocks": {"modalities": ["left"]}, "config": {"rank": 2}}

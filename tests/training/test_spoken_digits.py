@@ -12,7 +12,8 @@ from fusetune.config import build
 from fusetune.features.index import CacheSettings
 from fusetune.plan import Plan
 from fusetune.training.experiment import DataSettings, Experiment
-from fusetune.training.loop import Reporter, predict, train
+from fusetune.training.loop import Reporter, train
+from fusetune.training.predicting import predict
 from fusetune.training.settings import TrainSettings
 
 FSDD = SHARED / "fsdd"

@@ -20,6 +20,7 @@ from fusetune.bank.artifact import Artifact
 from fusetune.bank.low_rank import LowRankTables
 from fusetune.config import check
 from fusetune.plan import AdaptedModel
+from fusetune.tasks.task import finite_rows
 from fusetune.tokens import Tokens
 from fusetune.training.experiment import DataSettings
 
@@ -147,6 +148,11 @@ class Bank:
             found: dict[int, Tensor] = {}
             for rows in _rows_by([held[name].path for name in names]).values():
                 found |= self._pass(rows, [held[names[row]] for row in rows], samples)
+            for row, outputs in found.items():
+                check(
+                    bool(finite_rows(outputs[None])),
+                    f"request {row}: adapter '{names[row]}' answers with NaN or infinity; that is no answer.",
+                )
             return [found[row] for row in range(len(names))]
 
     def _pass(

@@ -10,6 +10,7 @@ from fusetune.backbones.backbone import Frontier
 from fusetune.errors import FusetuneError
 from fusetune.features.source import Source
 from fusetune.plan import AdaptedModel
+from fusetune.tasks.task import finite_rows
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,19 @@ def score(
         while several:
             batch = several.pop(0)
             try:
-                parts.append(_outputs(model, source, batch, device))
-                good += batch
+                outputs = _outputs(model, source, batch, device)
+                finite = finite_rows(outputs)
+                for row in (row for row, sound in zip(batch, finite.tolist(), strict=True) if not sound):
+                    errors[row] = f"row {row}: the model's outputs are NaN or infinite; that is no answer."
+                parts.append(outputs[finite])
+                good += [row for row, sound in zip(batch, finite.tolist(), strict=True) if sound]
             except FusetuneError as error:
                 if len(batch) == 1:
                     errors[batch[0]] = str(error)
                 else:
                     several[:0] = [[row] for row in batch]
         progress(min(start + batch_size, len(rows)), len(rows))
-    if not parts:
+    if not good:
         raise FusetuneError(f"no row could be read: {next(iter(errors.values()), 'there is none')}")
     return Scored(good, torch.cat(parts), errors)
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from fusetune.training.evaluation import AT_ONCE, by_group
+
 DRAWS = 4000  # bootstrap resamples
 STEEPEST = 4.0  # exponent of a power law
 
@@ -49,11 +51,14 @@ def interval(
         scores: (seeds, samples).
         groups: of the samples; None: each its own.
     """
-    rng, (sums, sizes) = np.random.default_rng(seed), _by_group(scores, groups)
+    rng, (sums, sizes) = np.random.default_rng(seed), by_group(scores, groups)
     seeds, count = sums.shape
-    weights = rng.multinomial(count, np.full(count, 1 / count), DRAWS)  # how often each group is drawn
+    shares, totals, several = np.full(count, 1 / count), np.empty((DRAWS, seeds + 1)), max(1, AT_ONCE // count)
+    for start in range(0, DRAWS, several):
+        weights = rng.multinomial(count, shares, min(several, DRAWS - start))  # how often each group is drawn
+        totals[start : start + len(weights)] = weights @ np.vstack([sums, sizes]).T
     drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
-    means = np.einsum("ds,dg,sg->d", drawn, weights, sums, optimize=True) / (weights @ sizes)
+    means = (drawn * totals[:, :-1]).sum(1) / totals[:, -1]
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
@@ -161,19 +166,9 @@ def power_law(sizes: Sequence[float], samples: Sequence[float], errors: Sequence
     return PowerLaw(floor, a, alpha, b * float(n.max()) ** beta, beta, determination, len(y))
 
 
-def _by_group(scores: np.ndarray, groups: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sums (seeds, groups) and the groups' sizes."""
-    if groups is None:
-        return scores, np.ones(scores.shape[1])
-    _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    sums = np.zeros((len(scores), index.max() + 1))
-    np.add.at(sums.T, index, scores.T)
-    return sums, np.bincount(index).astype(float)
-
-
 def _variance_of_samples(values: np.ndarray, groups: Sequence[Any] | None) -> tuple[float, int]:
     """Of the mean of one value a sample, and its degrees of freedom: those of the groups, less 1."""
-    sums, _ = _by_group((values - values.mean())[None], groups)
+    sums, _ = by_group((values - values.mean())[None], groups)
     count = sums.shape[1]
     return float((sums**2).sum()) * count / max(1, count - 1) / len(values) ** 2, max(1, count - 1)
 
@@ -181,6 +176,6 @@ def _variance_of_samples(values: np.ndarray, groups: Sequence[Any] | None) -> tu
 def _variance_of_interaction(scores: np.ndarray, groups: Sequence[Any] | None) -> float:
     seeds, samples = scores.shape
     rest = scores - scores.mean(0) - scores.mean(1, keepdims=True) + scores.mean()
-    sums, _ = _by_group(rest, groups)
+    sums, _ = by_group(rest, groups)
     count = sums.shape[1]
     return float((sums**2).sum()) * count / max(1, count - 1) / ((seeds - 1) * seeds * samples**2)

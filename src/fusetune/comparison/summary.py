@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fusetune.comparison.cells import Cell
 from fusetune.comparison.measures import BINS
 from fusetune.comparison.record import Compared
 from fusetune.comparison.statistics import Difference, PowerLaw, all_differences, interval, power_law
@@ -22,13 +23,14 @@ class Summary:
     Attributes:
         metric: that is compared.
         samples: of the test split.
-        rows: of each variant with a cell, the best first; see `_row`.
+        rows: of each variant with a cell, the best on the validation split first; see `_row`. Of a method with several
+            settings the best there is `chosen`; only what is chosen is tested against one another.
         errors: of each variant that has none in some seed.
-        differences: of every pair, the better one first.
+        differences: on the test split, of every pair of chosen variants, the better one first.
         sentences: plain, the most important first.
         points: of the scaling: size, samples, error, by variant and seed.
         law: that was fitted to them.
-        winner: the best variant's name, and the folder of its best adapter on the validation split.
+        winner: the name of the variant that is best on the validation split, and the folder of its best adapter there.
     """
 
     metric: str
@@ -80,8 +82,11 @@ def summarize(
     metric = next(iter(compared[0].cells.values())).results["metrics"]["metric"]
     matrices = {one.name: scores(one) for one in compared}
     rows = {one.name: _row(one, matrices[one.name], groups, settings) for one in compared}
-    rows = dict(sorted(rows.items(), key=lambda item: -item[1]["mean"]))
-    pairs = all_differences(matrices, groups, settings.confidence) if len(compared) > 1 else []
+    rows = dict(sorted(rows.items(), key=lambda item: -item[1]["validation"]))
+    first = {row["method"]: name for name, row in reversed(rows.items())}
+    rows = {name: {**row, "chosen": first[row["method"]] == name} for name, row in rows.items()}
+    tested = {name: matrices[name] for name, row in rows.items() if row["chosen"]}
+    pairs = all_differences(tested, groups, settings.confidence) if len(tested) > 1 else []
     points = _points(found)
     law = power_law(*([p[key] for p in points] for key in ("size", "samples", "error"))) if points else None
     best = next(one for one in compared if one.name == next(iter(rows)))
@@ -103,6 +108,7 @@ def _row(one: Compared, matrix: np.ndarray, groups: Sequence[Any] | None, settin
     return {
         "method": one.method,
         "changed": dict(one.changed),
+        "validation": float(np.mean([validated(cell) for cell in cells])),
         "mean": float(matrix.mean()),
         "low": low,
         "high": high,
@@ -140,12 +146,18 @@ def sentences(
     row = rows[best]
     several = f"{row['seeds']} seeds" if row["seeds"] > 1 else "one seed"
     found = [
-        f"{best} has the highest mean test {name}: {row['mean']:.3f} ({confidence:.0%} CI {row['low']:.3f} to "
-        f"{row['high']:.3f}, {several}) with {row['trainable_parameters']:,} trained parameters."
+        f"{best} is best on validation ({row['validation']:.3f}); its test {name} is {row['mean']:.3f} "
+        f"({confidence:.0%} CI {row['low']:.3f} to {row['high']:.3f}, {several}) with "
+        f"{row['trainable_parameters']:,} trained parameters."
     ]
-    against = {pair.second: pair for pair in pairs if pair.first == best}
-    beaten = [pair for pair in against.values() if pair.adjusted < LEVEL]
-    alike = [pair for pair in against.values() if pair.adjusted >= LEVEL]
+    beaten = [pair for pair in pairs if pair.first == best and pair.adjusted < LEVEL]
+    better = [pair for pair in pairs if pair.second == best and pair.adjusted < LEVEL]
+    alike = [
+        pair.second if pair.first == best else pair.first
+        for pair in pairs
+        if best in (pair.first, pair.second) and pair.adjusted >= LEVEL
+    ]
+    found += [f"On the test split {beats(pair, rows, confidence)}" for pair in better]
     if beaten:
         pair = max(beaten, key=lambda p: rows[p.second]["mean"])
         found.append(beats(pair, rows, confidence))
@@ -154,8 +166,8 @@ def sentences(
             found.append(f"It also beats {listed(others)}.")
     if alike:
         verb = "is" if len(alike) == 1 else "are"
-        found.append(f"{listed([p.second for p in alike])} {verb} not distinguishable from it.")
-        cheap = min((p.second for p in alike), key=lambda other: rows[other]["trainable_parameters"])
+        found.append(f"{listed(alike)} {verb} not distinguishable from it.")
+        cheap = min(alike, key=lambda other: rows[other]["trainable_parameters"])
         if rows[cheap]["trainable_parameters"] < row["trainable_parameters"]:
             found.append(
                 f"The smallest of these is {cheap}: {rows[cheap]['mean']:.3f} with "
@@ -195,8 +207,12 @@ def _share(row: Numbers, other: Numbers) -> str:
 
 def _adapter(best: Compared) -> str:
     """Of the seed that is best on the validation split: the test split chooses nothing."""
-    cell = max(best.cells.values(), key=lambda c: max(row["val_metric"] for row in c.results["curve"]))
-    return str(cell.adapter)
+    return str(max(best.cells.values(), key=validated).adapter)
+
+
+def validated(cell: Cell) -> float:
+    """The validation metric of the epoch that was kept."""
+    return float(cell.results["curve"][cell.results["metrics"]["best_epoch"] - 1]["val_metric"])
 
 
 def _by_class(one: Compared) -> dict[str, float]:

@@ -16,7 +16,8 @@ from fusetune.comparison.variants import Variant
 from fusetune.config import digest, to_plain
 from fusetune.training.ensemble import refusal
 from fusetune.training.experiment import Experiment
-from fusetune.training.loop import Epoch, Reporter, Split, assign, train
+from fusetune.training.loop import Epoch, Reporter, assign, train
+from fusetune.training.predicting import Split
 from fusetune.training.run import tested
 from fusetune.training.settings import TrainSettings
 from fusetune.training.together import train_together

@@ -49,14 +49,18 @@ class Source:
         named = [name for name in ("sample_id", "split", *columns) if name in self.table.column_names]
         return digest([{name: self.table[name].to_pylist() for name in named}, self.content_keys()])
 
-    def content_keys(self) -> dict[str, list[str]]:
+    def content_keys(self, names: Sequence[str] | None = None) -> dict[str, list[str]]:
         """By modality, the SHA-256 of each sample's own content; '' where the sample has none.
 
         A file that has not changed since it was last hashed is not read.
+
+        Args:
+            names: of the modalities; None: all.
         """
         return {
             name: [self._content(name, row, cell) for row, cell in enumerate(self.column(name))]
-            for name in self.modalities
+            for name in (self.modalities if names is None else names)
+            if name in self.modalities
         }
 
     def view_keys(self, content: Mapping[str, Sequence[str]], view: int) -> dict[str, list[str]]:

@@ -18,7 +18,8 @@ from fusetune.errors import FusetuneError
 logger = logging.getLogger(__name__)
 CHALLENGER, CHAMPION = "challenger", "champion"
 HISTORY = "champion_history"  # versions, the present champion last
-SCORES = "evaluation.parquet"  # beside the adapter: each test sample's own score
+CHALLENGES = "champion_challenges"  # on which data, and how many of them
+SCORES = "evaluation.parquet"  # beside the adapter: each validation and test sample's own score
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class RegisterSettings:
     """
     Attributes:
         model_name: the registered model's name; every method of an experiment is a version of it.
-        min_gain: how much better than the champion a version has to be on the same test samples, beyond doubt: the
-            lower end of the interval of the difference (paired bootstrap, as `evaluate` says) has to be above it.
+        min_gain: how much better than the champion a version has to be on the same validation samples, beyond doubt:
+            the lower end of the interval of the difference (paired, over groups of samples, with the confidence that
+            `evaluate` names, shared out over all challenges: `comparison.promotion`) has to be above it.
     """
 
     model_name: str
@@ -43,7 +45,9 @@ class Decision:
     """Whether a version is the champion now, and the numbers behind it.
 
     Attributes:
-        gain, low, high: mean difference to the champion by sample, and its interval; None where nothing was compared.
+        gain, low, high: mean difference to the champion by validation sample, and its interval; None where nothing was
+            compared.
+        number: of the challenge on these data, from 1.
     """
 
     version: str
@@ -53,6 +57,7 @@ class Decision:
     gain: float | None = None
     low: float | None = None
     high: float | None = None
+    number: int | None = None
 
 
 class Registry:
@@ -126,19 +131,28 @@ class Registry:
         held = str(champion.version)
         if held == version:
             return Decision(version, True, "the champion already", held)
-        metric = own.tags["metric"]
-        if champion.tags.get("test_data_sha256") != own.tags["test_data_sha256"]:
-            return Decision(version, False, f"champion {held} was tested on other data: no comparison, it stays", held)
+        metric, data = own.tags["metric"], own.tags.get("validation_data_sha256")
+        if data is None or champion.tags.get("validation_data_sha256") != data:
+            return Decision(
+                version, False, f"champion {held} was validated on other data: no comparison, it stays", held
+            )
         try:
-            gain, low, high = self._difference(version, held)
+            scores = self._scores(version), self._scores(held)
         except FusetuneError as error:
             return Decision(version, False, f"{error} No comparison, champion {held} stays.", held)
-        wins = low > self.settings.min_gain
+        number = self._number(own, held, data)
+        found = self._difference(*scores, number)
+        wins = found.low > self.settings.min_gain
+
+        def of_both(tag: str) -> str:
+            return f"{float(own.tags[tag]):.4f} against champion {held}'s {float(champion.tags[tag]):.4f}"
+
         reason = (
-            f"{metric} {float(own.tags['value']):.4f} against champion {held}'s {float(champion.tags['value']):.4f}: "
-            f"{gain:+.4f} ({low:+.4f} to {high:+.4f}), {'beyond' if wins else 'not beyond'} {self.settings.min_gain:g}"
+            f"validation {metric} {of_both('validation_value')}: {found.value:+.4f} ({found.low:+.4f} to "
+            f"{found.high:+.4f}, challenge {number}), {'beyond' if wins else 'not beyond'} {self.settings.min_gain:g}; "
+            f"test {of_both('value')}"
         )
-        return Decision(version, wins, reason, held, gain, low, high)
+        return Decision(version, wins, reason, held, found.value, found.low, found.high, number)
 
     def crown(self, version: str) -> None:
         """Move the alias `champion`, and remember whose it was."""
@@ -176,26 +190,38 @@ class Registry:
         except MlflowException:
             return None
 
-    def _difference(self, version: str, held: str) -> tuple[float, float, float]:
-        """Mean of the differences by sample, and its bootstrap interval."""
-        import numpy as np
+    def _number(self, own: Any, held: str, data: str) -> int:
+        """Which challenge on these data it is that this version makes to champion `held`; the same one counts once."""
+        tag = f"challenge_of_{held}_on_{data[:12]}"
+        if tag in own.tags:
+            return int(own.tags[tag])
+        model = self.client.get_registered_model(self.name)
+        counts = json.loads(model.tags.get(CHALLENGES, "{}"))
+        number = counts[data[:12]] = counts.get(data[:12], 0) + 1
+        self.client.set_registered_model_tag(self.name, CHALLENGES, json.dumps(counts))
+        self.client.set_model_version_tag(self.name, str(own.version), tag, str(number))
+        return number
 
+    def _difference(self, own: Any, theirs: Any, number: int) -> Any:
+        """On the validation samples; both tables are sorted by sample."""
+        from fusetune.comparison.promotion import challenged
         from fusetune.config import build
-        from fusetune.training.evaluation import EvaluationSettings, bootstrap_interval
+        from fusetune.training.evaluation import EvaluationSettings
 
-        own, theirs = self._scores(version), self._scores(held)
-        differences = np.array([own[sample] - theirs[sample] for sample in sorted(own)])
-        low, high = bootstrap_interval(differences, build(EvaluationSettings, self.evaluation, "evaluate"))
-        return float(differences.mean()), low, high
+        confidence = build(EvaluationSettings, self.evaluation, "evaluate").confidence
+        return challenged(own["score"].to_numpy(), theirs["score"].to_numpy(), own["group_id"].to_pylist(), number,
+                          confidence)  # fmt: skip
 
-    def _scores(self, version: str) -> dict[str, float]:
+    def _scores(self, version: str) -> Any:
+        """Of the validation samples, a pyarrow table."""
         import mlflow
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
         from mlflow.exceptions import MlflowException
 
         try:
             file = mlflow.artifacts.download_artifacts(f"models:/{self.name}/{version}/artifacts/{SCORES}")
         except (MlflowException, OSError):
-            raise FusetuneError(f"Version {version} was registered without the scores of its test samples.") from None
+            raise FusetuneError(f"Version {version} was registered without the scores of its samples.") from None
         table = pq.read_table(file)
-        return dict(zip(table["sample_id"].to_pylist(), table["score"].to_pylist(), strict=True))
+        return table.filter(pc.equal(table["split"], "val")).sort_by("sample_id")

@@ -127,7 +127,7 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 def differences(summary: Summary) -> Chart:
     """All pairs: how many points the row is better than the column."""
-    names = list(summary.rows)
+    names = [name for name, row in summary.rows.items() if row["chosen"]]
     place = {name: i for i, name in enumerate(names)}
     values = np.full((len(names), len(names)), np.nan)
     texts = [["" for _ in names] for _ in names]

@@ -14,6 +14,7 @@ from fusetune.report.charts import Chart, Look
 
 Cell = tuple[str, float | None]  # as it is shown, and what it is sorted by
 SKELETON = "comparison.html"
+LAST = 16  # column of the table, of text as the first
 
 
 def comparison_page(summary: Summary, found: Sequence[Compared], title: str, size_label: str = "size") -> str:
@@ -41,7 +42,7 @@ def comparison_page(summary: Summary, found: Sequence[Compared], title: str, siz
         ("verdict", "Verdict", _verdict(summary)),
         ("costs", "What it costs", shown(comparison_charts.costs(summary, look))),
         ("table", "Table", _table(summary)),
-        ("differences", "Who is better than whom", shown([charts.differences(summary)] if len(compared) > 1 else [])),
+        ("differences", "Who is better than whom", shown([charts.differences(summary)] if summary.differences else [])),
         ("modalities", "Modalities and groups", shown(comparison_charts.modalities(summary))),
         ("robustness", "Missing modalities, noise, calibration", shown(comparison_charts.robustness(summary, look))),
         ("classes", "Classes", shown(comparison_charts.classes(summary))),
@@ -117,7 +118,8 @@ def _chosen(
 def _table(summary: Summary) -> str:
     headings = (
         "method",
-        f"{summary.metric.replace('_', ' ')}",
+        "validation",
+        f"test {summary.metric.replace('_', ' ')}",
         "95% CI",
         "± seeds",
         "seeds",
@@ -138,7 +140,7 @@ def _table(summary: Summary) -> str:
         cells = _cells(name, row)
         rows.append("".join(_td(text, key, i) for i, (text, key) in enumerate(cells)))
     head = "".join(
-        f"<th tabindex='0'{'' if i in (0, 15) else ' class=n'}>{escape(h)}</th>" for i, h in enumerate(headings)
+        f"<th tabindex='0'{'' if i in (0, LAST) else ' class=n'}>{escape(h)}</th>" for i, h in enumerate(headings)
     )
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
@@ -151,7 +153,8 @@ def _table(summary: Summary) -> str:
 def _cells(name: str, row: Mapping[str, Any]) -> list[Cell]:
     joules, overhead, ece = row["joules"], row["overhead"], row["ece"]
     return [
-        (name, None),
+        (name if row["chosen"] else f"{name} (not chosen)", None),
+        (f"{row['validation']:.3f}", row["validation"]),
         (f"{row['mean']:.3f}", row["mean"]),
         (f"{row['low']:.3f} to {row['high']:.3f}", row["low"]),
         (f"{row['deviation']:.3f}", row["deviation"]),
@@ -171,7 +174,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[Cell]:
 
 
 def _td(text: str, key: float | None, column: int) -> str:
-    if column in (0, 15):
+    if column in (0, LAST):
         return f"<td>{escape(text)}</td>"
     return f"<td class='n' data-key='{'' if key is None else key}'>{escape(text)}</td>"
 
@@ -195,8 +198,9 @@ def _by_text(errors: Mapping[int, str]) -> dict[str, list[int]]:
 
 def _method(summary: Summary) -> str:
     return f"""<p>All methods were trained on the same frozen base, the same cached features and the same training
-rows, and judged on the same {summary.samples:,} test samples; the epoch that a seed keeps was chosen on the validation
-split. Intervals of a mean are percentile bootstraps in which seeds and (groups of) samples are drawn anew. A difference
+rows, and judged on the same {summary.samples:,} test samples; the epoch that a seed keeps, the settings of a
+method that was given several, and the winner were chosen on the validation split. Intervals of a mean are percentile
+bootstraps in which seeds and (groups of) samples are drawn anew. A difference
 is tested by a paired test over samples whose variance also holds that between seeds; its degrees of freedom are
 Satterthwaite's, and p values are corrected for the number of pairs after Holm. An interval in a sentence is of that one
 difference.</p>

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.errors import FusetuneError
-from fusetune.tasks.task import HeadMaker, Task
+from fusetune.tasks.task import HeadMaker, Task, finite_rows
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,15 @@ class Classification(Task):
         return F.cross_entropy(outputs, targets)
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
-        return {"accuracy": (outputs.argmax(-1) == targets).float().cpu().numpy()}
+        right = (outputs.argmax(-1) == targets) & finite_rows(outputs)
+        return {"accuracy": right.float().cpu().numpy()}
 
-    def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
+    def decode(self, outputs: Tensor, contents: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Any]]:
         probabilities, best = outputs.float().softmax(-1).max(-1)
+        answers = zip(best.tolist(), probabilities.tolist(), finite_rows(outputs).tolist(), strict=True)
         return [
-            {"prediction": self.labels[i], "probability": p}
-            for i, p in zip(best.tolist(), probabilities.tolist(), strict=True)
+            {"prediction": self.labels[i] if finite else None, "probability": p if finite else None}
+            for i, p, finite in answers
         ]
 
     def probabilities(self, outputs: Tensor) -> dict[str, tuple[list[str], Tensor]]:

@@ -96,7 +96,7 @@ class MultiTask(Task):
         main = [scores[f"{name}_{task.metric}"] for name, task in self.tasks.items()]
         return {"accuracy": np.mean(main, axis=0), **scores}
 
-    def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
+    def decode(self, outputs: Tensor, contents: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [{} for _ in outputs]
         for name, (task, out) in zip(self.tasks, self._apart(outputs), strict=True):
             for row, decoded in zip(rows, task.decode(out), strict=True):

@@ -1,6 +1,6 @@
 """Find the name of a picture, and the picture of a name: two streams compared in one space."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.config import check
-from fusetune.tasks.task import HeadMaker, Task
+from fusetune.tasks.task import HeadMaker, Task, content_column
+
+RECALLS = (1, 5, 10)
+CHUNK = 1024  # rows that are compared with all others at once
+ROUNDING = 1e-6  # share of the largest score within which two scores are equal
 
 
 @dataclass(frozen=True)
@@ -20,15 +24,18 @@ class RetrievalConfig:
         query, target: the two modalities.
         group: the column that says which rows are the same thing; each query looks for any target of its group.
         embedding_dim: width of the common space.
+        best: how many of the other side's items an answer names.
     """
 
     query: str = "image"
     target: str = "text"
     group: str = "group_id"
     embedding_dim: int = 64
+    best: int = 10
 
     def __post_init__(self) -> None:
         check(self.embedding_dim > 0, f"embedding_dim: expected a positive width, found {self.embedding_dim}.")
+        check(self.best > 0, f"best: expected at least 1, found {self.best}.")
 
 
 class _TwoSidedHead(nn.Module):
@@ -45,7 +52,12 @@ class _TwoSidedHead(nn.Module):
 
 
 class Retrieval(Task):
-    """Contrastive loss within the batch; recall@k over the whole split."""
+    """Contrastive loss within the batch; recall@k and median rank over the whole split, in both directions.
+
+    Rows belong together if they share the group, the query or the target: a text that stands in two rows is one item,
+    and either row's picture is right for it. `recall_at_k` is of queries among targets, `reverse_recall_at_k` of
+    targets among queries. Of items whose scores are equal the right one has the mean of the ranks that they share.
+    """
 
     metric = "recall_at_1"
     fuses = False
@@ -58,13 +70,17 @@ class Retrieval(Task):
     def columns(self) -> list[str]:
         return [self.config.group]
 
+    def content_modalities(self) -> list[str]:
+        return [self.config.query, self.config.target]
+
     def fit(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Nothing is learned: groups are only compared for equality."""
 
     def targets(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
-        values = [str(value) for value in columns[self.config.group]]
-        index = {value: i for i, value in enumerate(sorted(set(values)))}
-        return torch.tensor([index[value] for value in values])
+        """(rows, 3): numbers of the group, of the query's content and of the target's."""
+        groups = [str(value) for value in columns[self.config.group]]
+        sides = [_items(columns.get(content_column(name)), len(groups)) for name in self.content_modalities()]
+        return torch.stack([_numbered(groups), *(_numbered(items) for items in sides)], 1)
 
     def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
         for side in (self.config.query, self.config.target):
@@ -72,25 +88,87 @@ class Retrieval(Task):
         return _TwoSidedHead(self.config, widths, make)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        logits = outputs[:, 0] @ outputs[:, 1].T
-        same = targets[:, None] == targets[None, :]
+        logits, same = outputs[:, 0] @ outputs[:, 1].T, _together(targets, targets)
         # several rows of one group are all right: the likelihood of finding any of them
         rows = logits.logsumexp(1) - logits.masked_fill(~same, -torch.inf).logsumexp(1)
         columns = logits.logsumexp(0) - logits.masked_fill(~same, -torch.inf).logsumexp(0)
         return (rows.mean() + columns.mean()) / 2
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
-        scores = outputs[:, 0] @ outputs[:, 1].T
-        same = targets[:, None] == targets[None, :]
-        best = scores.masked_fill(~same, -torch.inf).max(1, keepdim=True).values
-        # each other group counts once, by its best row
-        groups, column = targets.unique(return_inverse=True)
-        by_group = scores.new_full((len(scores), len(groups)), -torch.inf)
-        by_group.scatter_reduce_(1, column.expand_as(scores), scores, "amax")
-        rank = (by_group > best).sum(1)
-        return {f"recall_at_{k}": (rank < k).float().cpu().numpy() for k in (1, 5, 10)}
+        found: dict[str, np.ndarray] = {}
+        for prefix, ranks in self._ranks(outputs, targets):
+            for k in RECALLS:
+                found[f"{prefix}recall_at_{k}"] = (ranks <= k).float().cpu().numpy()
+        return found
 
-    def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
-        scores = outputs[:, 0] @ outputs[:, 1].T
-        best = scores.max(-1)
-        return [{"best_row": i, "score": s} for i, s in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    def aggregates(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {f"{prefix}median_rank": ranks.median().item() for prefix, ranks in self._ranks(outputs, targets)}
+
+    def _ranks(self, outputs: Tensor, targets: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Of the best right item, from 1, for each row, in each direction."""
+        targets = targets.reshape(len(targets), -1).to(outputs.device)
+        rows = torch.arange(len(targets), device=outputs.device)
+        for prefix, side, other in (("", 0, 1), ("reverse_", 1, 0)):
+            items = targets[:, 1 + other] if targets.shape[1] > 1 else rows
+            yield prefix, _ranks(outputs[:, side], outputs[:, other], targets, items)
+
+    def decode(self, outputs: Tensor, contents: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Any]]:
+        """Of each row the best items of the other side: ``best_<modality>``, row numbers, and their cosines."""
+        rows: list[dict[str, Any]] = [{} for _ in outputs]
+        names = self.content_modalities()
+        for side, other in ((0, 1), (1, 0)):
+            items = _numbered(_items((contents or {}).get(names[other]), len(outputs)))
+            numbers, cosines = _best(outputs[:, side], outputs[:, other], items, self.config.best)
+            for row, best, scores in zip(rows, numbers.tolist(), cosines.tolist(), strict=True):
+                row |= {f"best_{names[other]}": best, f"best_{names[other]}_cosines": scores}
+        return rows
+
+    def row_columns(self) -> list[str]:
+        return [f"best_{name}" for name in self.content_modalities()]
+
+
+def _items(contents: Sequence[str] | None, count: int) -> list[str]:
+    """What is the same item has the same name; what has no content is like nothing else."""
+    contents = contents or [""] * count
+    return [content or f"row {row}" for row, content in enumerate(contents)]
+
+
+def _numbered(values: Sequence[str]) -> Tensor:
+    index = {value: i for i, value in enumerate(sorted(set(values)))}
+    return torch.tensor([index[value] for value in values])
+
+
+def _together(some: Tensor, all_: Tensor) -> Tensor:
+    """(rows of some, rows of all): whether they share the group, the query or the target."""
+    some, all_ = some.reshape(len(some), -1), all_.reshape(len(all_), -1)
+    return (some[:, None] == all_[None]).any(-1)
+
+
+def _ranks(side: Tensor, other: Tensor, targets: Tensor, items: Tensor) -> Tensor:
+    """Rank of the best right item for each row of `side`, float, from 1.
+
+    Of t right and f wrong items that share a score, the first right one comes behind f / (t + 1) wrong ones on average.
+    """
+    _, place = items.unique(return_inverse=True)
+    count, ranks = int(place.max()) + 1, []
+    for start in range(0, len(side), CHUNK):
+        scores = side[start : start + CHUNK] @ other.T
+        right = _together(targets[start : start + CHUNK], targets)
+        at = place.expand_as(scores)
+        best = scores.new_full((len(scores), count), -torch.inf).scatter_reduce_(1, at, scores, "amax")
+        is_right = right.new_zeros(best.shape).scatter_reduce_(1, at, right, "amax")
+        wanted = best.masked_fill(~is_right, -torch.inf).amax(1, keepdim=True)
+        rounding = ROUNDING * scores.abs().amax(1, keepdim=True)
+        equal = (best - wanted).abs() <= rounding
+        better = ((best > wanted) & ~equal).sum(1)
+        ranks.append(1 + better + (equal & ~is_right).sum(1) / ((equal & is_right).sum(1) + 1))
+    return torch.cat(ranks)
+
+
+def _best(side: Tensor, other: Tensor, items: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """First rows and cosines of the best items for each row of `side`."""
+    _, place = items.unique(return_inverse=True)
+    first = torch.full((int(place.max()) + 1,), len(place)).scatter_reduce_(0, place, torch.arange(len(place)), "amin")
+    side, other = F.normalize(side, dim=-1), F.normalize(other[first], dim=-1)
+    found = [(part @ other.T).topk(min(count, len(first))) for part in side.split(CHUNK)]
+    return first[torch.cat([best.indices for best in found])], torch.cat([best.values for best in found])

@@ -10,6 +10,16 @@ from torch import Tensor, nn
 HeadMaker = Callable[[int, int], nn.Module]  # (width, outputs) -> a head adapter
 
 
+def content_column(modality: str) -> str:
+    """Among the columns of `Task.targets`: the content of a modality, the same for the same content, '' for none."""
+    return f"{modality}: content"
+
+
+def finite_rows(outputs: Tensor) -> Tensor:
+    """(rows,): whether all of a row's outputs are numbers; what isn't is no answer."""
+    return outputs.isfinite().flatten(1).all(1)
+
+
 class Task(ABC):
     """What is asked of the model.
 
@@ -31,6 +41,10 @@ class Task(ABC):
     def columns(self) -> list[str]:
         """Manifest columns that `targets` needs."""
 
+    def content_modalities(self) -> list[str]:
+        """Modalities of which `targets` also needs to know which rows have the same content (`content_column`)."""
+        return []
+
     @abstractmethod
     def fit(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Learn label sets and the like from the training rows."""
@@ -51,11 +65,34 @@ class Task(ABC):
         """Per metric, each sample's own score; the metric is its mean, the bootstrap resamples it."""
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {name: float(scores.mean()) for name, scores in self.per_sample(outputs, targets).items()}
+        means = {name: float(scores.mean()) for name, scores in self.per_sample(outputs, targets).items()}
+        return means | self.aggregates(outputs, targets)
+
+    def aggregates(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Metrics that are no means over samples."""
+        del outputs, targets
+        return {}
 
     @abstractmethod
-    def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
-        """Outputs as a user reads them: one dict of columns a sample."""
+    def decode(self, outputs: Tensor, contents: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Any]]:
+        """Outputs as a user reads them: one dict of columns a sample; None for what is no number.
+
+        Args:
+            contents: by modality, a name of each row's content; a task that compares rows takes the same as one.
+        """
+
+    def row_columns(self) -> list[str]:
+        """Columns of `decode` that hold lists of row numbers."""
+        return []
+
+    def answers(
+        self, outputs: Tensor, names: Sequence[str], contents: Mapping[str, Sequence[str]] | None = None
+    ) -> list[dict[str, Any]]:
+        """What `decode` says, with the samples' names in place of row numbers."""
+        rows = self.decode(outputs, contents)
+        for row in rows:
+            row |= {column: [names[number] for number in row[column]] for column in self.row_columns()}
+        return rows
 
     def probabilities(self, outputs: Tensor) -> dict[str, tuple[list[str], Tensor]]:
         """By column, for tasks that have such: the labels and (rows, labels) that add up to 1."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from fusetune.config import check
 from fusetune.tasks.task import Task
 
+AT_ONCE = 4_000_000  # numbers of bootstrap draws in memory
 MOST_LABELS = 40  # more are unreadable on a page: the most frequent stay
 
 
@@ -18,7 +19,7 @@ MOST_LABELS = 40  # more are unreadable on a page: the most frequent stay
 class EvaluationSettings:
     """
     Attributes:
-        bootstrap_samples: resamples of the test rows behind a confidence interval.
+        bootstrap_samples: resamples behind a confidence interval, of groups of test rows.
         confidence: of the interval.
         seed: of the resampling.
     """
@@ -33,37 +34,71 @@ class EvaluationSettings:
 
 
 def evaluate(
-    task: Task, outputs: Tensor, targets: Tensor, settings: EvaluationSettings, groups: Sequence[str] | None = None
+    task: Task,
+    outputs: Tensor,
+    targets: Tensor,
+    settings: EvaluationSettings,
+    kinds: Sequence[str] | None = None,
+    groups: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Metrics of one split.
 
     Args:
-        groups: one name a row; the task's main metric is also given for each of them.
+        kinds: one name a row; the task's main metric is also given for each of them.
+        groups: rows of one group vary together and are drawn together; None: each row its own.
 
     Returns:
         ``{metric: value, metric_low: ..., metric_high: ..., by_group: {...}}``; the interval is the percentile
-        bootstrap over rows (Efron & Tibshirani 1993, chapter 13).
+        bootstrap over groups (Efron & Tibshirani 1993, chapter 13; Field & Welsh 2007). Metrics that are no means of
+        samples have none.
     """
     metrics: dict[str, Any] = {}
     scores = task.per_sample(outputs, targets)
-    for name, values in scores.items():
-        low, high = bootstrap_interval(values, settings)
+    bounds = bootstrap_intervals(np.stack(list(scores.values())), settings, groups)
+    for (name, values), (low, high) in zip(scores.items(), bounds, strict=True):
         metrics[name] = float(values.mean())
         metrics[f"{name}_low"], metrics[f"{name}_high"] = low, high
-    if groups is not None:
-        values, names = scores[task.metric], np.array(groups)
-        metrics["by_group"] = {str(g): float(values[names == g].mean()) for g in sorted(set(groups))}
+    metrics |= task.aggregates(outputs, targets)
+    if kinds is not None:
+        values, names = scores[task.metric], np.array(kinds)
+        metrics["by_group"] = {str(kind): float(values[names == kind].mean()) for kind in sorted(set(kinds))}
     return metrics
 
 
-def bootstrap_interval(values: np.ndarray, settings: EvaluationSettings) -> tuple[float, float]:
+def bootstrap_interval(
+    values: np.ndarray, settings: EvaluationSettings, groups: Sequence[Any] | None = None
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of per-sample scores."""
-    rng = np.random.default_rng(settings.seed)
-    picks = rng.integers(0, len(values), (settings.bootstrap_samples, len(values)))
-    means = values[picks].mean(1)
+    return bootstrap_intervals(values[None], settings, groups)[0]
+
+
+def bootstrap_intervals(
+    scores: np.ndarray, settings: EvaluationSettings, groups: Sequence[Any] | None = None
+) -> list[tuple[float, float]]:
+    """The same of several scores of the same samples, (scores, samples), from the same draws.
+
+    A few draws are in memory at a time: `AT_ONCE` numbers, however many samples there are.
+    """
+    rng, (sums, sizes) = np.random.default_rng(settings.seed), by_group(scores, groups)
+    count, means = len(sizes), np.empty((settings.bootstrap_samples, len(scores)))
+    several = max(1, AT_ONCE // count)
+    for start in range(0, len(means), several):
+        picks = rng.integers(0, count, (min(several, len(means) - start), count))
+        drawn = sizes[picks].sum(1)
+        for column, of_groups in enumerate(sums):
+            means[start : start + len(picks), column] = of_groups[picks].sum(1) / drawn
     tail = (1 - settings.confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def by_group(scores: np.ndarray, groups: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sums (scores, groups) of (scores, samples), and the groups' sizes."""
+    if groups is None:
+        return scores, np.ones(scores.shape[1])
+    _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    sums = np.stack([np.bincount(index, weights=row) for row in scores])
+    return sums, np.bincount(index).astype(float)
 
 
 def confusion_counts(targets: Sequence[str], predictions: Sequence[str]) -> tuple[list[str], np.ndarray]:

@@ -24,9 +24,9 @@ from fusetune.frontier import frontier
 from fusetune.manifest.schema import SPLITS, Modality
 from fusetune.plan import AdaptedModel, Plan
 from fusetune.tasks import tasks
-from fusetune.tasks.task import Task
+from fusetune.tasks.task import Task, content_column
 from fusetune.tokens import Tokens
-from fusetune.training.loop import Split
+from fusetune.training.predicting import Split
 from fusetune.training.settings import TrainSettings
 
 PROBED = 2  # samples: enough to find the frontier
@@ -51,6 +51,13 @@ def make_task(settings: Mapping[str, Any], where: str = "data.task") -> Task:
     options = dict(settings)
     cls = tasks.get(options.pop("name", None) or _no_name(where))
     return cls(build(cls.Config, options, where))
+
+
+def task_columns(task: Task, source: Source) -> dict[str, list[Any]]:
+    """What `task.targets` needs of a table: columns of its own, and names of contents."""
+    columns = {name: _column(source.table, name) for name in task.columns()}
+    known = source.content_keys(task.content_modalities())
+    return columns | {content_column(name): keys for name, keys in known.items()}
 
 
 def load_backbone(folder: str | Path, data: DataSettings) -> Backbone:
@@ -79,7 +86,7 @@ class Experiment:
             if not rows:
                 raise FusetuneError(f"manifest: no row of split '{name}'; each of {', '.join(SPLITS)} needs some.")
         self.task = make_task(data.task)
-        self._columns = {name: _column(table, name) for name in self.task.columns()}
+        self._columns = task_columns(self.task, self.source)
         self.task.fit(self._picked(self.rows["train"]))
         torch.manual_seed(seed)
         self.model = AdaptedModel(backbone, plan, self.task, self._streams(backbone), where)
@@ -110,11 +117,17 @@ class Experiment:
         for epoch, of_stage in {1: features, **features.later}.items():
             picked = of_stage.of_rows(self.rows[name], augmented=name == "train")
             stages[epoch] = FeatureSet(picked, store, device)
-        return Split(stages, self.targets(self.rows[name]))
+        return Split(stages, self.targets(self.rows[name]), name)
 
     def column(self, name: str, split: str) -> list[Any]:
         values = _column(self.table, name)
         return [values[row] for row in self.rows[split]]
+
+    def answers(self, outputs: Tensor, split: str) -> list[dict[str, Any]]:
+        """What the task decodes from a split's outputs, a row each."""
+        columns = {name: self._columns[content_column(name)] for name in self.task.content_modalities()}
+        contents = {name: [keys[row] for row in self.rows[split]] for name, keys in columns.items()}
+        return self.task.answers(outputs, self.column("sample_id", split), contents)
 
     def example(self, count: int) -> dict[str, Tokens]:
         """The first training samples at depth 0, complete ones if there are any."""

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from fusetune.config import check
 from fusetune.errors import FusetuneError
-from fusetune.features.dataset import FeatureSet, batches
+from fusetune.features.dataset import batches
 from fusetune.plan import AdaptedModel
 from fusetune.schedule import warmup_cosine
 from fusetune.training import checkpoint
 from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import TOTAL, clip, gradient_norms, make_optimizer
+from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
 
 
@@ -37,28 +38,6 @@ class Epoch:
     seconds: float
     samples_per_second: float
     gradient_norms: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Features and targets of one split.
-
-    Attributes:
-        stages: features by the epoch from which on they are used: the frontier moves down where more is trained.
-        targets: one a row.
-    """
-
-    stages: Mapping[int, FeatureSet]
-    targets: Tensor
-
-    @property
-    def features(self) -> FeatureSet:
-        """Those of the last stage, where everything of the plan acts."""
-        return self.stages[max(self.stages)]
-
-    def at(self, epoch: int) -> FeatureSet:
-        """Those of an epoch, from 1."""
-        return self.stages[max(first for first in self.stages if first <= epoch)]
 
 
 class Reporter:
@@ -152,33 +131,6 @@ def train(
     model.set_epoch(max(last_stage, len(history)))
     assign(model, best)
     return history
-
-
-def predict(
-    model: AdaptedModel,
-    split: Split,
-    batch_size: int,
-    epoch: int | None = None,
-    observed: dict[str, list[Tensor]] | None = None,
-) -> tuple[Tensor, float]:
-    """Outputs of all rows, float32 on the CPU, and the mean loss.
-
-    Args:
-        epoch: whose features are used; None: those of the last stage.
-        observed: what adapters show of each batch (gates, routes) is appended to it by name.
-    """
-    model.eval()
-    outputs, total = [], 0.0
-    features = split.features if epoch is None else split.at(epoch)
-    with torch.no_grad():
-        for index, states in features.batches(batches(len(split.targets), 4 * batch_size)):
-            out = model(states, features.frontier).float()
-            total += model.task.loss(out, split.targets[index].to(out.device)).item() * len(index)
-            outputs.append(out.cpu())
-            if observed is not None:
-                for name, values in model.observed().items():
-                    observed.setdefault(name, []).append(values.float().cpu())
-    return torch.cat(outputs), total / len(split.targets)
 
 
 def _train_epoch(

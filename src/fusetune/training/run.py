@@ -24,7 +24,8 @@ from fusetune.report.figures import Figures, compared, confusion_matrix, distrib
 from fusetune.training.device import pick_device
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.experiment import DataSettings, Experiment, load_backbone, make_task
-from fusetune.training.loop import Epoch, Reporter, Split, predict, train
+from fusetune.training.loop import Epoch, Reporter, train
+from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class TrainingResult:
         metrics: of the test split, JSON-ready and the same in every run of the same inputs (no times).
         curve: one row an epoch, likewise.
         predictions: sample_id, target, what the task decodes, and whether it is right.
+        scores: of each validation and test sample, with its group and its targets: what decides who is better.
         figures: PNGs.
         outputs: of the test split, (rows, ...), as the task decodes them.
         epochs: with times.
@@ -48,6 +50,7 @@ class TrainingResult:
     metrics: dict[str, Any]
     curve: list[dict[str, Any]]
     predictions: pa.Table
+    scores: pa.Table
     figures: Figures
     epochs: list[Epoch]
     outputs: Tensor
@@ -93,7 +96,7 @@ def train_and_test(
     epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter)
     result = tested(experiment, splits, epochs, settings, evaluation, method, unimodal)
     shutil.rmtree(folder, ignore_errors=True)
-    return result
+    return replace(result, scores=_scores(experiment, splits["val"], result, settings))
 
 
 def tested(
@@ -112,13 +115,13 @@ def tested(
     parts: dict[str, list[Tensor]] = {}
     outputs, _ = predict(model, splits["test"], settings.batch_size, observed=parts)
     observed = {name: torch.cat(several) for name, several in parts.items()}
-    group = getattr(task.config, "question_type", None)  # type: ignore[attr-defined]
-    groups = experiment.column(group, "test") if group else None
+    kind = getattr(task.config, "question_type", None)  # type: ignore[attr-defined]
+    kinds, groups = experiment.column(kind, "test") if kind else None, experiment.column("group_id", "test")
     metrics = {
         "method": method,
         "metric": task.metric,
         "target_columns": task.columns(),
-        "test": evaluate(task, outputs, splits["test"].targets, evaluation, groups),
+        "test": evaluate(task, outputs, splits["test"].targets, evaluation, kinds, groups),
         "unimodal": dict(unimodal),
         "trainable_parameters": trainable,
         "kept_parameters": sum(tensor.numel() for tensor in model.kept().values()),
@@ -142,6 +145,7 @@ def tested(
         metrics,
         curve,
         _predictions(experiment, outputs, splits["test"], observed),
+        pa.table({}),
         _figures(experiment, outputs, metrics, curve, method, observed),
         epochs,
         outputs,
@@ -191,8 +195,21 @@ def _told(features: FeatureSet, settings: TrainSettings) -> Iterator[str]:
         yield f"{shares[name]:.0%} of a batch of '{name}' is padding; train.length_buckets=true would spare most of it"
 
 
+def _scores(experiment: Experiment, val: Split, result: TrainingResult, settings: TrainSettings) -> pa.Table:
+    task, of_test = experiment.task, result.predictions["score"].to_pylist()
+    outputs, _ = predict(experiment.model, val, settings.batch_size)
+    of_val = task.per_sample(outputs, val.targets)[task.metric].tolist()
+    columns: dict[str, list[Any]] = {
+        "split": ["val"] * len(of_val) + ["test"] * len(of_test),
+        "score": of_val + of_test,
+    }
+    for name in dict.fromkeys(["sample_id", "group_id", *task.columns()]):
+        columns[name] = experiment.column(name, "val") + experiment.column(name, "test")
+    return pa.table(columns)
+
+
 def _predictions(experiment: Experiment, outputs: Any, test: Split, observed: Mapping[str, Tensor]) -> pa.Table:
-    decoded = experiment.task.decode(outputs)
+    decoded = experiment.answers(outputs, "test")
     columns: dict[str, list[Any]] = {"sample_id": experiment.column("sample_id", "test")}
     for name in experiment.task.columns():
         columns[name] = experiment.column(name, "test")

@@ -9,20 +9,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusetune.adapters.dropout import random_streams
+from fusetune.errors import FusetuneError
 from fusetune.features.dataset import batches
 from fusetune.plan import AdaptedModel
 from fusetune.schedule import warmup_cosine
 from fusetune.tokens import Tokens
 from fusetune.training import checkpoint
 from fusetune.training.ensemble import Ensemble, Values
-from fusetune.training.loop import Epoch, Split, epoch_seed, not_finite, stale
+from fusetune.training.loop import Epoch, epoch_seed, not_finite, stale
 from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import TOTAL
+from fusetune.training.predicting import Split, check_finite
 from fusetune.training.settings import TrainSettings
 
 
@@ -71,7 +74,7 @@ def train_together(
         begun = time.perf_counter()
         losses, norms = _epoch(ensemble, train_split, number, number * steps_per_epoch, steps_per_epoch * one.epochs)
         trained = time.perf_counter() - begun
-        evaluated = _evaluated(ensemble, val_split)
+        evaluated = _evaluated(ensemble, val_split, number + 1)
         seconds = (time.perf_counter() - begun) / len(active)
         going, epochs = [], []
         for place, number_of_member in enumerate(active):
@@ -80,6 +83,9 @@ def train_together(
             if len(bad):
                 step = number * steps_per_epoch + int(bad[0])
                 member.error = not_finite(of_steps[bad[0]].item(), number, step, settings[number_of_member])
+                continue
+            if isinstance(evaluated[place], str):
+                member.error = evaluated[place]
                 continue
             metric, val_loss = evaluated[place]
             epoch = Epoch(
@@ -139,12 +145,17 @@ def _epoch(ensemble: Ensemble, split: Split, number: int, step: int, steps: int)
 
 
 @torch.no_grad()
-def _evaluated(ensemble: Ensemble, split: Split) -> list[tuple[float, float]]:
-    """Metric and mean loss of each member."""
+def _evaluated(ensemble: Ensemble, split: Split, epoch: int) -> list[Any]:
+    """Metric and mean loss of each member, or what is wrong with its outputs."""
     outputs = predict_together(ensemble, split)
     task, size, count = ensemble.model.task, 4 * ensemble.settings[0].batch_size, len(split.targets)
-    found = []
+    found: list[Any] = []
     for own in outputs:
+        try:
+            check_finite(own, split, epoch)
+        except FusetuneError as error:
+            found.append(str(error))
+            continue
         parts = zip(own.split(size), split.targets.split(size), strict=True)
         loss = sum(task.loss(part, targets).item() * len(part) for part, targets in parts) / count
         found.append((task.metrics(own, split.targets)[task.metric], loss))

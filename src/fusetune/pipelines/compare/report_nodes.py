@@ -57,7 +57,8 @@ def log_report(summary: Mapping[str, Any], page: str, figures: Path) -> dict[str
 
 def _table(summary: Any) -> list[dict[str, Any]]:
     """One row a variant, for `dvc plots`."""
-    told = ("mean", "low", "high", "deviation", "seeds", "trainable_parameters", "train_seconds", "ece", "overhead")
+    measured = ("validation", "mean", "low", "high", "deviation", "seeds")
+    told = (*measured, "trainable_parameters", "train_seconds", "ece", "overhead")
     return [{"method": name, **{key: row[key] for key in told}} for name, row in summary.rows.items()]
 
 

@@ -84,12 +84,13 @@ def _test_metric(artifact: Any, table: Any, base: Path, settings: MergePipelineS
     from fusetune.bank.scoring import score
     from fusetune.features.source import Source
     from fusetune.training.device import pick_device
+    from fusetune.training.experiment import task_columns
 
     model = artifact.build(base)
     rows = [row for row, split in enumerate(table["split"].to_pylist()) if split == "test"]
     source = Source(table, artifact.data().modalities)
     scored = score(model, source, rows, settings.batch_size, pick_device(settings.device))
-    columns = {name: table[name].take(scored.rows).to_pylist() for name in model.task.columns()}
+    columns = {n: [values[row] for row in scored.rows] for n, values in task_columns(model.task, source).items()}
     return model.task.metric, model.task.metrics(scored.outputs, model.task.targets(columns))[model.task.metric]
 
 

@@ -24,8 +24,8 @@ def train_method(name: str):
         train: Mapping[str, Any],
         evaluate: Mapping[str, Any],
         method: Mapping[str, Any],
-    ) -> tuple[Any, Any, Any, Any, Any]:
-        """Returns the artifact, the metrics, the curve, the predictions and the figures."""
+    ) -> tuple[Any, Any, Any, Any, Any, Any]:
+        """Returns the artifact, the metrics, the curve, the predictions, the scores and the figures."""
         from fusetune.config import build
         from fusetune.pipelines.tracking import TrainingReporter, log_metrics
         from fusetune.training.evaluation import EvaluationSettings
@@ -48,7 +48,7 @@ def train_method(name: str):
         )
         log_metrics(result.scalars())
         logger.info("%s: %s", name, result.sentence())
-        return result.artifact, result.metrics, result.curve, result.predictions, result.figures
+        return result.artifact, result.metrics, result.curve, result.predictions, result.scores, result.figures
 
     train_and_evaluate.outside = trained_before  # type: ignore[attr-defined]
     return train_and_evaluate
@@ -61,6 +61,7 @@ def register_method(name: str):
         adapter: Path,
         metrics: Mapping[str, Any],
         predictions: Any,
+        scores: Any,
         figures: Path,
         base: Path,
         manifest: Any,
@@ -71,7 +72,7 @@ def register_method(name: str):
         from fusetune.pipelines.registry import RegisterSettings
         from fusetune.pipelines.train.registration import Trained, register_version
 
-        trained = Trained(name, adapter, metrics, predictions, figures, base, manifest, experiment)
+        trained = Trained(name, adapter, metrics, predictions, scores, figures, base, manifest, experiment)
         return register_version(trained, RegisterSettings(**register), evaluate)
 
     return register_adapter

@@ -24,12 +24,14 @@ class Trained:
     Attributes:
         adapter, figures, base: folders.
         predictions: of the test split, one row a sample.
+        scores: of validation and test samples, with their groups and targets.
     """
 
     method: str
     adapter: Path
     metrics: Mapping[str, Any]
     predictions: Any
+    scores: Any
     figures: Path
     base: Path
     manifest: Any
@@ -84,7 +86,7 @@ def _logged(trained: Trained) -> str:
     with tempfile.TemporaryDirectory() as folder:
         files, scores = Path(folder, "adapter"), Path(folder, SCORES)
         shutil.copytree(trained.adapter, files)  # under one name, whatever the method is called
-        pq.write_table(trained.predictions.select(["sample_id", "score"]), scores)
+        pq.write_table(trained.scores, scores)
         logged = mlflow.pyfunc.log_model(
             name="adapter",
             python_model=str(Path(mlflow_model.__file__)),
@@ -112,9 +114,11 @@ def _tags(trained: Trained, adapter_hash: str) -> dict[str, str]:
         "adapter_sha256": adapter_hash,
         "base_fingerprint": artifact.config["base_fingerprint"],
         "data_sha256": Source(trained.manifest, artifact.data().modalities).digest(metrics["target_columns"]),
-        "test_data_sha256": _test_data(trained),
+        "validation_data_sha256": _data_of(trained, "val"),
+        "test_data_sha256": _data_of(trained, "test"),
         "metric": metrics["metric"],
         "value": repr(metrics["test"][metrics["metric"]]),
+        "validation_value": repr(_mean(trained, "val")),
         "trainable_parameters": str(metrics["trainable_parameters"]),
     }
 
@@ -129,12 +133,23 @@ def _log_report(trained: Trained) -> None:
     mlflow.log_table(trained.predictions.slice(0, 200).to_pandas(), "predictions_first_200.json")
 
 
-def _test_data(trained: Trained) -> str:
-    """Identity of the test data: which samples, which targets; not what was predicted."""
+def _data_of(trained: Trained, split: str) -> str:
+    """Identity of a split's data: which samples, which targets; not what was predicted."""
     from fusetune.config import digest
 
+    rows = _of_split(trained, split).sort_by("sample_id")
     names = ["sample_id", *trained.metrics["target_columns"]]
-    return digest([trained.metrics["metric"], {name: trained.predictions[name].to_pylist() for name in names}])
+    return digest([trained.metrics["metric"], {name: rows[name].to_pylist() for name in names}])
+
+
+def _mean(trained: Trained, split: str) -> float:
+    return float(_of_split(trained, split)["score"].to_numpy().mean())
+
+
+def _of_split(trained: Trained, split: str) -> Any:
+    import pyarrow.compute as pc
+
+    return trained.scores.filter(pc.equal(trained.scores["split"], split))
 
 
 def _example(manifest: Any, data: Any) -> Any:

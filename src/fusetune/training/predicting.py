@@ -1,0 +1,79 @@
+"""A split's features and targets, and what a model answers to them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fusetune.errors import FusetuneError
+from fusetune.features.dataset import FeatureSet, batches
+from fusetune.plan import AdaptedModel
+from fusetune.tasks.task import finite_rows
+
+
+@dataclass(frozen=True)
+class Split:
+    """Features and targets of one split.
+
+    Attributes:
+        stages: features by the epoch from which on they are used: the frontier moves down where more is trained.
+        targets: one a row.
+        name: train, val or test.
+    """
+
+    stages: Mapping[int, FeatureSet]
+    targets: Tensor
+    name: str = ""
+
+    @property
+    def features(self) -> FeatureSet:
+        """Those of the last stage, where everything of the plan acts."""
+        return self.stages[max(self.stages)]
+
+    def at(self, epoch: int) -> FeatureSet:
+        """Those of an epoch, from 1."""
+        return self.stages[max(first for first in self.stages if first <= epoch)]
+
+
+def predict(
+    model: AdaptedModel,
+    split: Split,
+    batch_size: int,
+    epoch: int | None = None,
+    observed: dict[str, list[Tensor]] | None = None,
+) -> tuple[Tensor, float]:
+    """Outputs of all rows, float32 on the CPU, and the mean loss.
+
+    Args:
+        epoch: whose features are used; None: those of the last stage.
+        observed: what adapters show of each batch (gates, routes) is appended to it by name.
+
+    Raises:
+        FusetuneError: an output is no number: the training has diverged.
+    """
+    model.eval()
+    outputs, total = [], 0.0
+    features = split.features if epoch is None else split.at(epoch)
+    with torch.no_grad():
+        for index, states in features.batches(batches(len(split.targets), 4 * batch_size)):
+            out = model(states, features.frontier).float()
+            total += model.task.loss(out, split.targets[index].to(out.device)).item() * len(index)
+            outputs.append(out.cpu())
+            if observed is not None:
+                for name, values in model.observed().items():
+                    observed.setdefault(name, []).append(values.float().cpu())
+    return check_finite(torch.cat(outputs), split, epoch), total / len(split.targets)
+
+
+def check_finite(outputs: Tensor, split: Split, epoch: int | None = None) -> Tensor:
+    """The outputs; raises FusetuneError where some are no numbers."""
+    bad = (~finite_rows(outputs)).nonzero()
+    if len(bad):
+        when = "" if epoch is None else f" in epoch {epoch}"
+        raise FusetuneError(
+            f"training: {len(bad)} of {len(outputs)} outputs of the split '{split.name}' are NaN or infinite{when} "
+            f"(the first: row {int(bad[0])}). The training has diverged, or the features hold such values; lower "
+            "train.learning_rate and run again."
+        )
+    return outputs

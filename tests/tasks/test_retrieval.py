@@ -1,0 +1,94 @@
+"""Retrieval against brute force; what has collapsed finds nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from fusetune.tasks.retrieval import Retrieval, RetrievalConfig
+from fusetune.tasks.task import content_column
+
+
+def made(groups, images=None, texts=None):
+    task, columns = Retrieval(RetrievalConfig()), {"group_id": groups}
+    columns |= {content_column("image"): images} if images else {}
+    columns |= {content_column("text"): texts} if texts else {}
+    return task, task.targets(columns)
+
+
+def unit(*shape):
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+
+
+def test_ranks_are_those_of_brute_force_in_both_directions():
+    torch.manual_seed(0)
+    names = [f"t{i % 12}" for i in range(30)]  # texts stand in several rows, pictures in one
+    texts, pictures = unit(12, 8), unit(30, 8)
+    task, targets = made([f"g{i % 10}" for i in range(30)], [f"p{i}" for i in range(30)], names)
+    outputs = torch.stack([pictures, texts[[i % 12 for i in range(30)]]], 1)
+    found = task.per_sample(outputs, targets)
+    ranks = {"": [], "reverse_": []}
+    for prefix, side, other, items in (("", 0, 1, names), ("reverse_", 1, 0, list(range(30)))):
+        for i in range(30):
+            right = {items[j] for j in range(30) if i % 10 == j % 10 or names[i] == names[j]}
+            score = {items[j]: float(outputs[i, side] @ outputs[j, other]) for j in range(30)}
+            ranked = sorted(score, key=lambda item: -score[item])
+            ranks[prefix].append(1 + min(ranked.index(item) for item in right))
+        for k in (1, 5, 10):
+            assert found[f"{prefix}recall_at_{k}"].tolist() == [float(rank <= k) for rank in ranks[prefix]]
+    medians = task.metrics(outputs, targets)
+    assert 0 < found["recall_at_1"].mean() < 1
+    for prefix, values in ranks.items():
+        assert medians[f"{prefix}median_rank"] == sorted(values)[14]
+
+
+@pytest.mark.parametrize("which", ["everything", "one side"])
+def test_a_collapsed_model_finds_nothing(which):
+    """Equal embeddings: every item ties, the right one is in the middle of them."""
+    torch.manual_seed(0)
+    task, targets = made([f"g{i}" for i in range(50)])
+    outputs = unit(50, 2, 8)
+    outputs[:, 1] = outputs[0, 1]
+    if which == "everything":
+        outputs[:] = outputs[0, 0]
+    metrics = task.metrics(outputs, targets)
+    assert metrics["recall_at_1"] == metrics["recall_at_10"] == 0 and metrics["median_rank"] == 25.5
+    assert metrics["reverse_recall_at_1"] <= (0 if which == "everything" else 1 / 50)
+
+
+def test_ties_take_the_mean_of_all_orders():
+    """Two right and three wrong items of one score, one wrong item above: the mean over all orders, drawn."""
+    task, targets = made(["a", "a", "b", "c", "d", "e"])
+    scores = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.5, 0.9])
+    outputs = torch.zeros(6, 2, 1)
+    outputs[:, 0], outputs[:, 1, 0] = 1.0, scores
+    rng, places = np.random.default_rng(0), []
+    for _ in range(20_000):
+        order = [5, *rng.permutation(5)]
+        places.append(1 + min(order.index(0), order.index(1)))
+    (_, ranks), _ = task._ranks(outputs, targets)
+    assert ranks[0].item() == pytest.approx(np.mean(places), abs=0.02) and ranks[5].item() == 1
+
+
+def test_the_same_content_is_one_item_and_right_for_every_row_that_has_it():
+    torch.manual_seed(0)
+    pictures, words = unit(4, 8), unit(2, 8)
+    outputs = torch.stack([pictures, words[[0, 0, 0, 1]]], 1)  # three rows say the same
+    outputs[:, 0] = words[[0, 0, 0, 1]]
+    task, targets = made(list("abcd"), list("pqrs"), ["cat", "cat", "cat", "dog"])
+    assert task.metrics(outputs, targets)["recall_at_1"] == 1, "any row of 'cat' is right"
+    assert task.metrics(outputs, made(list("abcd"))[1])["recall_at_1"] == 0.25, "without knowing that, they tie"
+    answers = task.answers(outputs, ["s0", "s1", "s2", "s3"], {"text": ["cat", "cat", "cat", "dog"]})
+    assert answers[0]["best_text"] == ["s0", "s3"], "one item, under its first name"
+    assert set(answers[3]["best_image"]) == {"s0", "s1", "s2", "s3"} and answers[3]["best_image"][0] == "s3"
+    assert answers[3]["best_image_cosines"][0] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_contrastive_loss_is_cross_entropy_where_all_groups_differ():
+    torch.manual_seed(0)
+    task, outputs = Retrieval(RetrievalConfig()), torch.randn(6, 2, 4)
+    logits = outputs[:, 0] @ outputs[:, 1].T
+    diagonal = torch.arange(6)
+    expected = (
+        torch.nn.functional.cross_entropy(logits, diagonal) + torch.nn.functional.cross_entropy(logits.T, diagonal)
+    ) / 2
+    torch.testing.assert_close(task.loss(outputs, diagonal), expected)
