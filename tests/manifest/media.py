@@ -15,7 +15,9 @@ ROWS = len(SPLIT)
 
 def png(number: int, size: tuple[int, int] = (12, 10)) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, (number * 7 % 256, number, 90)).save(buffer, "png")
+    image = Image.new("RGB", size, (number * 7 % 256, number, 90))
+    image.paste((9, 9, 9), (0, 0, size[0] // 2, size[1]))
+    image.save(buffer, "png")
     return buffer.getvalue()
 
 

@@ -1,5 +1,6 @@
 """A corpus of broken inputs: each is named by check, row and column, and the sound rows come out whole."""
 
+import io
 import json
 import struct
 import time
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from media import ROWS, clip, jpeg, manifest, png, tone, wav
+from PIL import Image
 
 from fusetune.config import build
 from fusetune.errors import FusetuneError
@@ -100,6 +102,22 @@ def with_rate(rate: int) -> bytes:
     return wav(tone(1), rate)
 
 
+def flat(mode, size, colour) -> bytes:
+    return encoded(Image.new(mode, size, colour))
+
+
+def clear() -> bytes:
+    image = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    return encoded(image)
+
+
+def encoded(image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
 # name: (column, cell or a maker of one, the check that names it)
 CELLS = {
     "truncated JPEG": ("image", file_cell("cut.jpg", jpeg(1)[:900]), "image.decodes"),
@@ -123,11 +141,14 @@ CELLS = {
     "a link to itself": ("image", link_to_itself, "path.exists"),
     "a name of 5,000 letters": ("image", "m" * 5000, "path.exists"),
     "no picture": ("image", None, "cell.missing"),
+    "a blank picture": ("image", file_cell("blank.png", flat("RGB", (8, 8), (7, 7, 7))), "image.constant"),
+    "a picture that is transparent": ("image", file_cell("clear.png", clear()), "image.mode"),
     "0 Hz": ("sound", file_cell("zero.wav", zero_rate()), "audio.decodes"),
     "100 Hz": ("sound", file_cell("slow.wav", with_rate(100)), "audio.rate"),
     "one sample": ("sound", file_cell("click.wav", wav(np.array([0.5]))), "audio.seconds"),
     "no sample": ("sound", file_cell("none.wav", wav(np.zeros(0))), "audio.decodes"),
     "silence": ("sound", file_cell("silent.wav", wav(np.zeros(800))), "audio.silent"),
+    "stereo in anti-phase": ("sound", file_cell("anti.wav", wav(np.stack([tone(1), -tone(1)], 1))), "audio.phase"),
     "NaN in a sound": ("sound", file_cell("nan.wav", wav(np.full(800, np.nan))), "audio.finite"),
     "a cut sound": ("sound", file_cell("cut.wav", wav(tone(1))[:30]), "audio.decodes"),
     "a picture called wav": ("sound", file_cell("picture.wav", png(1)), "audio.decodes"),
@@ -147,6 +168,7 @@ CELLS = {
     "an empty vector": ("numbers", [], "numbers.empty"),
     "no vector": ("numbers", None, "cell.missing"),
     "no label": ("label", None, "label.missing"),
+    "a label in other letters": ("label", "Dog ", "label.alike"),
     "an unknown label": ("label", "bird", "label.declared"),
     "a split of its own": ("split", "dev", "split.known"),
     "no split": ("split", None, "split.known"),
@@ -162,7 +184,7 @@ def test_a_broken_cell_is_named_and_the_sound_rows_come_out_whole(sound, name):
     root, table, modalities = sound
     column, cell, expected = CELLS[name]
     broken = with_cell(table, column, cell(root, table) if callable(cell) else cell)
-    outcome = run(broken, modalities, labels={"label": ["cat", "dog"]})
+    outcome = run(broken, modalities, labels={"label": ["cat", "dog", "Dog"]})
     found = {c["check"]: c for c in outcome.report["checks"] if c["column"] == column}
     assert expected in found, outcome.report["checks"]
     assert found[expected]["rows"] == 1 and found[expected]["examples"][0]["row"] == BAD
@@ -182,7 +204,7 @@ def test_there_are_at_least_forty_kinds_and_every_check_has_one():
     assert len(CELLS) >= 40
     elsewhere = {"manifest.empty", "split.rows", "group.leakage", "content.leakage", "content.duplicate", "label.type",
                  "label.trained", "label.classes", "label.every_split", "column.unused", "cell.type", "video.size",
-                 "numbers.tokens"}  # fmt: skip
+                 "numbers.tokens", "label.mixed"}  # fmt: skip
     assert set(SEVERITIES) - elsewhere <= {check for _, _, check in CELLS.values()}
 
 

@@ -127,7 +127,7 @@ class WaveTower(TransformersTower):
             return len(self._front(silence))
 
     def preprocessing(self) -> dict[str, Any]:
-        return self.processor.to_dict()
+        return {"class": type(self.processor).__name__, **self.processor.to_dict()}
 
     def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
         if start == stop:

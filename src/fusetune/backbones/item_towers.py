@@ -38,7 +38,7 @@ class ItemTower(RowTower):
         return tokens_in * self._tokens_per_item
 
     def preprocessing(self) -> dict[str, Any]:
-        return self.processor.to_dict()
+        return {"class": type(self.processor).__name__, **self.processor.to_dict()}
 
     @cached_property
     def _input_shape(self) -> torch.Size:

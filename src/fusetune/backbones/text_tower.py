@@ -42,7 +42,7 @@ class TextTower(RowTower):
         # set by whichever call came last, not part of what the tokenizer is
         state.pop("truncation", None)
         state.pop("padding", None)
-        return {"tokenizer": state, "max_length": self._limit}
+        return {"class": type(self.processor).__name__, "tokenizer": state, "max_length": self._limit}
 
     @property
     def _fixed(self) -> bool:

@@ -124,7 +124,7 @@ def _absent(cell: Any) -> bool:
 
 
 def _sample(modality: Any, cell: Any, where: str) -> Any:
-    from fusetune.manifest.decoders import decode
+    from fusetune.manifest.decoders import decoded
 
     cell = cell.tolist() if hasattr(cell, "tolist") else cell
     if modality.kind == "image":
@@ -138,7 +138,7 @@ def _sample(modality: Any, cell: Any, where: str) -> Any:
             raise FusetuneError(f"{where}: {len(cell):,} characters; at most {MAX_CHARACTERS:,} are taken.")
     elif not isinstance(cell, list) or _values(cell) > MAX_VALUES:
         raise FusetuneError(f"{where}: expected a list of at most {MAX_VALUES:,} floats.")
-    return decode(modality.kind, cell, where, modality.frames)
+    return decoded(modality, cell, where)
 
 
 def _values(cell: list[Any]) -> int:

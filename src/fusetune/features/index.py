@@ -11,6 +11,8 @@ from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
 from fusetune.features.codecs import CODECS
 from fusetune.features.source import Source
+from fusetune.manifest.decoders import VERSIONS
+from fusetune.manifest.schema import Modality
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def describe(backbone: Backbone, source: Source, frontier: Frontier, settings: C
             "streams": names if meets else [name],
             "depth": [frontier.trunk, "trunk"] if meets else [frontier.towers[name], "tower"],
             "dtype": stored_dtype(frontier, name, settings),
+            "decoder": decoder_of(source.modalities[name]),
             "frames": source.modalities[name].frames if source.modalities[name].kind == "video" else None,
         }
         label = f"trunk{frontier.trunk}" if meets else f"depth{frontier.towers[name]}"
@@ -145,6 +148,11 @@ def describe(backbone: Backbone, source: Source, frontier: Frontier, settings: C
     count = settings.views if random else 0
     views = [source.view_keys(content, view) for view in range(count)]
     return Features(frontier, entries, _met(content, meets), [_met(view, meets) for view in views])
+
+
+def decoder_of(modality: Modality) -> list[Any]:
+    """What turns a cell of this modality into a sample."""
+    return [VERSIONS[modality.kind], *([modality.background] if modality.kind == "image" else [])]
 
 
 def _met(keys: Mapping[str, Sequence[str]], meets: bool) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
 from fusetune.manifest.augmentations import make_augmentation
 from fusetune.manifest.contents import content_digest, digest_column
-from fusetune.manifest.decoders import decode, duration
+from fusetune.manifest.decoders import decoded, duration
 from fusetune.manifest.files import read_media
 from fusetune.manifest.schema import MEDIA, Modality
 
@@ -87,7 +87,7 @@ class Source:
             where = f"row {row}, column '{modality.column_of(name)}'"
             if cell is not None and modality.kind in MEDIA and not isinstance(cell, list):
                 cell = self._unchanged(name, row, read_media(modality.root, cell, where), where)
-            samples.append(None if cell is None else decode(modality.kind, cell, where, modality.frames))
+            samples.append(None if cell is None else decoded(modality, cell, where))
         if keys is None:
             return samples
         return [

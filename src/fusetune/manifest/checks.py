@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fusetune.config import check, check_keys
+from fusetune.manifest.labels import alike, label_text
 from fusetune.manifest.schema import SPLITS, Modality
 
 Fails = Callable[[pd.Series], pd.Series]
@@ -29,6 +30,8 @@ SEVERITIES: dict[str, str] = {
     "label.missing": "quarantine",
     "label.type": "quarantine",
     "label.declared": "quarantine",
+    "label.mixed": "warn",
+    "label.alike": "warn",
     "label.trained": "quarantine",
     "label.classes": "error",
     "label.every_split": "warn",
@@ -42,11 +45,14 @@ SEVERITIES: dict[str, str] = {
     "text.length": "quarantine",
     "image.decodes": "quarantine",
     "image.size": "quarantine",
+    "image.mode": "warn",
+    "image.constant": "warn",
     "audio.decodes": "quarantine",
     "audio.seconds": "quarantine",
     "audio.rate": "quarantine",
     "audio.finite": "quarantine",
     "audio.silent": "warn",
+    "audio.phase": "warn",
     "video.decodes": "quarantine",
     "video.size": "quarantine",
     "numbers.empty": "quarantine",
@@ -66,6 +72,7 @@ class Limits:
         audio_seconds: least and most.
         audio_rate: Hz, least and most.
         audio_peak: below it a sound counts as silent; full scale is 1.
+        audio_kept: least share of the channels' energy that their mean keeps; less is left of channels in anti-phase.
         tokens: of a sequence, at most.
     """
 
@@ -74,6 +81,7 @@ class Limits:
     audio_seconds: tuple[float, ...] = (0.01, 3600.0)
     audio_rate: tuple[int, ...] = (1_000, 400_000)
     audio_peak: float = 1e-4
+    audio_kept: float = 0.1
     tokens: int = 100_000
 
 
@@ -137,14 +145,16 @@ def label_checks(labels: list[str], declared: Mapping[str, Any]) -> Iterator[Che
     """For the columns that the task reads; `declared`: column -> its labels, or ``{min: ..., max: ...}``."""
     for label in labels:
         yield Check("label.missing", label, lambda s: s.isna())
-        yield Check("label.type", label, lambda s: s.map(lambda v: isinstance(v, float) and v == v and v % 1 != 0))
+        yield Check("label.type", f"{label}: type", pd.notna)
+        yield Check("label.mixed", label, _not_of_the_common_kind)
+        yield Check("label.alike", label, _spelled_otherwise)
         if isinstance(declared.get(label), Mapping):
             span = declared[label]
             yield Check(
                 "label.declared", label, _not_between(float(span.get("min", "-inf")), float(span.get("max", "inf")))
             )
         elif label in declared:
-            yield Check("label.declared", label, _not_among({str(value) for value in declared[label]}))
+            yield Check("label.declared", label, _not_among({label_text(value) for value in declared[label]}))
 
 
 def row_checks(modalities: Mapping[str, Modality], limits: Limits) -> Iterator[Check]:
@@ -182,9 +192,13 @@ def _media_checks(kind: str, at: str, limits: Limits) -> Iterator[Check]:
         yield Check("audio.rate", f"{at}rate", _outside(*limits.audio_rate))
         yield Check("audio.finite", f"{at}finite", lambda s: s == False)  # noqa: E712
         yield Check("audio.silent", f"{at}peak", lambda s: s < limits.audio_peak)
+        yield Check("audio.phase", f"{at}kept", lambda s: s < limits.audio_kept)
     else:
         yield Check(f"{kind}.size", f"{at}smallest", lambda s: s < limits.image_side[0])
         yield Check(f"{kind}.size", f"{at}largest", lambda s: s > limits.image_side[1])
+        if kind == "image":
+            yield Check("image.mode", f"{at}note", pd.notna)
+            yield Check("image.constant", f"{at}constant", pd.notna)
 
 
 def _outside(low: float, high: float) -> Fails:
@@ -195,7 +209,23 @@ def _not_between(low: float, high: float) -> Fails:
     return lambda s: ~s.map(_number).between(low, high)
 
 
-def _not_among(known: set[str]) -> Fails:
+def _not_of_the_common_kind(labels: pd.Series) -> pd.Series:
+    """Truth values beside numbers: the ones or the others, whichever are fewer."""
+    truths, numbers = labels.isin(["true", "false"]), labels.map(_number).notna()
+    mixed = truths.any() and numbers.any()
+    return (truths if truths.sum() <= numbers.sum() else numbers) & mixed
+
+
+def _spelled_otherwise(labels: pd.Series) -> pd.Series:
+    """Labels that differ from a more frequent one in nothing that a reader sees."""
+    counts = labels.dropna().value_counts()
+    first: dict[str, str] = {}
+    for label in sorted(counts.index, key=lambda label: (-counts[label], label)):
+        first.setdefault(alike(label), label)
+    return labels.map(lambda label: isinstance(label, str) and first[alike(label)] != label).astype(bool)
+
+
+def _not_among(known: set[str | None]) -> Fails:
     return lambda s: ~s.astype(str).isin(known)
 
 

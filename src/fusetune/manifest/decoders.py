@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from fusetune.errors import FusetuneError
-from fusetune.manifest.schema import Audio
+from fusetune.manifest.pictures import read_picture
+from fusetune.manifest.schema import Audio, Modality
 
-MOST_PIXELS = 64_000_000  # of one picture; a small file may unpack to many gigabytes
+# of each kind: raised when the same bytes become another sample, so that nothing cached before is taken for it
+VERSIONS = {"image": 2, "text": 1, "audio": 1, "video": 1, "sequence": 1, "vector": 1}
 
 
-def decode(kind: str, cell: Any, where: str, frames: int = 16) -> Any:
+def decode(kind: str, cell: Any, where: str, frames: int = 16, background: str = "white") -> Any:
     """Decode one cell of the manifest.
 
     Args:
@@ -22,10 +24,11 @@ def decode(kind: str, cell: Any, where: str, frames: int = 16) -> Any:
             FFmpeg's).
         where: row and column, for the error message.
         frames: of a video, evenly spaced.
+        background: a colour, seen where a picture is transparent.
 
     Returns:
-        image: a list of PIL images; audio: `Audio`, channels averaged; text: str; sequence: (tokens, width) float32;
-        vector: (1, width) float32; video: a list of PIL images.
+        image: a list of PIL images of mode L or RGB; audio: `Audio`, channels averaged; text: str; sequence: (tokens,
+        width) float32; vector: (1, width) float32; video: a list of PIL images.
 
     Raises:
         FusetuneError: names `where`, what was found and what was expected.
@@ -36,7 +39,10 @@ def decode(kind: str, cell: Any, where: str, frames: int = 16) -> Any:
         return cell
     if kind == "image":
         cells = cell if isinstance(cell, list) else [cell]
-        return [_image(item, where) for item in cells]
+        for item in cells:
+            if not isinstance(item, bytes):
+                raise FusetuneError(f"{where}: expected the bytes of an image, found {type(item).__name__}.")
+        return [read_picture(item, where, background) for item in cells]
     if kind == "audio":
         return _audio(cell, where)
     if kind in ("sequence", "vector"):
@@ -44,21 +50,9 @@ def decode(kind: str, cell: Any, where: str, frames: int = 16) -> Any:
     return _video(cell, where, frames)
 
 
-def _image(data: Any, where: str):
-    from PIL import Image, UnidentifiedImageError
-
-    if not isinstance(data, bytes):
-        raise FusetuneError(f"{where}: expected the bytes of an image, found {type(data).__name__}.")
-    try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MOST_PIXELS:
-            raise FusetuneError(f"{where}: {image.width} x {image.height} pixels; expected at most {MOST_PIXELS:,}.")
-        image.load()
-    except UnidentifiedImageError:
-        raise FusetuneError(f"{where}: {len(data)} bytes are no readable image (of no format that is known).") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FusetuneError(f"{where}: {len(data)} bytes are no readable image ({error}).") from None
-    return image
+def decoded(modality: Modality, cell: Any, where: str) -> Any:
+    """One cell, as its modality's settings say; see `decode`."""
+    return decode(modality.kind, cell, where, modality.frames, modality.background)
 
 
 def _audio(data: Any, where: str) -> Audio:
@@ -75,7 +69,10 @@ def _audio(data: Any, where: str) -> Audio:
         waveform, rate = track
     if not len(waveform):
         raise FusetuneError(f"{where}: a sound without samples.")
-    return Audio(waveform.mean(1), rate)
+    mono = waveform.mean(1)
+    energy = float(np.square(waveform, dtype=np.float64).sum()) / waveform.shape[1]
+    kept = float(np.square(mono, dtype=np.float64).sum()) / energy if energy > 0 else 1.0
+    return Audio(mono, rate, kept)
 
 
 def _audio_track(data: bytes) -> tuple[np.ndarray, int] | None:

@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from fusetune.errors import FusetuneError
+from fusetune.manifest.labels import label_text
 from fusetune.manifest.split_settings import FewShotSettings
 from fusetune.manifest.splits import drawn_order
 
@@ -18,7 +19,7 @@ def few_shot(table: pa.Table, settings: FewShotSettings) -> pa.Table:
     keep = []
     for row, (sample, split, label) in enumerate(zip(*columns, strict=True)):
         if split == "train":
-            by_class.setdefault(str(label), []).append((drawn_order(settings.seed, sample), row))
+            by_class.setdefault(str(label_text(label)), []).append((drawn_order(settings.seed, sample), row))
         else:
             keep.append(row)
     for rows in by_class.values():

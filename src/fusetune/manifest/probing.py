@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fusetune.errors import FusetuneError
-from fusetune.manifest.decoders import decode
+from fusetune.manifest.decoders import decoded
 from fusetune.manifest.files import path_problem, read_media
+from fusetune.manifest.pictures import NOTE
 from fusetune.manifest.schema import MEDIA, Modality
 
 Progress = Callable[[int, int], None]  # cells decoded, cells
@@ -149,7 +150,7 @@ def _probe(modality: Modality, cell: Any) -> dict[str, Any]:
     try:
         if modality.kind in MEDIA and not isinstance(cell, list):
             cell = read_media(modality.root, cell, "cell")
-        sample = decode(modality.kind, cell, "cell", modality.frames)
+        sample = decoded(modality, cell, "cell")
     except FusetuneError as error:
         return {"error": str(error).removeprefix("cell: ")}
     except Exception as error:  # a decoder's own fault on hostile bytes: the row is named, the others go on
@@ -158,14 +159,23 @@ def _probe(modality: Modality, cell: Any) -> dict[str, Any]:
         peak = float(np.abs(sample.waveform).max())
         finite = bool(np.isfinite(sample.waveform).all())
         seconds = len(sample.waveform) / max(1, sample.sampling_rate)
-        return {"error": None, "seconds": seconds, "rate": sample.sampling_rate, "peak": peak, "finite": finite}
+        return {"error": None, "seconds": seconds, "rate": sample.sampling_rate, "peak": peak, "finite": finite,
+                "kept": sample.kept}  # fmt: skip
     sizes = [picture.size for picture in sample]
+    constant = bool(sample) and all(_is_constant(picture) for picture in sample)
     return {
         "error": None,
+        "note": next((picture.info[NOTE] for picture in sample if picture.info.get(NOTE)), None),
+        "constant": f"{sample[0].getpixel((0, 0))} everywhere" if constant else None,
         "items": len(sizes),
         "smallest": min((min(size) for size in sizes), default=0),
         "largest": max((max(size) for size in sizes), default=0),
     }
+
+
+def _is_constant(picture: Any) -> bool:
+    extremes = picture.getextrema()
+    return all(low == high for low, high in (extremes if isinstance(extremes[0], tuple) else [extremes]))
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -25,6 +25,7 @@ class Modality:
         optional: a sample may be without it.
         root: folder of the files that a column of paths names; relative to where the command runs.
         frames: of a video, evenly spaced from its first to its last.
+        background: a colour (a name, `#rrggbb`), seen where a picture is transparent.
         augment: random changes of training samples, ``{name: ..., <its settings>}``; needs `cache.views`.
     """
 
@@ -33,14 +34,27 @@ class Modality:
     optional: bool = False
     root: str = "."
     frames: int = 16
+    background: str = "white"
     augment: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self.kind in KINDS, f"kind: expected one of {', '.join(KINDS)}, found '{self.kind}'.")
         check(self.frames > 0, f"frames: expected at least 1, found {self.frames}.")
+        check(_is_colour(self.background), f"background: expected a colour such as white, found '{self.background}'.")
 
     def column_of(self, name: str) -> str:
         return self.column or name
+
+
+def _is_colour(name: str) -> bool:
+    if name == "white":
+        return True  # the usual case costs no import
+    from PIL import ImageColor
+
+    try:
+        return bool(ImageColor.getrgb(name))
+    except ValueError:
+        return False
 
 
 class Audio(NamedTuple):
@@ -49,7 +63,9 @@ class Audio(NamedTuple):
     Attributes:
         waveform: (samples,) float32, one channel, -1 to 1.
         sampling_rate: samples per second (Hz).
+        kept: share of the channels' energy that is left in their mean; little of it where they are in anti-phase.
     """
 
     waveform: "np.ndarray"
     sampling_rate: int
+    kept: float = 1.0

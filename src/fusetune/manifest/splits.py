@@ -6,6 +6,7 @@ from collections import Counter
 import pyarrow as pa
 
 from fusetune.errors import FusetuneError
+from fusetune.manifest.labels import label_text
 from fusetune.manifest.schema import SPLITS
 from fusetune.manifest.split_settings import SplitSettings
 
@@ -22,7 +23,9 @@ def with_splits(table: pa.Table, settings: SplitSettings) -> pa.Table:
             f"ingest.split.stratify: the manifest has no column '{settings.stratify}'. It has "
             f"{', '.join(table.column_names)}."
         )
-    labels = [str(v) for v in table[settings.stratify].to_pylist()] if settings.stratify else [""] * len(groups)
+    labels = (
+        [str(label_text(v)) for v in table[settings.stratify].to_pylist()] if settings.stratify else [""] * len(groups)
+    )
     rows: Counter[str] = Counter(groups)
     votes: dict[str, Counter[str]] = {}
     for group, label in zip(groups, labels, strict=True):

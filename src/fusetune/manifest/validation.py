@@ -11,6 +11,7 @@ import pyarrow as pa
 from fusetune.errors import FusetuneError
 from fusetune.manifest.checks import Check, Failure, ValidationSettings, label_checks, row_checks
 from fusetune.manifest.contents import content_digest
+from fusetune.manifest.labels import label_problem, label_text
 from fusetune.manifest.probing import column_facts, decode_facts
 from fusetune.manifest.schema import MEDIA, REQUIRED, SPLITS, Modality
 from fusetune.manifest.validation_report import EXAMPLES, make_report
@@ -97,6 +98,10 @@ def _facts(
 ) -> pd.DataFrame:
     light = list(dict.fromkeys([*REQUIRED, *labels]))
     facts = pd.DataFrame({name: pd.Series(table[name].to_pylist(), dtype=object) for name in light})
+    for label in labels:
+        problems = facts[label].map(label_problem)
+        facts[f"{label}: type"] = problems
+        facts[label] = facts[label].where(problems.isna()).map(label_text)
     for name, modality in modalities.items():
         column = table[modality.column_of(name)]
         found = column_facts(modality, column)

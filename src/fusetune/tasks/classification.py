@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.errors import FusetuneError
+from fusetune.manifest.labels import label_text
 from fusetune.tasks.task import HeadMaker, Task, finite_rows
 
 
@@ -52,7 +53,8 @@ class Classification(Task):
         return [self.config.label]
 
     def fit(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        self.labels = sorted({str(value) for value in columns[self.config.label] if value is not None})
+        found = {label_text(value) for value in columns[self.config.label]}
+        self.labels = sorted(label for label in found if label is not None)
         if len(self.labels) < 2:
             raise FusetuneError(
                 f"column '{self.config.label}': a classification needs at least two labels among the training rows, "
@@ -61,7 +63,7 @@ class Classification(Task):
 
     def targets(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
         index = {label: i for i, label in enumerate(self.labels)}
-        values = [str(value) for value in columns[self.config.label]]
+        values = [str(label_text(value)) for value in columns[self.config.label]]
         unknown = next((i for i, value in enumerate(values) if value not in index), None)
         if unknown is not None:
             raise FusetuneError(

@@ -14,6 +14,7 @@ A `sequence` or `vector` is a column of lists, or comes from an array file, `.np
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,10 @@ import pyarrow as pa
 
 from fusetune.config import build
 from fusetune.errors import FusetuneError
+from fusetune.manifest.labels import label_text
+
+logger = logging.getLogger(__name__)
+DELIMITERS = (",", ";", "\t", "|")
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def _csv(file: Path) -> pa.Table:
     """Every column as text: `007` stays a name. An empty cell is a missing one."""
     from pyarrow import csv
 
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else _delimiter(file)
     parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     try:
         with csv.open_csv(file, parse_options=parse) as opened:
@@ -107,6 +112,21 @@ def _csv(file: Path) -> pa.Table:
         return csv.read_csv(file, parse_options=parse, convert_options=convert)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise FusetuneError(f"{file}: no readable CSV in UTF-8 ({error}).") from None
+
+
+def _delimiter(file: Path) -> str:
+    """What divides the columns of the first line: the character that gives the most of them, a comma if in doubt."""
+    import csv
+
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            head = lines.readline()
+    except UnicodeDecodeError as error:
+        raise FusetuneError(f"{file}: no readable CSV in UTF-8 ({error}).") from None
+    found = max(DELIMITERS, key=lambda delimiter: len(next(csv.reader([head], delimiter=delimiter), [])))
+    if found != ",":
+        logger.info("%s: columns are divided by %r", file, found)
+    return found
 
 
 def _json_lines(file: Path) -> pa.Table:
@@ -129,6 +149,9 @@ def _json_lines(file: Path) -> pa.Table:
 
 
 def _column(values: list[Any], name: str, file: Path) -> pa.Array:
+    kinds = {type(value) for value in values if value is not None}
+    if bool in kinds and kinds & {int, float}:  # Arrow would make numbers of the truth values
+        return pa.array([label_text(value) for value in values], pa.string())
     try:
         return pa.array(values)
     except pa.ArrowException:
