@@ -5,6 +5,7 @@ from kedro.pipeline import Pipeline
 from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_pipeline
 from fusetune.pipelines.compare.pipeline import create_pipeline as compare_pipeline
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
+from fusetune.pipelines.inputs.pipeline import create_pipeline as inputs_pipeline
 from fusetune.pipelines.merge.pipeline import create_pipeline as merge_pipeline
 from fusetune.pipelines.parameters import conf_folder, method_names
 from fusetune.pipelines.plan.pipeline import create_estimate_pipeline as estimate_pipeline
@@ -24,12 +25,13 @@ def register_pipelines() -> dict[str, Pipeline]:
     """Each `train_<method>` is the whole chain from raw data; what is up to date is left out when it runs."""
     methods = method_names(conf_folder())
     validated = ingest_pipeline() + validate_pipeline()
-    ready = validated + pretrain_pipeline()
+    ready = validated + pretrain_pipeline() + inputs_pipeline()
     caches = {method: cache_pipeline(method) for method in methods}
     pipelines = {
         "ingest": ingest_pipeline(),
         "validate": validated,
         "pretrain": pretrain_pipeline(),
+        "inputs": ready,
         "plan": ready + plan_pipeline(methods),
         "estimate": estimate_pipeline(methods),
         "cache_features": sum(caches.values(), ready),

@@ -41,9 +41,15 @@ def stages():
 def stage_nodes(stage, pipelines):
     """The nodes that are this stage's own: those of its pipelines that no stage before it has."""
     names = stage.cmd.split("--pipelines ")[1].split()[0].split(",")
-    upstream = {"ingest": (), "validate": ("ingest",), "pretrain": (), "estimate": ()}.get(
+    upstream = {
+        "ingest": (),
+        "validate": ("ingest",),
+        "pretrain": (),
+        "estimate": (),
+        "inputs": ("validate", "pretrain"),
+    }.get(
         stage.name,
-        ("validate", "pretrain", *(() if stage.name in ("plan", "cache_features") else ("cache_features", "unimodal"))),
+        ("inputs", *(() if stage.name in ("plan", "cache_features") else ("cache_features", "unimodal"))),
     )
     own = sum((pipelines[name] for name in names), pipelines[names[0]])
     done = {node.name for name in upstream for node in pipelines[name].nodes}

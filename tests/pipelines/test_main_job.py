@@ -113,6 +113,23 @@ def test_a_changed_parameter_repeats_only_what_depends_on_it(trained_project, tm
     assert "train_wander: up to date" not in text
 
 
+def test_texts_that_the_base_does_not_know_stop_the_run_before_anything_is_cached(trained_project, tmp_path):
+    project = copy_tree(trained_project, tmp_path)
+    store = {file.name for file in (project / "data/04_feature/store").rglob("*")}
+    asked = ("--pipelines", "train_wander", "--env", "ci", "--params", "data.modalities.text.column=sample_id")
+    done = kedro(project, "run", *asked)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert "inputs: stopped by text.mostly_unknown (sample_id):" in said(done)
+    assert "Take a base whose tokenizer knows these texts" in said(done)
+    page = (project / "data/08_reporting/ci/validation_with_base.html").read_text()
+    assert "text.mostly_unknown" in page and "Stopped by" in page
+    assert {file.name for file in (project / "data/04_feature/store").rglob("*")} == store
+    file = project / "conf/ci/parameters.yml"
+    file.write_text(file.read_text().replace("validate:\n", "validate:\n  severity: {text.mostly_unknown: warn}\n"))
+    found = kedro(project, "run", "--pipelines", "plan", *asked[2:])
+    assert "of the tokens are unknown to the base" in said(found)
+
+
 def test_the_stamps_travel_with_the_data(trained_project, tmp_path):
     """What another machine gets by `dvc pull`, all that a commit keeps, is up to date there."""
     project = copy_tree(trained_project, tmp_path)

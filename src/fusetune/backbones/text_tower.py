@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,23 @@ from fusetune.backbones.transformers_tower import RowTower
 from fusetune.tokens import Tokens, pad
 
 LIMIT = 512  # tokens; more is cut, as the tokenizers of the field do
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a tower reads a text.
+
+    Attributes:
+        ids: of the tokens that are left after cutting, special ones and padding included.
+        tokens: before cutting, without special ones.
+        unknown: of them, how many the tokenizer has no token for.
+        cut: whether some are left out.
+    """
+
+    ids: tuple[int, ...]
+    tokens: int
+    unknown: int
+    cut: bool
 
 
 class TextTower(RowTower):
@@ -32,6 +50,17 @@ class TextTower(RowTower):
             for i, ids in zip(present, batch["input_ids"], strict=True):
                 rows[i] = torch.tensor(ids).unsqueeze(1)
         return pad(rows)
+
+    def read(self, texts: Sequence[str]) -> list[Reading]:
+        """How each text is read: what is cut, and what the tokenizer doesn't know."""
+        whole = self.processor(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        fixed = "max_length" if self._fixed else False
+        cut = self.processor(list(texts), truncation=True, max_length=self._limit, padding=fixed)["input_ids"]
+        special, unknown = self.processor.num_special_tokens_to_add(), self.processor.unk_token_id
+        return [
+            Reading(tuple(left), len(ids), sum(i == unknown for i in ids), len(ids) + special > len(left))
+            for ids, left in zip(whole, cut, strict=True)
+        ]
 
     def tokens_out(self, tokens_in: int) -> int:
         return tokens_in

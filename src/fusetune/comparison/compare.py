@@ -83,6 +83,7 @@ def shared_by_all(
     store: Path | str,
     folder: Path,
     code: str,
+    lengths: Mapping[str, int] | None = None,
 ) -> Shared:
     """From the parameters as conf has them, by the names that they have there."""
     sample, stored = build(DataSettings, data, "data"), build(CacheSettings, cache, "cache")
@@ -101,6 +102,7 @@ def shared_by_all(
         folder,
         code,
         origin,
+        lengths,
     )
 
 

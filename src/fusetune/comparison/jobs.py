@@ -33,6 +33,7 @@ class Shared:
         folder: of cells, searches and checkpoints.
         code: digest of the code that makes a cell.
         origin: digest of the data, of the base, and of how features are cached.
+        lengths: of inputs; see `training.experiment.Experiment`.
     """
 
     table: pa.Table
@@ -46,11 +47,12 @@ class Shared:
     folder: Path
     code: str
     origin: str = ""
+    lengths: Mapping[str, int] | None = None
 
     def experiment(self, variant: Variant, seed: int) -> Experiment:
         """On a backbone of its own; raises FusetuneError where the variant doesn't fit the data or the base."""
         plan, backbone = build(Plan, variant.settings, variant.method), load_backbone(self.base, self.data)
-        found = Experiment(self.table, backbone, self.data, plan, seed, variant.name)
+        found = Experiment(self.table, backbone, self.data, plan, seed, variant.name, self.lengths)
         if variant.share < 1:
             rows = found.rows["train"]
             order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()

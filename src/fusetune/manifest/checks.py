@@ -43,6 +43,10 @@ SEVERITIES: dict[str, str] = {
     "path.empty": "quarantine",
     "text.empty": "quarantine",
     "text.length": "quarantine",
+    "text.truncated": "warn",
+    "text.unknown": "warn",
+    "text.mostly_unknown": "error",
+    "text.identical": "warn",
     "image.decodes": "quarantine",
     "image.size": "quarantine",
     "image.mode": "warn",
@@ -62,12 +66,19 @@ SEVERITIES: dict[str, str] = {
 }
 
 
+# what only the base's tokenizer can tell: `features.texts` looks at it
+BY_BASE = ("text.truncated", "text.unknown", "text.mostly_unknown", "text.identical")
+
+
 @dataclass(frozen=True)
 class Limits:
     """What is sane.
 
     Attributes:
         text_characters: at most.
+        text_share: of rows that the base's tokenizer cuts or makes the same,
+            of tokens that it doesn't know: more is said.
+        mostly: share of unknown tokens above which a column is of no use to the base.
         image_side: pixels, least and most.
         audio_seconds: least and most.
         audio_rate: Hz, least and most.
@@ -77,6 +88,8 @@ class Limits:
     """
 
     text_characters: int = 100_000
+    text_share: float = 0.01
+    mostly: float = 0.5
     image_side: tuple[int, ...] = (2, 20_000)
     audio_seconds: tuple[float, ...] = (0.01, 3600.0)
     audio_rate: tuple[int, ...] = (1_000, 400_000)

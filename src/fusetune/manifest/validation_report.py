@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fusetune.manifest.checks import SEVERITIES, Failure, ValidationSettings
+from fusetune.manifest.checks import BY_BASE, SEVERITIES, Failure, ValidationSettings
 from fusetune.manifest.schema import SPLITS, Modality
 
 EXAMPLES = 5
@@ -66,7 +66,7 @@ def make_report(
         "labels": {name: _counts(sound, name) for name in labels if name != "group_id"},
         "missing": {name: int((~sound[f"{name}: present"]).sum()) for name in modalities} if len(facts) else {},
         "sizes": {name: _histogram(sound, name, modality.kind) for name, modality in modalities.items() if len(sound)},
-        "checked": sorted(name for name in SEVERITIES if settings.level(name) != "off"),
+        "checked": sorted(name for name in SEVERITIES if settings.level(name) != "off" and name not in BY_BASE),
         "checks": checks,
     }
 

@@ -19,6 +19,7 @@ from fusetune.features.extraction import Progress, extract
 from fusetune.features.index import CacheSettings, Features
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
+from fusetune.features.texts import input_lengths
 from fusetune.filehash import remembered_sha256
 from fusetune.frontier import frontier
 from fusetune.manifest.schema import SPLITS, Modality
@@ -74,10 +75,19 @@ class Experiment:
     Args:
         table: the validated manifest.
         where: the method's name, for error messages.
+        lengths: by modality, the most tokens that a sample has at depth 0 (`features.texts.input_lengths`); None: they
+            are found out here, which reads every text.
     """
 
     def __init__(
-        self, table: pa.Table, backbone: Backbone, data: DataSettings, plan: Plan, seed: int, where: str
+        self,
+        table: pa.Table,
+        backbone: Backbone,
+        data: DataSettings,
+        plan: Plan,
+        seed: int,
+        where: str,
+        lengths: Mapping[str, int] | None = None,
     ) -> None:
         self.table, self.data, self.source = table, data, Source(table, data.modalities)
         split = table["split"].to_pylist()
@@ -89,7 +99,7 @@ class Experiment:
         self._columns = task_columns(self.task, self.source)
         self.task.fit(self._picked(self.rows["train"]))
         torch.manual_seed(seed)
-        self.model = AdaptedModel(backbone, plan, self.task, self._streams(backbone), where)
+        self.model = AdaptedModel(backbone, plan, self.task, self._streams(backbone, lengths), where)
         self.frontiers: dict[int, Frontier] = {}  # by the epoch from which on
         example = self.example(PROBED)
         for epoch in self.model.stages():
@@ -159,19 +169,10 @@ class Experiment:
     def _picked(self, rows: Sequence[int]) -> dict[str, Sequence[Any]]:
         return {name: [values[row] for row in rows] for name, values in self._columns.items()}
 
-    def _streams(self, backbone: Backbone) -> dict[str, Stream]:
-        items, widths = self.source.most_items(), backbone.widths(list(self.data.modalities))
-        streams = {}
-        for name, modality in self.data.modalities.items():
-            tower = backbone.tower(name)
-            if modality.kind == "text":
-                texts = {text for text in self.source.column(name).to_pylist() if text is not None}
-                items[name] = tower.prepare(sorted(texts)).values.shape[1]
-            elif modality.kind == "audio":
-                longest = self.source.decoded(name, [self.source.longest_sound(name)])
-                items[name] = tower.prepare(longest).values.shape[1]
-            streams[name] = Stream(widths[name], tower.tokens_out(items[name]))
-        return streams
+    def _streams(self, backbone: Backbone, lengths: Mapping[str, int] | None) -> dict[str, Stream]:
+        names = list(self.data.modalities)
+        items, widths = lengths or input_lengths(self.source, backbone), backbone.widths(names)
+        return {name: Stream(widths[name], backbone.tower(name).tokens_out(items[name])) for name in names}
 
 
 def _column(table: pa.Table, name: str) -> list[Any]:

@@ -162,6 +162,7 @@ def unimodal_metrics(
     store: Store | Path | str,
     checkpoints: Path,
     progress: Progress,
+    lengths: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, float], Features]:
     """The test metric of `plan` when one modality is given and no other, for each; {} where the task compares two.
 
@@ -173,7 +174,7 @@ def unimodal_metrics(
         return found, used
     for name in data.modalities:
         alone = replace(data, modalities={name: data.modalities[name]})
-        experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone")
+        experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone", lengths)
         device = pick_device(settings.device)
         features = experiment.extract(store, cache, progress, device)
         splits = {s: experiment.split(s, features, store, device) for s in ("train", "val", "test")}

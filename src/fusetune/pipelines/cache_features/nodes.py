@@ -9,7 +9,13 @@ logger = logging.getLogger(__name__)
 
 
 def open_experiment(
-    manifest: Any, base: Path, data: Mapping[str, Any], method: Mapping[str, Any], name: str, seed: int = 0
+    manifest: Any,
+    base: Path,
+    lengths: Mapping[str, int],
+    data: Mapping[str, Any],
+    method: Mapping[str, Any],
+    name: str,
+    seed: int = 0,
 ) -> Any:
     """Model, frontier and splits of one method."""
     from fusetune.config import build
@@ -17,7 +23,8 @@ def open_experiment(
     from fusetune.training.experiment import DataSettings, Experiment, load_backbone
 
     settings = build(DataSettings, data, "data")
-    return Experiment(manifest, load_backbone(base, settings), settings, build(Plan, method, name), seed, name)
+    backbone, plan = load_backbone(base, settings), build(Plan, method, name)
+    return Experiment(manifest, backbone, settings, plan, seed, name, lengths)
 
 
 def cache_features_of(name: str):
@@ -26,6 +33,7 @@ def cache_features_of(name: str):
     def cache_features(
         manifest: Any,
         base: Path,
+        lengths: Mapping[str, int],
         store: Path,
         data: Mapping[str, Any],
         cache: Mapping[str, Any],
@@ -41,7 +49,7 @@ def cache_features_of(name: str):
 
         settings = build(CacheSettings, cache, "cache")
         try:
-            experiment = open_experiment(manifest, base, data, method, name)
+            experiment = open_experiment(manifest, base, lengths, data, method, name)
         except FusetuneError as error:  # it doesn't fit these data: the other methods do without it
             logger.warning("%s: nothing is cached, it does not fit: %s", name, error)
             return Features(Frontier({}), {}, {})

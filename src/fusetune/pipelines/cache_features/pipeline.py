@@ -11,6 +11,7 @@ def create_pipeline(method: str) -> Pipeline:
                 [
                     "validated_manifest",
                     "base",
+                    "input_lengths",
                     "feature_store",
                     "params:data",
                     "params:cache",

@@ -19,6 +19,7 @@ def make_compare(methods: Sequence[str]):
     def compare_methods(
         manifest: Any,
         base: Path,
+        lengths: Mapping[str, int],
         store: Path,
         folder: Path,
         data: Mapping[str, Any],
@@ -37,7 +38,10 @@ def make_compare(methods: Sequence[str]):
         from fusetune.pipelines.hashing import code_hash
         from fusetune.pipelines.progress import ExtractionProgress
 
-        shared = shared_by_all(manifest, base, data, train, cache, evaluate, compare, store, folder, code_hash(_work()))
+        code = code_hash(_work())
+        shared = shared_by_all(
+            manifest, base, data, train, cache, evaluate, compare, store, folder, code, lengths
+        )  # fmt: skip
         with ExtractionProgress() as progress:
             found = compared(shared, dict(zip(methods, settings, strict=True)), progress, CompareWatcher())
         logger.info("compare: %d cells are new, %d were there", found.computed, found.kept)

@@ -13,6 +13,7 @@ def make_plan(methods: Sequence[str]):
     def plan(
         manifest: Any,
         base: Path,
+        lengths: Mapping[str, int],
         data: Mapping[str, Any],
         cache: Mapping[str, Any],
         train: Mapping[str, Any],
@@ -27,7 +28,7 @@ def make_plan(methods: Sequence[str]):
 
         def one(name: str, method: Mapping[str, Any]) -> Any:
             batch_size = of_method(train, method, name).batch_size
-            return account(open_experiment(manifest, base, data, method, name), stored, batch_size).plain()
+            return account(open_experiment(manifest, base, lengths, data, method, name), stored, batch_size).plain()
 
         return accounts(methods, settings, one, "plan.json")
 
@@ -73,8 +74,8 @@ def accounts(methods: Sequence[str], settings: Sequence[Any], one: Callable[...,
     return found
 
 
-def show_plan(plan: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print the plan as a table."""
+def show_plan(plan: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Any] | None = None) -> None:
+    """Print the plan as a table, and what of the texts doesn't reach the base."""
     from rich import get_console
     from rich.table import Table
 
@@ -106,3 +107,8 @@ def show_plan(plan: Mapping[str, Mapping[str, Any]]) -> None:
     get_console().print(table)
     for misfit in misfits:
         get_console().print(misfit, markup=False)
+    if inputs:
+        from fusetune.features.texts import told
+
+        for sentence in told(inputs):
+            get_console().print(sentence, markup=False)

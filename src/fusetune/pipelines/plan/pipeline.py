@@ -13,6 +13,7 @@ def create_pipeline(methods: Sequence[str]) -> Pipeline:
                 [
                     "validated_manifest",
                     "base",
+                    "input_lengths",
                     "params:data",
                     "params:cache",
                     "params:train",
@@ -21,7 +22,7 @@ def create_pipeline(methods: Sequence[str]) -> Pipeline:
                 "plan",
                 name="plan",
             ),
-            Node(show_plan, "plan", None, name="show_plan"),
+            Node(show_plan, ["plan", "input_report"], None, name="show_plan"),
         ]
     )
 

@@ -16,6 +16,7 @@ def train_method(name: str):
     def train_and_evaluate(
         manifest: Any,
         base: Path,
+        lengths: Mapping[str, int],
         store: Path,
         checkpoints: Path,
         features: Any,
@@ -33,7 +34,7 @@ def train_method(name: str):
         from fusetune.training.settings import of_method
 
         settings = of_method(train, method, name)
-        experiment = open_experiment(manifest, base, data, method, name, settings.seed)
+        experiment = open_experiment(manifest, base, lengths, data, method, name, settings.seed)
         reporter = TrainingReporter(name, experiment.task.metric)
         result = train_and_test(
             experiment,

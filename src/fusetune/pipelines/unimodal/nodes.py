@@ -11,6 +11,7 @@ logger = logging.getLogger(__name__)
 def test_each_alone(
     manifest: Any,
     base: Path,
+    lengths: Mapping[str, int],
     store: Path,
     checkpoints: Path,
     data: Mapping[str, Any],
@@ -39,6 +40,7 @@ def test_each_alone(
             store,
             checkpoints,
             progress,
+            lengths,
         )
     logger.info("each modality alone: %s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     return metrics, features

@@ -11,6 +11,7 @@ def create_pipeline() -> Pipeline:
                 [
                     "validated_manifest",
                     "base",
+                    "input_lengths",
                     "feature_store",
                     "checkpoints",
                     "params:data",

@@ -1,0 +1,158 @@
+"""What of the texts reaches the base: how much is cut, unknown, or no longer told apart once it is tokens."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusetune.backbones.text_tower import Reading
+from fusetune.features.source import Source
+
+if TYPE_CHECKING:  # its room needs pandas, which a bare GPU machine may lack
+    from fusetune.manifest.checks import ValidationSettings
+
+CHUNK = 1024  # texts that are tokenised at once
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """By row, of the rows that have a text.
+
+    Attributes:
+        rows: of the manifest.
+        tokens, unknown: before cutting, without special ones.
+        cut: whether tokens were cut.
+        like: the first row with another text and the same tokens, -1 for none.
+        longest: tokens of the longest text after cutting.
+    """
+
+    rows: np.ndarray
+    tokens: np.ndarray
+    unknown: np.ndarray
+    cut: np.ndarray
+    like: np.ndarray
+    longest: int
+
+    def shares(self) -> dict[str, float]:
+        """Of rows that are cut, of tokens that are unknown, of rows that read like another text's."""
+        return {
+            "truncated": float(self.cut.mean()) if len(self.rows) else 0.0,
+            "unknown": float(self.unknown.sum() / max(1, self.tokens.sum())),
+            "identical": float((self.like >= 0).mean()) if len(self.rows) else 0.0,
+        }
+
+
+def text_facts(tower: Any, texts: Sequence[str | None]) -> TextFacts:
+    """Every distinct text is tokenised once, `CHUNK` of them at a time; what stays in memory is a few numbers a row."""
+    rows = np.array([row for row, text in enumerate(texts) if text is not None], dtype=np.int64)
+    distinct = sorted({texts[row] for row in rows})
+    place = {text: i for i, text in enumerate(distinct)}
+    of_row = np.array([place[texts[row]] for row in rows], dtype=np.int64)
+    tokens, unknown, cut, same = (np.zeros(len(distinct), dtype=np.int64) for _ in range(4))
+    longest = 0
+    seen: dict[int, int] = {}
+    for i, reading in enumerate(_readings(tower, distinct)):
+        tokens[i], unknown[i], cut[i] = reading.tokens, reading.unknown, reading.cut
+        same[i] = seen.setdefault(hash(reading.ids), i)
+        longest = max(longest, len(reading.ids))
+    alike = np.bincount(same, minlength=len(distinct))[same] > 1  # distinct texts with the same tokens
+    first: dict[int, int] = {}
+    for row, text in zip(rows.tolist(), of_row.tolist(), strict=True):
+        first.setdefault(text, row)
+    like = np.full(len(rows), -1, dtype=np.int64)
+    groups: dict[int, list[int]] = {}
+    for text in np.flatnonzero(alike).tolist():
+        groups.setdefault(int(same[text]), []).append(text)
+    for i, text in enumerate(of_row.tolist()):
+        if alike[text]:
+            like[i] = min(first[other] for other in groups[int(same[text])] if other != text)
+    return TextFacts(rows, tokens[of_row], unknown[of_row], cut[of_row].astype(bool), like, longest)
+
+
+def input_report(source: Source, backbone: Any, settings: "ValidationSettings") -> dict[str, Any]:
+    """JSON-ready: the longest input of each modality in tokens at depth 0, shares of its texts, and failed checks.
+
+    `stopped_by` lists why the run must stop, as that of the validation report does.
+    """
+    facts = {
+        name: text_facts(backbone.tower(name), source.column(name).to_pylist())
+        for name, modality in source.modalities.items()
+        if modality.kind == "text"
+    }
+    lengths = input_lengths(source, backbone, {name: own.longest for name, own in facts.items()})
+    checks = [check for name, own in facts.items() for check in _checks(source, name, own, settings)]
+    stopped = [f"{c['check']} ({c['column']}): {c['share']:.0%}" for c in checks if c["severity"] == "error"]
+    shares = {name: own.shares() for name, own in facts.items()}
+    return {"lengths": lengths, "texts": shares, "checks": checks, "stopped_by": stopped}
+
+
+def input_lengths(source: Source, backbone: Any, known: Mapping[str, int] | None = None) -> dict[str, int]:
+    """By modality, the most tokens that a sample has at depth 0.
+
+    Args:
+        known: of texts; None: they are tokenised, some at a time.
+    """
+    items = source.most_items()
+    for name, modality in source.modalities.items():
+        tower = backbone.tower(name)
+        if modality.kind == "text" and known is None:
+            texts = sorted({text for text in source.column(name).to_pylist() if text is not None})
+            lengths = (tower.prepare(part).values.shape[1] for part in _chunks(texts))
+            items[name] = max(lengths, default=1)
+        elif modality.kind == "text":
+            items[name] = max(1, known[name]) if known else 1
+        elif modality.kind == "audio":
+            longest = source.decoded(name, [source.longest_sound(name)])
+            items[name] = tower.prepare(longest).values.shape[1]
+    return items
+
+
+def told(report: Mapping[str, Any]) -> list[str]:
+    """The report's checks as sentences."""
+    return [
+        f"{check['column']}: {check['share']:.1%} {check['says']} ({check['check']}), e.g. row "
+        f"{check['examples'][0]['row']}: {check['examples'][0]['value']}"
+        for check in report["checks"]
+    ]
+
+
+def _checks(source: Source, name: str, facts: TextFacts, settings: "ValidationSettings") -> Iterator[dict[str, Any]]:
+    shares, limits = facts.shares(), settings.limits
+    texts = source.column(name)
+
+    def short(i: int) -> str:
+        return repr(texts[int(facts.rows[i])].as_py()[:60])
+
+    mostly = shares["unknown"] > limits.mostly
+    found = {
+        "text.truncated": (shares["truncated"], "of the rows are cut", facts.cut,
+                           lambda i: f"{facts.tokens[i]} tokens, {facts.longest} are read: {short(i)}"),
+        "text.mostly_unknown" if mostly else "text.unknown": (
+            shares["unknown"], "of the tokens are unknown to the base", facts.unknown > 0,
+            lambda i: f"{facts.unknown[i]} of {facts.tokens[i]} tokens: {short(i)}"),
+        "text.identical": (shares["identical"], "of the rows are the same to the base as another text", facts.like >= 0,
+                           lambda i: f"reads like row {facts.like[i]}: {short(i)}"),
+    }  # fmt: skip
+    ids = source.table["sample_id"] if "sample_id" in source.table.column_names else None
+    for check, (share, says, fails, value) in found.items():
+        level = settings.level(check)
+        if share <= limits.text_share or level == "off":
+            continue
+        places = np.flatnonzero(fails)
+        examples = [
+            {"row": int(facts.rows[i]), "sample_id": str(ids[int(facts.rows[i])]) if ids else None, "value": value(i)}
+            for i in places[:EXAMPLES]
+        ]
+        yield {"check": check, "severity": level, "column": source.modalities[name].column_of(name),
+               "rows": len(places), "share": share, "says": says, "examples": examples}  # fmt: skip
+
+
+def _readings(tower: Any, texts: Sequence[str]) -> Iterator[Reading]:
+    for part in _chunks(texts):
+        yield from tower.read(part)
+
+
+def _chunks(texts: Sequence[str]) -> Iterable[list[str]]:
+    return (list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK))

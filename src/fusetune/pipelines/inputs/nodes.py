@@ -1,0 +1,57 @@
+"""Node functions of `inputs`."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def check_inputs(
+    manifest: Any,
+    base: Path,
+    validation: Mapping[str, Any],
+    data: Mapping[str, Any],
+    validate: Mapping[str, Any],
+    experiment: str,
+) -> tuple[dict[str, Any], str]:
+    """What of the sound rows reaches the base, and the validation report with it as a page."""
+    from fusetune.config import build
+    from fusetune.features.source import Source
+    from fusetune.features.texts import input_report, told
+    from fusetune.manifest.checks import ValidationSettings
+    from fusetune.pipelines.tracking import log_dict, log_metrics, log_text
+    from fusetune.report.validation_page import validation_page
+    from fusetune.training.experiment import DataSettings, load_backbone
+
+    settings = build(DataSettings, data, "data")
+    source, backbone = Source(manifest, settings.modalities), load_backbone(base, settings)
+    report = input_report(source, backbone, build(ValidationSettings, validate, "validate"))
+    for sentence in told(report):
+        logger.warning("%s", sentence)
+    whole = {
+        **validation,
+        "checks": [*validation["checks"], *report["checks"]],
+        "stopped_by": [*validation["stopped_by"], *report["stopped_by"]],
+    }
+    page = validation_page(whole, f"Validation of {experiment}, as its base reads it")
+    log_dict(report, "inputs.json")
+    log_text(page, "validation_with_base.html")
+    log_metrics({f"{name}_{share}": value for name, own in report["texts"].items() for share, value in own.items()})
+    return report, page
+
+
+def accept_inputs(report: Mapping[str, Any]) -> dict[str, int]:
+    """The longest input of each modality; raises FusetuneError where the base can't read what is there."""
+    from fusetune.config import check
+    from fusetune.features.texts import told
+
+    lines = "\n  ".join(told(report))
+    check(
+        not report["stopped_by"],
+        f"inputs: stopped by {'; '.join(report['stopped_by'])}.\n  {lines}\nTake a base whose tokenizer knows these "
+        "texts (backbone.source: a hub id or a folder), or leave the modality out, or go on all the same: "
+        "validate.severity: {text.mostly_unknown: warn}.",
+    )
+    return dict(report["lengths"])
