@@ -43,6 +43,9 @@ def test_the_champion_predicts_what_it_predicted_in_training(project):
     assert set(scored["adapter_sha256"].to_pylist()) == {adapter}, "from a prediction back to the adapter's bytes"
     config = json.loads((project / "data/06_models/ci/wander/adapter_config.json").read_text())
     assert scored.schema.metadata[b"base_fingerprint"].decode() == config["base_fingerprint"]
+    metrics = json.loads((project / "data/08_reporting/ci/wander/metrics.json").read_text())
+    told = json.loads((project / "data/08_reporting/ci/scored_metrics.json").read_text())
+    assert told["metrics"]["accuracy"] == metrics["test"]["accuracy"] and told["evaluated_rows"] == 128
     assert "predict: up to date" in run(project, "--pipeline", "predict")[1]
 
 
@@ -72,9 +75,48 @@ def test_a_table_of_ones_own_in_which_some_rows_are_broken(project, tmp_path):
     assert first.schema.metadata[b"data_sha256"] != second.schema.metadata[b"data_sha256"]
 
 
+def written(rows, folder, right=True):
+    """Test rows as a CSV beside a folder of their first pictures; or with each picture in the place of another."""
+    folder.mkdir()
+    order = list(range(len(rows))) if right else [*range(1, len(rows)), 0]
+    for i, place in enumerate(order):
+        (folder / f"{i}.png").write_bytes(rows[place]["image"][0])
+    lines = [f"{i};{row['text']};{i}.png;{row['answer']};{row['question_type']}" for i, row in enumerate(rows)]
+    file = folder / "samples.csv"
+    file.write_text("\n".join(["number;text;image;answer;question_type", *lines]) + "\n")
+    return file
+
+
+def test_a_second_set_elsewhere_is_scored_with_its_own_pictures_and_evaluated(project, tmp_path):
+    manifest = pq.read_table(project / "data/03_primary/ci/manifest.parquet").to_pylist()
+    rows = [row for row in manifest if row["split"] == "test"]
+    config = json.loads((project / "data/06_models/ci/wander/adapter_config.json").read_text())
+    assert "root" not in json.dumps(config["data"]), "where files are is no part of an adapter"
+    report, found = project / "data/08_reporting/ci/scored_metrics.json", {}
+    for right in (True, False):
+        file = written(rows, tmp_path / str(right), right)
+        asked = f"predict.samples={file},predict.roots.image={file.parent}"
+        code, text = run(project, "--pipelines", "predict", "--params", asked)
+        assert code == 0 and "128 rows predicted, 0 could not be read" in text, text
+        found[right] = pq.read_table(project / SCORED)["prediction"].to_pylist()
+        told = json.loads(report.read_text())
+        assert told["evaluated_rows"] == 128 and told["rows_left_out"] == 0
+        right_ones = [a == row["answer"] for a, row in zip(found[right], rows, strict=True)]
+        assert told["metrics"]["accuracy"] == pytest.approx(sum(right_ones) / 128)
+        assert set(told["metrics"]["by_group"]) == {row["question_type"] for row in rows}
+    assert found[False] != found[True], "the pictures of the folder that was asked for"
+    (file.parent / "3.png").write_bytes(b"")
+    file.write_text(file.read_text().replace(f";{rows[5]['answer']};", ";never seen;", 1))
+    code, text = run(project, "--pipelines", "predict", "--params", asked)
+    told = json.loads(report.read_text())
+    assert code == 0 and "127 rows predicted, 1 could not be read" in text and "are left out of the metrics" in text
+    assert told["rows_left_out"] >= 1 and told["evaluated_rows"] + told["rows_left_out"] == 127
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
+        ("predict.roots.text=/nowhere", "predict.roots: 'text' has no files; those that have: image"),
         ("predict.adapter=fusetune-ci/9", "adapter 'fusetune-ci/9'"),
         ("predict.samples=nowhere.parquet", "predict.samples: no file 'nowhere.parquet'"),
         ("predict.split=tset", "predict.split: no row of split 'tset'"),

@@ -29,7 +29,7 @@ from fusetune.bank.peft_format import write_peft_folders
 from fusetune.config import build, check, digest, to_plain
 from fusetune.errors import FusetuneError
 from fusetune.plan import AdaptedModel, Plan
-from fusetune.training.experiment import DataSettings, load_backbone, make_task
+from fusetune.training.experiment import DataSettings, load_backbone, make_task, without_roots
 
 FORMAT = 2
 CARD = "README.md"
@@ -60,7 +60,7 @@ class Artifact:
             "format": FORMAT,
             "method": method,
             "plan": self_contained(to_plain(model.plan)),
-            "data": to_plain(data),
+            "data": without_roots(data),
             "task_state": model.task.state(),
             "streams": to_plain(model.streams),
             "preprocessing": {name: _short(model.backbone.tower(name).preprocessing()) for name in names},

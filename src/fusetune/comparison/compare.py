@@ -21,7 +21,7 @@ from fusetune.features.index import CacheSettings, Features
 from fusetune.features.source import Source
 from fusetune.training.account import ADAM, Account, account
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.experiment import DataSettings, load_backbone, make_task
+from fusetune.training.experiment import DataSettings, load_backbone, make_task, without_roots
 
 PROCESS = 500_000_000  # bytes that a process takes before it has any data
 STEP, RATE = 1e-3, 2e10  # seconds of a step beside its arithmetic, FLOP/s of a core: a guess, for the time left
@@ -89,7 +89,7 @@ def shared_by_all(
     sample, stored = build(DataSettings, data, "data"), build(CacheSettings, cache, "cache")
     fingerprint = load_backbone(base, sample).fingerprint(list(sample.modalities))
     columns = make_task(sample.task).columns()
-    origin = digest([Source(table, sample.modalities).digest(columns), fingerprint, stored, sample])
+    origin = digest([Source(table, sample.modalities).digest(columns), fingerprint, stored, without_roots(sample)])
     return Shared(
         table,
         base,

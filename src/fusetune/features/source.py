@@ -63,6 +63,17 @@ class Source:
             if name in self.modalities
         }
 
+    def readable_keys(self) -> dict[str, list[str | None]]:
+        """The same, with None in place of what can't be read."""
+
+        def key(name: str, row: int, cell: Any) -> str | None:
+            try:
+                return self._content(name, row, cell)
+            except (FusetuneError, ValueError):
+                return None
+
+        return {name: [key(name, row, cell) for row, cell in enumerate(self.column(name))] for name in self.modalities}
+
     def view_keys(self, content: Mapping[str, Sequence[str]], view: int) -> dict[str, list[str]]:
         """Keys of the training samples' augmented view number `view`; of everything else, its content key."""
         keys = {name: list(column) for name, column in content.items()}

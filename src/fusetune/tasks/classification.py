@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.errors import FusetuneError
-from fusetune.manifest.labels import label_text
+from fusetune.manifest.labels import label_problem, label_text
 from fusetune.tasks.task import HeadMaker, Task, finite_rows
 
 
@@ -71,6 +71,10 @@ class Classification(Task):
                 "Remove the row or add training rows with this label."
             )
         return torch.tensor([index[value] for value in values])
+
+    def known(self, columns: Mapping[str, Sequence[Any]]) -> list[bool]:
+        labels = set(self.labels)
+        return [label_problem(v) is None and label_text(v) in labels for v in columns[self.config.label]]
 
     def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
         return JoinedHead(widths, len(self.labels), make)

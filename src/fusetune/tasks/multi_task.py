@@ -74,6 +74,9 @@ class MultiTask(Task):
     def targets(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
         return torch.stack([task.targets(columns) for task in self.tasks.values()], 1)  # (rows, tasks)
 
+    def known(self, columns: Mapping[str, Sequence[Any]]) -> list[bool]:
+        return [all(row) for row in zip(*(task.known(columns) for task in self.tasks.values()), strict=True)]
+
     def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
         heads = {}
         for name, task in self.tasks.items():

@@ -53,6 +53,10 @@ class Task(ABC):
     def targets(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
         """One target a row."""
 
+    def known(self, columns: Mapping[str, Sequence[Any]]) -> list[bool]:
+        """Of each row, whether `targets` can take it."""
+        return [None not in row for row in zip(*(columns[name] for name in self.columns()), strict=True)]
+
     @abstractmethod
     def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
         """The head: pooled streams by modality, (batch, width) each, to outputs."""

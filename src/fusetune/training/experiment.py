@@ -47,6 +47,14 @@ class DataSettings:
     use_trunk: bool = True
 
 
+def without_roots(data: DataSettings) -> dict[str, Any]:
+    """JSON-ready, without the folders that media files lie in: where they are is the machine's business."""
+    plain = to_plain(data)
+    for modality in plain["modalities"].values():
+        del modality["root"]
+    return plain
+
+
 def make_task(settings: Mapping[str, Any], where: str = "data.task") -> Task:
     """A task from ``{name: ..., <its settings>}``."""
     options = dict(settings)
@@ -160,7 +168,7 @@ class Experiment:
                 self.model.plan,
                 [remembered_sha256(Path(folder, WEIGHTS)) for folder in folders_in(to_plain(self.model.plan))],
                 settings,
-                self.data,
+                without_roots(self.data),
                 [[f.entries, f.keys, f.views] for f in (features, *features.later.values())],
                 self.task.state(),
             ]

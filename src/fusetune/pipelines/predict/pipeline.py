@@ -4,5 +4,6 @@ from fusetune.pipelines.predict.nodes import predict
 
 
 def create_pipeline() -> Pipeline:
-    inputs = ["validated_manifest", "bases", "params:predict", "params:register"]
-    return Pipeline([Node(predict, inputs, "scored", name="predict")])
+    parameters = ["params:predict", "params:register", "params:data", "params:evaluate"]
+    inputs = ["validated_manifest", "bases", *parameters]
+    return Pipeline([Node(predict, inputs, ["scored", "scored_metrics"], name="predict")])
