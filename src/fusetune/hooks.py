@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from kedro.framework.hooks import hook_impl
 
 logger = logging.getLogger(__name__)
 DATABASE = "mlflow.db"
+AT_ONCE = (
+    "runner {}: nodes run one after the other here, each with all cores, and one MLflow run for all of them. Leave "
+    "--runner out; what runs side by side is said in compare.workers."
+)
 MOST_PARAMS, LONGEST_PARAM = 100, 6000  # per batch and per value, MLflow's own limits
 
 
@@ -26,15 +31,31 @@ class MLflowHook:
     def __init__(self) -> None:
         self._run_params: dict[str, Any] = {}
         self._catalog: Any = None
+        self._pipeline: Any = None
         self._mlflow: Any = None
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:
-        self._run_params, self._catalog = run_params, catalog
+        """Also checks the parameters, for every runner alike; a mistake is a failed run."""
+        from fusetune.errors import FusetuneError
+        from fusetune.pipelines.parameters import check_parameters
+
+        self._run_params, self._catalog, self._pipeline = run_params, catalog, pipeline
+        runner = str(run_params.get("runner"))
+        at_once = next((name for name in ("ParallelRunner", "ThreadRunner") if name in runner), None)
+        if at_once:
+            raise FusetuneError(AT_ONCE.format(at_once))
+        if "IncrementalRunner" not in runner:  # a plain KedroSession, or a runner of the user's
+            logger.warning("runner %s: nothing is skipped, up to date or not; FusetuneSession does", runner)
+        try:
+            check_parameters(catalog, pipeline)
+        except FusetuneError as error:
+            self.on_pipeline_error(error)
+            raise
 
     @hook_impl
     def before_node_run(self, node: Any) -> None:
-        if self._mlflow is None:
+        if self._mlflow is None and node.outputs:  # a node without is there to be seen
             self._start()
 
     @hook_impl
@@ -58,13 +79,23 @@ class MLflowHook:
         self._mlflow = mlflow
         # registered after MLflow's own handler, so it runs before it: an interrupted run is KILLED, not FINISHED
         atexit.register(self._end, "KILLED")
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        in_main = threading.current_thread() is threading.main_thread()  # nobody else may set signals
+        if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        flat = {key: str(value)[:LONGEST_PARAM] for key, value in flattened(parameters).items()}
+        flat = {key: str(value)[:LONGEST_PARAM] for key, value in flattened(self._own(parameters)).items()}
         items = list(flat.items())
         for start in range(0, len(items), MOST_PARAMS):
             mlflow.log_params(dict(items[start : start + MOST_PARAMS]))
         logger.info("MLflow run %s, see `mlflow ui`", run.info.run_id)
+
+    def _own(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """What the pipeline reads; of methods that are compared, those alone."""
+        inputs = {name.removeprefix("params:") for name in self._pipeline.inputs() if name.startswith("params:")}
+        own = {name: value for name, value in parameters.items() if name in inputs}
+        if "compare" in own:
+            compared = own["compare"].get("methods", {})
+            own = {n: v for n, v in own.items() if n in compared or not (isinstance(v, dict) and "placements" in v)}
+        return own
 
     def _end(self, status: str) -> None:
         if self._mlflow is not None and self._mlflow.active_run() is not None:

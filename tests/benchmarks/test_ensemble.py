@@ -42,7 +42,7 @@ def test_members_together_against_one_after_the_other(tmp_path):
     import pyarrow.parquet as pq
 
     torch.set_num_threads(1)
-    parameters, table = read_parameters(ROOT / "conf" / "base", []), pq.read_table(MANIFEST)
+    parameters, table = read_parameters([ROOT / "conf" / "base"], []), pq.read_table(MANIFEST)
     data, device = build(DataSettings, parameters["data"], "data"), pick_device("auto")
     rows = []
     for method in METHODS:

@@ -23,12 +23,12 @@ def load(path: str):
 @pytest.mark.parametrize("name", SAME)
 def test_the_defaults_of_the_code_are_those_of_conf(name):
     cls = load(SCHEMAS[name])
-    assert to_plain(build(cls, read_parameters(CONF / "base", [])[name], name)) == to_plain(cls())
+    assert to_plain(build(cls, read_parameters([CONF / "base"], [])[name], name)) == to_plain(cls())
 
 
 def test_the_comparison_differs_from_the_codes_defaults_in_what_is_compared_alone():
     cls = load(SCHEMAS["compare"])
-    found, plain = build(cls, read_parameters(CONF / "base", [])["compare"], "compare"), cls()
+    found, plain = build(cls, read_parameters([CONF / "base"], [])["compare"], "compare"), cls()
     for name in ("seeds", "train", "workers", "memory", "batch_seeds", "search", "robustness"):
         assert to_plain(getattr(found, name)) == to_plain(getattr(plain, name)), name
     assert len(found.methods) >= 12
@@ -36,9 +36,7 @@ def test_the_comparison_differs_from_the_codes_defaults_in_what_is_compared_alon
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_parameter_of_every_environment_is_known(env):
-    parameters = read_parameters(CONF / "base", [])
-    if env != "base":
-        parameters |= read_parameters(CONF / env, [])
+    parameters = read_parameters([CONF / "base", *([CONF / env] if env != "base" else [])], [])
     experiment = yaml.safe_load((CONF / env / "globals.yml").read_text())["experiment"]
     assert experiment
     for name, value in parameters.items():

@@ -51,6 +51,9 @@ def test_mlflow_holds_parameters_curves_figures_and_tags(trained_project, client
     run = next(r for r in runs(client) if r.info.status == "FINISHED")
     assert run.data.params["train.epochs"] == "3" and run.data.params["data.task.name"] == "vqa"
     assert run.data.params["wander.placements.0.adapter"] == "wander"
+    assert not [name for name in run.data.params if name.startswith(("lora.", "compare.", "merge."))]
+    assert len(run.data.params) < 150, "its own method's, not those of thirty"
+    assert run.data.tags["mlflow.note.content"].startswith("wander: test accuracy 0.")
     assert run.data.tags["kedro.pipelines"] == "train_wander" and run.data.tags["frontier"].startswith(
         "text 2, image 3"
     )

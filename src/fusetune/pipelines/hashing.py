@@ -2,8 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,16 @@ from fusetune.filehash import remembered_sha256
 
 PACKAGE = "fusetune"
 ROOM = Path(__file__).parents[1]
+# what modules import -> the distributions whose versions change what comes out
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in ("torch", "peft", "numpy", "scipy", "pyarrow", "pandas", "pandera", "matplotlib")},
+    **{name: (name,) for name in ("safetensors", "soundfile", "soxr", "av", "datasets", "optuna", "plotly")},
+    "transformers": ("transformers", "tokenizers"),
+    "tokenizers": ("tokenizers",),
+    "PIL": ("pillow",),
+    "unicodedata": ("python",),
+}
+_OUTSIDE = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
 _IMPORT = re.compile(rf"\b{PACKAGE}(?:\.\w+)+")
 
 
@@ -35,14 +48,37 @@ def table_hash(table: Any) -> str:
 
 
 def code_hash(function: Callable[..., Any]) -> str:
-    """SHA-256 (hex) of the source files that a node's function can reach inside this package.
+    """SHA-256 (hex) of what a node's function can reach: this package's source files, and versions of libraries.
 
     Imports are followed wherever they stand, lazy ones and registered import paths included.
     """
+    modules = reached_modules(function.__module__)
     sha = hashlib.sha256()
-    for module in sorted(reached_modules(function.__module__)):
+    for module in sorted(modules):
         sha.update(f"{module}\0{remembered_sha256(_source(module))}\n".encode())
+    for name in sorted(_libraries(modules)):
+        sha.update(f"{name}\0{library_version(name)}\n".encode())
     return sha.hexdigest()
+
+
+def plugin_hashes(values: Any) -> dict[str, str]:
+    """Code of what third parties have registered (entry points in the groups ``fusetune.*``) and `values` name.
+
+    All source files of the package that it comes from, and that package's version.
+    """
+    words = set(_texts(values))
+    return {f"{p.group}: {p.name}": _package_hash(p.value) for p in _plugins() if p.name in words}
+
+
+@cache
+def library_version(distribution: str) -> str:
+    """As installed, without what says for which machine it was built (2.13.0+cpu is 2.13.0); '' for none."""
+    if distribution == "python":
+        return ".".join(map(str, sys.version_info[:2]))
+    try:
+        return version(distribution).partition("+")[0]
+    except PackageNotFoundError:
+        return ""
 
 
 @cache
@@ -60,6 +96,43 @@ def reached_modules(module: str) -> frozenset[str]:
         for package, names in re.findall(rf"from ({PACKAGE}[\w.]*) import \(?([\w, \n]+)", text):
             todo += [f"{package}.{part.strip()}" for part in names.split(",")]
     return frozenset(found)
+
+
+@cache
+def _libraries(modules: frozenset[str]) -> frozenset[str]:
+    """Distributions that outputs may depend on, as far as the modules' import statements name them."""
+    named = {name for module in modules for name in _OUTSIDE.findall(_source(module).read_text())}
+    return frozenset(part for name in named for part in LIBRARIES.get(name, ()))
+
+
+@cache
+def _plugins() -> tuple[Any, ...]:
+    found = entry_points()
+    groups = [group for group in found.groups if group.startswith(f"{PACKAGE}.")]
+    return tuple(point for group in groups for point in found.select(group=group))
+
+
+@cache
+def _package_hash(path: str) -> str:
+    package = path.partition(":")[0].partition(".")[0]
+    spec = find_spec(package)
+    if spec is None:
+        return ""
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = [file for folder in folders for file in folder.rglob("*.py")] or [Path(str(spec.origin))]
+    return hashlib.sha256("\n".join(remembered_sha256(file) for file in sorted(files)).encode()).hexdigest()
+
+
+def _texts(values: Any) -> Iterator[str]:
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, Mapping):
+        for key, value in values.items():
+            yield str(key)
+            yield from _texts(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _texts(value)
 
 
 @cache

@@ -15,6 +15,7 @@ from fusetune.manifest.split_settings import FewShotSettings, SplitSettings
 # top-level parameter -> the dataclass that it becomes (imported when a run uses it), or None for plain values
 SCHEMAS: dict[str, str | None] = {
     "experiment": None,
+    "force": None,
     "ingest": "fusetune.pipelines.parameters:ReaderSettings",
     "pretraining_data": "fusetune.pipelines.parameters:ReaderSettings",
     "data": "fusetune.training.experiment:DataSettings",

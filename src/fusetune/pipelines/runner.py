@@ -16,8 +16,7 @@ from kedro.runner import SequentialRunner
 from kedro.runner.task import Task
 
 from fusetune.config import digest
-from fusetune.pipelines.hashing import code_hash
-from fusetune.pipelines.parameters import check_parameters
+from fusetune.pipelines.hashing import code_hash, plugin_hashes
 
 logger = logging.getLogger(__name__)
 
@@ -25,41 +24,42 @@ logger = logging.getLogger(__name__)
 class IncrementalRunner(SequentialRunner):
     """Runs the stale nodes in order; says of every other that it is up to date.
 
-    A node without outputs is there to be seen, and always runs.
+    A node without outputs is there to be seen, and always runs; so does one that reads or makes something whose content
+    nobody can tell. ``--params force=true`` runs all, ``force=<node>`` one, whatever has changed.
     """
 
     def _run(
         self, pipeline: Pipeline, catalog: CatalogProtocol, hook_manager: Any = None, run_id: str | None = None
     ) -> None:
-        check_parameters(catalog, pipeline)
-        ran = 0
+        forced, ran = catalog.load("parameters").get("force", False), 0
         for node in pipeline.nodes:
-            if not node.outputs:
-                node.run({name: catalog.load(name) for name in node.inputs})
-                continue
-            key = node_key(node, catalog)
-            if is_fresh(node, catalog, key):
+            key = node_key(node, catalog) if node.outputs else None
+            if key is not None and not _forced(node, forced) and is_fresh(node, catalog, key):
                 logger.info("%s: up to date, nothing to do", node.name)
                 continue
             Task(
                 node=node, catalog=catalog, hook_manager=hook_manager, is_async=self._is_async, run_id=run_id
             ).execute()
-            write_stamp(node, catalog, key)
-            ran += 1
+            if key is not None:
+                write_stamp(node, catalog, key)
+            ran += bool(node.outputs)
         if not ran:
             logger.info("everything is up to date: %d nodes", len(pipeline.nodes))
 
 
-def node_key(node: Node, catalog: CatalogProtocol) -> str:
-    """Digest of all that determines a node's outputs."""
-    inputs = {}
-    for name in node.inputs:
-        is_parameter = name == "parameters" or name.startswith("params:")
-        inputs[name] = catalog.load(name) if is_parameter else _content(name, catalog)
-    key = {"node": node.name, "code": code_hash(node.func), "inputs": inputs}
+def node_key(node: Node, catalog: CatalogProtocol) -> str | None:
+    """Digest of all that determines a node's outputs; None where it reads or makes something of unknown content."""
+    for name in (*node.inputs, *node.outputs):
+        if not _is_parameter(name) and not hasattr(catalog.get(name), "content"):
+            kind = type(catalog.get(name)).__name__
+            logger.info("%s: runs every time, '%s' (%s) doesn't tell its content", node.name, name, kind)
+            return None
+    inputs = {name: catalog.load(name) if _is_parameter(name) else _content(name, catalog) for name in node.inputs}
+    parameters = [value for name, value in inputs.items() if _is_parameter(name)]
+    key = {"node": node.name, "code": code_hash(node.func), "inputs": inputs, "plugins": plugin_hashes(parameters)}
     outside = getattr(node.func, "outside", None)  # what a node reads that no catalog knows: the user's own files
     if outside:
-        paths = {n: catalog.get(n).path for n in node.inputs if not n.startswith("params:")}  # type: ignore[union-attr]
+        paths = {n: catalog.get(n).path for n in node.inputs if not _is_parameter(n)}  # type: ignore[union-attr]
         key["outside"] = outside({**inputs, **paths})
     return digest(key)
 
@@ -82,6 +82,14 @@ def stamp_path(node: Node, catalog: CatalogProtocol) -> Path:
     """Beside the node's first output: ``<output>.stamp.json``."""
     path = catalog.get(node.outputs[0]).path  # type: ignore[union-attr]
     return path.with_name(f"{path.name}.stamp.json")
+
+
+def _forced(node: Node, forced: Any) -> bool:
+    return forced is True or node.name in (forced if isinstance(forced, list) else [forced])
+
+
+def _is_parameter(name: str) -> bool:
+    return name == "parameters" or name.startswith("params:")
 
 
 def _content(name: str, catalog: CatalogProtocol) -> str | None:

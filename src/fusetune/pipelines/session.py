@@ -1,14 +1,16 @@
 """The session: the incremental runner by default, and errors of the user's as one line."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
 from kedro.config import MissingConfigException
 from kedro.framework.session import KedroSession
 from kedro.io import DatasetError
-from kedro.runner import SequentialRunner
+from kedro.runner import AbstractRunner, ParallelRunner, SequentialRunner, ThreadRunner
 
 from fusetune.errors import FusetuneError
+from fusetune.hooks import AT_ONCE
 
 
 class FusetuneSession(KedroSession):
@@ -17,14 +19,29 @@ class FusetuneSession(KedroSession):
     Errors that a user can mend end the command as one line; everything else keeps its traceback.
     """
 
-    def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def run(
+        self,
+        pipeline_name: str | None = None,
+        pipeline_names: list[str] | None = None,
+        tags: Iterable[str] | None = None,
+        runner: AbstractRunner | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """See `KedroSession.run`; `pipeline_name` is the older form of `pipeline_names`.
+
+        Raises:
+            click.ClickException: something that a user can mend, in one line.
+        """
         from fusetune.pipelines.runner import IncrementalRunner
 
-        if type(kwargs.get("runner")) in (type(None), SequentialRunner):
-            kwargs["runner"] = IncrementalRunner()
-        kwargs.pop("pipeline_name", None)
+        if isinstance(runner, ParallelRunner | ThreadRunner):
+            raise _UserError(AT_ONCE.format(type(runner).__name__))
+        if type(runner) in (type(None), SequentialRunner):
+            runner = IncrementalRunner()
+        names = pipeline_names or ([pipeline_name] if pipeline_name else None)
         try:
-            return super().run(*args, **kwargs)
+            return super().run(None, names, tags, runner, *args, **kwargs)
         except Exception as error:
             line = _user_line(error)
             if line is None:

@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fusetune.training", description=__doc__.splitlines()[0])
     parser.add_argument("--method", required=True, help="a file of <conf>/methods")
     parser.add_argument("--conf", type=Path, default=Path("conf/base"), help="folder with the parameters")
+    parser.add_argument("--env", help="an experiment beside --conf, e.g. avdigits: what its files say goes before")
     parser.add_argument("--manifest", type=Path, required=True, help="validated manifest, Parquet")
     parser.add_argument(
         "--base", type=Path, required=True, help="folder of the frozen base, or an experiment's reference to it"
@@ -61,9 +63,11 @@ def run(options: argparse.Namespace) -> None:
                 flush=True,
             )
 
-    parameters = read_parameters(options.conf, options.set)
+    layers = [options.conf, *([options.conf.parent / options.env] if options.env else [])]
+    parameters = read_parameters(layers, options.set)
     if options.method not in parameters:
-        raise FusetuneError(f"method '{options.method}': no {options.conf}/methods/{options.method}.yml.")
+        where = " or ".join(f"{layer}/methods/{options.method}.yml" for layer in layers)
+        raise FusetuneError(f"method '{options.method}': no {where}.")
     method, cache = parameters[options.method], build(CacheSettings, parameters["cache"], "cache")
     settings = of_method(parameters["train"], method, options.method)
     data = build(DataSettings, parameters["data"], "data")
@@ -102,16 +106,22 @@ def run(options: argparse.Namespace) -> None:
     print(result.sentence())
 
 
-def read_parameters(conf: Path, overrides: list[str]) -> dict[str, Any]:
-    """All parameter files of one environment as one mapping; Kedro's interpolations stay as text."""
+def read_parameters(layers: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
+    """All parameter files of one folder of conf or several as one mapping; Kedro's interpolations stay as text.
+
+    Args:
+        layers: as in Kedro, a key of a later one replaces that of an earlier one as a whole.
+        overrides: ``dotted.key=value``, for single values.
+    """
     import yaml
 
     parameters: dict[str, Any] = {}
-    files = sorted(conf.glob("parameters*.yml")) + sorted(conf.glob("methods/*.yml"))
-    if not files:
-        raise FusetuneError(f"--conf {conf}: no parameters*.yml in it.")
-    for file in files:
-        parameters |= yaml.safe_load(file.read_text()) or {}
+    for conf in layers:
+        files = sorted(conf.glob("parameters*.yml")) + sorted(conf.glob("methods/*.yml"))
+        if not files:
+            raise FusetuneError(f"{conf}: no parameters*.yml in it.")
+        for file in files:
+            parameters |= yaml.safe_load(file.read_text()) or {}
     for override in overrides:
         path, found, value = override.partition("=")
         if not found:

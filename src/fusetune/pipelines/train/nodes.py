@@ -28,7 +28,7 @@ def train_method(name: str):
     ) -> tuple[Any, Any, Any, Any, Any, Any]:
         """Returns the artifact, the metrics, the curve, the predictions, the scores and the figures."""
         from fusetune.config import build
-        from fusetune.pipelines.tracking import TrainingReporter, log_metrics
+        from fusetune.pipelines.tracking import TrainingReporter, log_metrics, log_tags
         from fusetune.training.evaluation import EvaluationSettings
         from fusetune.training.run import train_and_test
         from fusetune.training.settings import of_method
@@ -47,6 +47,7 @@ def train_method(name: str):
             name,
             unimodal,
         )
+        log_tags({"mlflow.note.content": f"{name}: {result.sentence()}"})  # what the run's page shows first
         log_metrics(result.scalars())
         logger.info("%s: %s", name, result.sentence())
         return result.artifact, result.metrics, result.curve, result.predictions, result.scores, result.figures
