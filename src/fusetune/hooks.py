@@ -35,6 +35,13 @@ class MLflowHook:
         self._mlflow: Any = None
 
     @hook_impl
+    def after_context_created(self, context: Any) -> None:
+        """Methods, and so pipelines, come from the conf in use; Kedro makes the pipelines right behind this."""
+        from fusetune.pipelines.conf_source import use_conf
+
+        use_conf(context.config_loader.conf_source)
+
+    @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:
         """Also checks the parameters, for every runner alike; a mistake is a failed run."""
         from fusetune.errors import FusetuneError

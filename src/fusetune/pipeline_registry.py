@@ -4,10 +4,10 @@ from kedro.pipeline import Pipeline
 
 from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_pipeline
 from fusetune.pipelines.compare.pipeline import create_pipeline as compare_pipeline
+from fusetune.pipelines.conf_source import conf_source, method_names
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
 from fusetune.pipelines.inputs.pipeline import create_pipeline as inputs_pipeline
 from fusetune.pipelines.merge.pipeline import create_pipeline as merge_pipeline
-from fusetune.pipelines.parameters import conf_folder, method_names
 from fusetune.pipelines.plan.pipeline import create_estimate_pipeline as estimate_pipeline
 from fusetune.pipelines.plan.pipeline import create_pipeline as plan_pipeline
 from fusetune.pipelines.predict.pipeline import create_pipeline as predict_pipeline
@@ -23,7 +23,7 @@ DEFAULT = "wander"
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Each `train_<method>` is the whole chain from raw data; what is up to date is left out when it runs."""
-    methods = method_names(conf_folder())
+    methods = method_names(conf_source())
     validated = ingest_pipeline() + validate_pipeline()
     ready = validated + pretrain_pipeline() + inputs_pipeline()
     caches = {method: cache_pipeline(method) for method in methods}

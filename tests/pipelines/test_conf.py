@@ -7,7 +7,8 @@ import yaml
 
 from conftest import ROOT
 from fusetune.config import build, to_plain
-from fusetune.pipelines.parameters import PLAN, SCHEMAS, method_names
+from fusetune.pipelines.conf_source import method_names
+from fusetune.pipelines.parameters import PLAN, SCHEMAS
 from fusetune.training.__main__ import read_parameters
 
 CONF = ROOT / "conf"

@@ -43,4 +43,7 @@ from fusetune.bank.artifact import Artifact
 
 model = Artifact.from_pretrained("this/folder").build("the/base")
 ```
+
+A registered version of it is served by `mlflow models serve -m models:/NAME/VERSION --env-manager local`, in an
+environment that has this package: it is on no index, so MLflow can't install it into one of its own.
 """

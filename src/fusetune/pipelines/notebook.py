@@ -37,9 +37,9 @@ def open_project(env: str | None = None) -> Project:
     from kedro.framework.session import KedroSession
     from kedro.framework.startup import bootstrap_project
 
-    from fusetune.pipelines.parameters import conf_folder
+    from fusetune.pipelines.conf_source import project_root
 
-    root = conf_folder().parent
+    root = project_root()
     chosen = env or os.environ.get("KEDRO_ENV") or "base"
     bootstrap_project(root)
     with KedroSession.create(project_path=root, env=chosen) as session:

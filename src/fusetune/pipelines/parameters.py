@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from kedro.io import CatalogProtocol
@@ -11,6 +10,7 @@ from kedro.pipeline import Pipeline
 
 from fusetune.config import build, check_keys
 from fusetune.manifest.split_settings import FewShotSettings, SplitSettings
+from fusetune.pipelines.conf_source import conf_source, method_names
 
 # top-level parameter -> the dataclass that it becomes (imported when a run uses it), or None for plain values
 SCHEMAS: dict[str, str | None] = {
@@ -52,22 +52,9 @@ class ReaderSettings:
     few_shot: FewShotSettings | None = None
 
 
-def method_names(conf: Path) -> list[str]:
-    """The methods: every ``methods/<name>.yml`` of any environment."""
-    return sorted({file.stem for file in conf.glob("*/methods/*.yml")})
-
-
-def conf_folder() -> Path:
-    """``conf`` of the project that this process works in."""
-    from kedro.utils import find_kedro_project
-
-    root = find_kedro_project(Path.cwd()) or Path(__file__).parents[3]
-    return Path(root) / "conf"
-
-
 def check_parameters(catalog: CatalogProtocol, pipeline: Pipeline) -> None:
     """Raise FusetuneError for an unknown key at any level of the parameters that the pipeline's nodes use."""
-    known = dict(SCHEMAS) | dict.fromkeys(method_names(conf_folder()), PLAN)
+    known = dict(SCHEMAS) | dict.fromkeys(method_names(conf_source()), PLAN)
     check_keys(catalog.load("parameters"), known, "parameters")
     for name in sorted(pipeline.inputs()):
         key = name.removeprefix("params:")

@@ -77,9 +77,9 @@ class Registry:
     def locked(self) -> Iterator[None]:
         """One process of this project at a time."""
         from fusetune.hooks import database_lock
-        from fusetune.pipelines.parameters import conf_folder
+        from fusetune.pipelines.conf_source import project_root
 
-        with database_lock(conf_folder().parent):
+        with database_lock(project_root()):
             yield
 
     def same_bytes(self, adapter_hash: str) -> Any:

@@ -149,11 +149,11 @@ def read_outside(inputs: Mapping[str, Any]) -> dict[str, Any]:
     from fusetune.config import build
     from fusetune.features.source import Source
     from fusetune.hooks import use_tracking
+    from fusetune.pipelines.conf_source import project_root
     from fusetune.pipelines.hashing import content_hash
-    from fusetune.pipelines.parameters import conf_folder
 
     settings = build(PredictSettings, inputs["params:predict"], "predict")
-    use_tracking(conf_folder().parent)
+    use_tracking(project_root())
     reference, folder = adapter_of(settings, inputs["params:register"])
     found: dict[str, Any] = {"adapter": [reference, content_hash(folder)]}
     if settings.samples and Path(settings.samples).is_file():
