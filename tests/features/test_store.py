@@ -15,6 +15,7 @@ from fusetune.features.__main__ import main
 from fusetune.features.dataset import gather
 from fusetune.features.storage import RemoteFolder, Store
 from fusetune.features.store import Entry
+from fusetune.scratch import ABANDONED, machine, scratch
 
 
 def rows(*lengths: int, width: int = 4):
@@ -242,7 +243,39 @@ def test_a_write_that_the_system_refuses_leaves_whole_shards_and_nothing_else(tm
 def test_what_a_living_writer_has_half_written_is_not_swept(tmp_path):
     entry = Entry(tmp_path)
     write(entry, ["a"], rows(3))
-    (tmp_path / f"x.{os.getpid()}.tmp").write_text("half")
-    (tmp_path / "y.999999999.tmp").write_text("half")
+    alive, gone = scratch(tmp_path / "x"), tmp_path / f"y.{machine()}-999999999-0a1b.tmp"
+    elsewhere, long_ago = tmp_path / "z.0123456789ab-1-0a1b.tmp", tmp_path / "w.0123456789ab-2-0a1b.tmp"
+    for file in (alive, gone, elsewhere, long_ago):
+        file.write_text("half")
+    hours_ago = time.time() - 2 * ABANDONED
+    os.utime(long_ago, (hours_ago, hours_ago))
     entry.sweep()
-    assert [f.name for f in tmp_path.glob("*.tmp")] == [f"x.{os.getpid()}.tmp"]
+    assert set(tmp_path.glob("*.tmp")) == {alive, elsewhere}, "a number says nothing of another machine's process"
+
+
+FAR_WRITER = """
+import sys, torch
+import fusetune.scratch
+from pathlib import Path
+from fusetune.features.store import Entry
+fusetune.scratch.machine = lambda: sys.argv[2]
+entry = Entry(Path(sys.argv[1]))
+print("begun", flush=True)
+for i in range(40):
+    entry.sweep()
+    entry.write([f"{sys.argv[3]}{i}"], torch.full((40_000, 16), float(i)), torch.tensor([40_000]))
+"""
+
+
+def test_two_writers_on_two_machines_never_sweep_one_another(tmp_path):
+    """Real processes; what each says of its machine makes the other's numbers of processes mean nothing to it."""
+    writers = [
+        subprocess.Popen([sys.executable, "-c", FAR_WRITER, str(tmp_path), host, name], stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True)
+        for host, name in (("a" * 12, "left"), ("b" * 12, "right"))
+    ]  # fmt: skip
+    ended = [process.communicate(timeout=120) for process in writers]
+    assert [process.returncode for process in writers] == [0, 0], ended
+    entry = Entry(tmp_path)
+    assert entry.keys() == {f"{side}{i}" for side in ("left", "right") for i in range(40)}
+    assert not list(entry.damage()) and not list(tmp_path.glob("*.tmp"))

@@ -14,6 +14,7 @@ from typing import Any
 
 from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
+from fusetune.scratch import scratch
 
 INDEX, RECIPES, FORMAT = "backbone.json", "recipes", 3
 
@@ -24,18 +25,17 @@ def save_base(backbone: Any, bases: Path) -> Path:
     A backbone that is referenced, not copied, may have moved: then the reference is mended.
     """
     fingerprint = backbone.fingerprint()
-    folder, scratch = bases / fingerprint, bases / f".{fingerprint}.{os.getpid()}.tmp"
-    shutil.rmtree(scratch, ignore_errors=True)
+    folder, half = bases / fingerprint, scratch(bases / f".{fingerprint}")
     bases.mkdir(parents=True, exist_ok=True)
     try:
-        backbone.save_pretrained(scratch)
+        backbone.save_pretrained(half)
         if not (folder / INDEX).is_file():
             shutil.rmtree(folder, ignore_errors=True)
-            scratch.rename(folder)
-        elif (folder / INDEX).read_bytes() != (scratch / INDEX).read_bytes():
-            (scratch / INDEX).replace(folder / INDEX)
+            half.rename(folder)
+        elif (folder / INDEX).read_bytes() != (half / INDEX).read_bytes():
+            (half / INDEX).replace(folder / INDEX)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(half, ignore_errors=True)
     return folder
 
 
@@ -96,9 +96,9 @@ def remember_recipe(bases: Path, recipe: str, base: Path) -> None:
     """The next experiment with the same settings and data takes this base and makes none."""
     file = bases / RECIPES / recipe
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    scratch.write_text(f"{base.name}\n")
-    scratch.replace(file)
+    half = scratch(file)
+    half.write_text(f"{base.name}\n")
+    half.replace(file)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

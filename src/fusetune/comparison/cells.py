@@ -7,7 +7,6 @@ adapter/              the artifact
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.bank.artifact import Artifact
+from fusetune.scratch import scratch
 
 CELL, COST, PREDICTIONS, ADAPTER = "cell.json", "cost.json", "predictions.parquet", "adapter"
 
@@ -58,8 +58,7 @@ def write_cell(
     """Write all of it, or nothing: a kill leaves no half of a cell."""
     import pyarrow.parquet as pq
 
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = scratch(folder.with_name(f".{folder.name}"))
     temporary.mkdir(parents=True)
     try:
         (temporary / CELL).write_text(json.dumps(results, indent=1) + "\n")

@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+from fusetune.scratch import scratch
+
 
 class Folder(ABC):
     """One flat folder of files."""
@@ -71,7 +73,7 @@ class LocalFolder(Folder):
 
     def scratch(self, name: str) -> Path:
         self.path.mkdir(parents=True, exist_ok=True)
-        return self.path / f"{name}.{os.getpid()}.tmp"
+        return scratch(self.path / name)
 
     def commit(self, scratch: Path, name: str) -> None:
         _sync(scratch)
@@ -122,7 +124,7 @@ class RemoteFolder(Folder):
         file = self.cache / sha256[:2] / sha256
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+            temporary = scratch(file)
             try:
                 self.filesystem.get_file(f"{self.path}/{name}", str(temporary))
                 temporary.replace(file)
@@ -132,7 +134,7 @@ class RemoteFolder(Folder):
 
     def scratch(self, name: str) -> Path:
         self.cache.mkdir(parents=True, exist_ok=True)
-        return self.cache / f"{name}.{os.getpid()}.tmp"
+        return scratch(self.cache / name)
 
     def commit(self, scratch: Path, name: str) -> None:
         self.filesystem.makedirs(self.path, exist_ok=True)

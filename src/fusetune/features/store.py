@@ -14,8 +14,6 @@ one new row, not a new cache.
 import errno
 import hashlib
 import json
-import os
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -32,8 +30,7 @@ from fusetune.features.codecs import decode, encode
 from fusetune.features.mapping import NUMPY, MappedShard
 from fusetune.features.shards import FORMAT, Shard, read_shards
 from fusetune.features.storage import Folder, LocalFolder, Store
-
-ABANDONED = 3600  # seconds after which a half-written file of another machine's is nobody's any more
+from fusetune.scratch import is_abandoned
 
 
 class Entry:
@@ -99,11 +96,8 @@ class Entry:
         if not isinstance(self.folder, LocalFolder):
             return  # an object is there whole or not at all
         for name in self.folder.names():
-            if name.endswith(".tmp"):
-                file = self.folder.path / name
-                writer = name.split(".")[-2]
-                if not _alive(writer) or time.time() - file.stat().st_mtime > ABANDONED:
-                    file.unlink(missing_ok=True)
+            if name.endswith(".tmp") and is_abandoned(self.folder.path / name):
+                (self.folder.path / name).unlink(missing_ok=True)
 
     def remove(self, shard: Shard) -> None:
         """Delete a shard; its index goes first, so that it is never half there."""
@@ -214,13 +208,3 @@ def _broken(file: str, what: str) -> str:
 
 def _raw(tensor: Tensor) -> Any:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
-
-
-def _alive(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -4,7 +4,6 @@ Each says which content it holds (`content`), so that a run can tell whether any
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from kedro.io import AbstractDataset, DatasetError
 
 from fusetune.pipelines.hashing import content_hash
+from fusetune.scratch import scratch
 
 
 class _PathDataset(AbstractDataset):
@@ -106,10 +106,8 @@ class PretrainedDataset(_PathDataset):
         return self.path
 
     def save(self, data: Any) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        old = self.path.with_name(f".{self.path.name}.{os.getpid()}.old")
+        temporary, old = (scratch(self.path.with_name(f".{self.path.name}{part}")) for part in ("", ".old"))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
         try:
             data.save_pretrained(temporary)
             if self.path.exists():
@@ -220,7 +218,7 @@ class HandleDataset(_PathDataset):
 
 def _atomically(path: Path, write: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = scratch(path.with_name(f".{path.name}"))
     try:
         write(temporary)
         temporary.replace(path)
