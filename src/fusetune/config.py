@@ -85,9 +85,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(hint, value, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value, where)
-    if origin is tuple and isinstance(value, list | tuple):
+    if origin is tuple and not isinstance(value, list | tuple):
+        raise FusetuneError(f"{where}: expected a list, found {value!r} ({type(value).__name__}).")
+    if origin is tuple:
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
+    is_mapping = isinstance(origin, type) and issubclass(origin, Mapping)
+    if is_mapping and not isinstance(value, Mapping):
+        raise FusetuneError(f"{where}: expected a mapping, found {value!r} ({type(value).__name__}).")
+    if is_mapping:
         return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, str):
         value = _number(value, where)  # YAML 1.1 reads 1e-3 (no dot) as text

@@ -224,15 +224,9 @@ class AdaptedModel(nn.Module):
         """Take over trained tensors, all of `kept`; the base's own values are kept aside until `detach`.
 
         Raises:
-            FusetuneError: tensors are missing, too many, or of another shape or dtype; nothing has been changed then.
+            FusetuneError: see `check_tensors`; nothing has been changed then.
         """
-        wanted = self.kept()
-        for name in sorted(set(wanted) ^ set(tensors)):
-            state = "is missing" if name in wanted else "belongs to no part of the plan"
-            raise FusetuneError(f"{where}: tensor '{name}' {state}. The file is not from this adapter_config.json.")
-        for name, parameter in wanted.items():
-            found, expected = _shape(tensors[name]), _shape(parameter)
-            check(found == expected, f"{where}: tensor '{name}' has {found}, the plan says {expected}.")
+        wanted = self.check_tensors(tensors, where)
         with torch.no_grad():
             for name, parameter in wanted.items():
                 if isinstance(parameter, nn.Parameter) and self.is_base(parameter):
@@ -240,6 +234,17 @@ class AdaptedModel(nn.Module):
                     parameter.data = tensors[name].to(parameter.device, copy=True)
                 else:
                     parameter.copy_(tensors[name])
+
+    def check_tensors(self, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+        """All of `kept`; raises FusetuneError where tensors are missing, too many, or of another shape or dtype."""
+        wanted = self.kept()
+        for name in sorted(set(wanted) ^ set(tensors)):
+            state = "is missing" if name in wanted else "belongs to no part of the plan"
+            raise FusetuneError(f"{where}: tensor '{name}' {state}. The file is not from this adapter_config.json.")
+        for name, parameter in wanted.items():
+            found, expected = _shape(tensors[name]), _shape(parameter)
+            check(found == expected, f"{where}: tensor '{name}' has {found}, the plan says {expected}.")
+        return wanted
 
     def _exchange(self) -> None:
         for parameter, other in self._aside.items():

@@ -6,6 +6,7 @@ README.md                   the card
 peft/<tower or trunk>/      of a plan of LoRA alone, the same as Hugging Face `peft` reads it
 """
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -15,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -24,6 +26,7 @@ from fusetune.adapters.adapter import Stream
 from fusetune.adapters.trained import CONFIG, WEIGHTS, self_contained
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.backbones.bases import find_base
+from fusetune.bank.artifact_config import check_sizes, checked_config
 from fusetune.bank.hub import downloaded, upload
 from fusetune.bank.peft_format import write_peft_folders
 from fusetune.config import build, check, digest, to_plain
@@ -118,6 +121,8 @@ class Artifact:
             tensors = load(data)
         except SafetensorError as error:
             raise FusetuneError(f"{folder / WEIGHTS}: no safetensors ({error}). {RESTORE}") from None
+        checked_config(config, str(folder / CONFIG))
+        check_sizes(config, sum(tensor.numel() for tensor in tensors.values()), str(folder / CONFIG))
         card = folder / CARD
         return cls(config, tensors, card.read_text(errors="replace") if card.is_file() else "")
 
@@ -146,17 +151,21 @@ class Artifact:
         """The trained model on a fresh backbone from `base`; raises as `onto` does."""
         return self.onto(load_backbone(base, self.data()), base)
 
-    def onto(self, backbone: Backbone, base: str | Path) -> AdaptedModel:
+    def onto(self, backbone: Backbone, base: str | Path, fitted: bool = False) -> AdaptedModel:
         """The trained model on a backbone of its own modalities, in eval mode and attached.
 
         Args:
             base: where the backbone came from, for messages.
+            fitted: whether `fits` has been asked before.
 
         Raises:
             FusetuneError: the base is not the one that the adapter was trained on, or tensors are missing, too many,
                 or of another shape; the backbone is as it was.
         """
-        model = self.untrained(backbone, base)
+        check_base(backbone, self.data(), self.config["base_fingerprint"], base)
+        if not fitted:
+            self.fits(skeleton(backbone))
+        model = self._placed(backbone)
         try:
             model.fold()
             model.load(self.tensors, WEIGHTS)
@@ -168,13 +177,47 @@ class Artifact:
 
     def untrained(self, backbone: Backbone, base: str | Path) -> AdaptedModel:
         """The model as it was before training."""
-        data = self.data()
-        check_base(backbone, data, self.config["base_fingerprint"], base)
-        task = make_task(data.task)
-        task.restore(self.config["task_state"])
-        streams = {name: build(Stream, s, f"streams.{name}") for name, s in self.config["streams"].items()}
-        plan = build(Plan, self.config["plan"], "adapter_config.plan")
-        return AdaptedModel(backbone, plan, task, streams, self.config["method"])
+        check_base(backbone, self.data(), self.config["base_fingerprint"], base)
+        return self._placed(backbone)
+
+    def fits(self, skeleton: Backbone) -> None:
+        """Raise FusetuneError unless the tensors are those of the plan: names, shapes and dtypes, before any is made.
+
+        Args:
+            skeleton: of the backbone; see `skeleton`.
+        """
+        with torch.device("meta"):
+            model = self._placed(skeleton)
+            try:
+                model.fold()
+                model.check_tensors(self.tensors, WEIGHTS)
+            finally:
+                model.detach()
+
+    def _placed(self, backbone: Backbone) -> AdaptedModel:
+        try:
+            task = make_task(self.data().task)
+            task.restore(self.config["task_state"])
+            streams = {name: build(Stream, s, f"streams.{name}") for name, s in self.config["streams"].items()}
+            plan = build(Plan, self.config["plan"], "adapter_config.plan")
+            return AdaptedModel(backbone, plan, task, streams, self.config["method"])
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError) as error:
+            raise FusetuneError(
+                f"{CONFIG}: no adapter can be made of it ({type(error).__name__}: {str(error)[:200]}). {RESTORE}"
+            ) from error
+
+
+def skeleton(backbone: Backbone) -> Backbone:
+    """The same backbone without any values: what is placed on it costs no memory."""
+    tensors = [*backbone.parameters(), *backbone.buffers()]
+    memo: dict[int, Any] = {id(tensor): _hollow(tensor) for tensor in tensors}
+    processors = [getattr(tower, "processor", None) for tower in backbone.towers.values()]
+    return copy.deepcopy(backbone, memo | {id(processor): processor for processor in processors})
+
+
+def _hollow(tensor: Tensor) -> Tensor:
+    hollow = torch.empty_like(tensor, device="meta")
+    return torch.nn.Parameter(hollow, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else hollow
 
 
 def check_base(backbone: Backbone, data: DataSettings, expected: str, base: str | Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusetune.backbones.backbone import Backbone, Frontier
-from fusetune.bank.artifact import Artifact
+from fusetune.bank.artifact import Artifact, check_base, skeleton
 from fusetune.bank.low_rank import LowRankTables
 from fusetune.config import check
 from fusetune.plan import AdaptedModel
@@ -65,7 +65,8 @@ class Bank:
         self._sources: dict[str, str | Path] = {}
         self._held: OrderedDict[str, Held] = OrderedDict()  # the least recently used first
         self._tables: dict[tuple[str, ...], LowRankTables] = {}
-        self._lock = threading.RLock()
+        self._skeletons: dict[tuple[Any, ...], Backbone] = {}
+        self._lock, self._fitting = threading.RLock(), threading.Lock()
 
     def load(self, name: str, source: str | Path) -> None:
         """Make an adapter known under a name, and load it; the same name again replaces it.
@@ -77,8 +78,12 @@ class Bank:
             FusetuneError: an artifact that is broken, of another base, or larger than the bank; the bank is as before.
         """
         artifact = Artifact.from_pretrained(source)
+        self._check_size(name, artifact)
+        bones = self._bones(artifact)
+        with self._fitting:  # requests go on while it is looked at
+            artifact.fits(bones)
         with self._lock:
-            self._hold(name, artifact)
+            self._hold(name, artifact, fitted=True)
             self._sources[name] = source
 
     def unload(self, name: str) -> None:
@@ -208,14 +213,28 @@ class Bank:
         known = ", ".join(self._sources) or "none"
         check(name in self._sources, f"adapter '{name}' is not in the bank. It has {known}.")
 
-    def _hold(self, name: str, artifact: Artifact) -> None:
+    def _check_size(self, name: str, artifact: Artifact) -> None:
         check(
             artifact.bytes <= self.most_bytes,
             f"adapter '{name}': {artifact.bytes:,} bytes, but the bank holds at most {self.most_bytes:,}.",
         )
+
+    def _bones(self, artifact: Artifact) -> Backbone:
+        """The skeleton of the backbone as the adapter's modalities see it; raises FusetuneError if it has another."""
+        data = artifact.data()
+        key = (*data.modalities, data.use_trunk)
+        with self._lock:
+            part = self._part(data)
+            check_base(part, data, artifact.config["base_fingerprint"], self.base)
+            if key not in self._skeletons:
+                self._skeletons[key] = skeleton(part)
+            return self._skeletons[key]
+
+    def _hold(self, name: str, artifact: Artifact, fitted: bool = False) -> None:
+        self._check_size(name, artifact)
         data = artifact.data()
         part = self._part(data)
-        model = artifact.onto(part, self.base)
+        model = artifact.onto(part, self.base, fitted)
         model.requires_grad_(False)
         model.detach()
         model.to(self.device)
