@@ -118,18 +118,16 @@ def test_any_modality_may_be_missing(served, missing):
         ({"image": text_of(b"no picture")}, "row 1, column 'image': 10 bytes are no readable image"),
         ({"image": text_of(wav())}, "column 'image': .* no readable image"),
         ({"image": []}, "an empty list of pictures"),
-        ({"image": text_of(b"0" * (16 * 2**20 + 9))}, "bytes of media; at most 16,777,216 are taken"),
         ({"sound": text_of(png())}, "row 1, column 'sound': .* no readable sound"),
         ({"text": 7}, "row 1, column 'text': expected text, found int"),
-        ({"text": "a" * 100_001}, "100,001 characters; at most"),
         ({"points": [[1.0, math.nan, 0, 0, 0]]}, "row 1, column 'points': NaN or infinity"),
         ({"points": [[1.0, 2.0], [1.0]]}, "expected 2-dimensional floats of one width"),
         ({"points": [[1.0] * 4]}, "of 5 floats for this sequence tower, found \\(1, 4\\)"),
         ({"points": [[1.0] * 5] * 17}, "expected at most 16 tokens"),
-        ({"points": "1,2,3"}, "expected a list of at most"),
+        ({"points": "1,2,3"}, "expected a list of floats, found str"),
         ({"numbers": [1e39] * 6}, "NaN or infinity"),
         ({"numbers": [["1"]]}, "column 'numbers': expected 1-dimensional floats"),
-        (dict.fromkeys(KINDS), "request 1: no modality is given"),
+        (dict.fromkeys(KINDS), "row 1: no modality is given"),
     ],
 )
 def test_a_bad_request_is_named_and_the_next_is_answered(served, change, message):
@@ -139,6 +137,78 @@ def test_a_bad_request_is_named_and_the_next_is_answered(served, change, message
         ask(served[0], row(), {**row(), **change})
     assert caught.value.get_http_status_code() == 400
     assert ask(served[0], row())["prediction"][0] in "abc"
+
+
+def picture(side):
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side)).save(buffer, "png", compress_level=9)
+    return buffer.getvalue()
+
+
+def flac(seconds):
+    import numpy as np
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(16_000 * seconds, dtype="int16"), 16_000, format="FLAC")
+    return buffer.getvalue()
+
+
+LARGE = {
+    "eight large pictures": (
+        lambda: [{"image": [text_of(picture(4000))]}] * 8,
+        "112,000,000 pixels, at most 100,000,000",
+    ),
+    "an hour of silence": (lambda: [{"sound": text_of(flac(3600))}], "57,600,000 samples, at most 30,000,000"),
+    "many bytes": (lambda: [{"image": text_of(b"0" * (16 * 2**20 + 9))}], "bytes of media; at most 16,777,216"),
+    "a long text": (lambda: [{"text": "a" * 6_000_000}] * 2, "12,000,000 characters, at most 10,000,000"),
+    "many numbers": (lambda: [{"numbers": [0.0] * 10_000_001}], "10,000,001 values, at most 10,000,000"),
+    "many rows": (lambda: [{"text": "a"}] * 1025, "1025 rows; at most 1024"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_request_of_more_than_its_budget_is_refused_before_anything_is_decoded(served, name, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    rows, message = LARGE[name][0](), LARGE[name][1]
+    decoded = []
+    monkeypatch.setattr("fusetune.manifest.decoders.decoded", lambda *_: decoded.append(1))
+    with pytest.raises(MlflowException, match=message) as caught:
+        ask(served[0], *rows)
+    assert caught.value.get_http_status_code() == 413 and not decoded
+    monkeypatch.undo()
+    assert ask(served[0], row())["prediction"][0] in "abc"
+
+
+def test_rows_are_answered_in_slices_and_the_same(served, monkeypatch):
+    from dataclasses import replace
+
+    texts = ["the first", "several words", "one", "a much longer text", "words of text", "much", "the text"]
+    rows = [{**row(), "text": text} for text in texts]
+    whole, sizes = ask(served[0], *rows), []
+    outputs = served[0].bank.outputs
+    monkeypatch.setattr(served[0], "limits", replace(served[0].limits, slice_rows=3))
+    monkeypatch.setattr(served[0].bank, "outputs", lambda names, s: sizes.append(len(names)) or outputs(names, s))
+    parts = ask(served[0], *rows)
+    assert sizes == [3, 3, 1] and parts["prediction"].tolist() == whole["prediction"].tolist()
+    assert parts["probability"].tolist() == pytest.approx(whole["probability"].tolist(), abs=1e-5)
+    assert len(set(whole["probability"])) > 1
+
+
+def test_a_video_is_counted_by_its_header():
+    from media import clip
+
+    from fusetune.bank.budget import Budget, RequestLimits, TooLarge
+    from fusetune.manifest.schema import Modality
+
+    Budget(RequestLimits()).take_cell(Modality("video"), clip(1, frames=30), "here")
+    with pytest.raises(TooLarge, match="here: with this the request has 30 frames, at most 20"):
+        Budget(RequestLimits(frames=20)).take_cell(Modality("video"), clip(1, frames=30), "here")
+    with pytest.raises(TooLarge, match="pixels"):
+        Budget(RequestLimits(pixels=16 * 32 * 32 - 1)).take_cell(Modality("video"), clip(1, frames=30), "here")
 
 
 def test_columns_are_taken_too_but_never_repeated(served):

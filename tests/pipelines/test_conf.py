@@ -13,7 +13,7 @@ from fusetune.training.__main__ import read_parameters
 
 CONF = ROOT / "conf"
 ENVIRONMENTS = sorted(p.parent.name for p in CONF.glob("*/globals.yml"))
-SAME = ("cache", "train", "evaluate", "pretrain", "backbone", "estimate")
+SAME = ("serve", "cache", "train", "evaluate", "pretrain", "backbone", "estimate")
 
 
 def load(path: str):

@@ -131,9 +131,13 @@ class Bank:
                     f"adapter '{name}': its task compares the rows of a request with one another, so they can't be "
                     "mixed with another adapter's. Send them on their own.",
                 )
-                for row, answer in zip(rows, task.decode(torch.stack([outputs[row] for row in rows])), strict=True):
+                for row, answer in zip(rows, self.decoded(name, [outputs[row] for row in rows]), strict=True):
                     found[row] = answer
             return found
+
+    def decoded(self, name: str, outputs: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """What the task of one adapter says of outputs of its own, a request each."""
+        return self.model(name).task.decode(torch.stack(list(outputs)))
 
     @torch.no_grad()
     def outputs(self, names: Sequence[str], samples: Mapping[str, Sequence[Any]]) -> list[Tensor]:

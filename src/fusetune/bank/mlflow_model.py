@@ -19,10 +19,6 @@ from mlflow.pyfunc import PythonModel
 from fusetune.errors import FusetuneError
 
 BASE_VARIABLE, BYTES_VARIABLE = "FUSETUNE_BASE", "FUSETUNE_BANK_BYTES"
-MAX_BYTES = 16 * 2**20  # of one picture, sound or video
-MAX_VALUES = 10_000_000  # floats of one sequence or vector
-MAX_CHARACTERS = 100_000  # of one text
-MAX_ROWS = 1024
 OWN = "default"  # the adapter that was registered with this model
 
 
@@ -53,26 +49,44 @@ def registered_folder(version: str) -> Path:
         raise FusetuneError(f"adapter '{version}': {str(error).splitlines()[0]}") from None
 
 
+class TooLargeAnswer(MlflowException):
+    """The answer to a request that asks for more than its budget."""
+
+    def get_http_status_code(self) -> int:
+        return 413
+
+
 class AdapterModel(PythonModel):
     """A bank with one adapter in it from the beginning; others of the registry come in when they are asked for."""
 
     def load_context(self, context: Any) -> None:
         from fusetune.bank.bank import DEFAULT_BYTES, Bank
+        from fusetune.bank.budget import RequestLimits
+        from fusetune.config import build
         from fusetune.training.device import pick_device
 
         base = os.environ.get(BASE_VARIABLE) or context.model_config["base"]
         self.bank = Bank(base, int(os.environ.get(BYTES_VARIABLE, DEFAULT_BYTES)), pick_device("auto"))
         self.bank.load(OWN, Path(context.artifacts["adapter"]))
+        self.limits = build(RequestLimits, context.model_config.get("limits"), "limits")
 
     def predict(self, context, model_input, params=None):  # MLflow would read type hints as a schema
         """The task's decoded columns; raises an answer of the 4xx kind that names row and column."""
         import pandas as pd
 
+        from fusetune.bank.budget import TooLarge
+
         try:
             name = self._named((params or {}).get("adapter") or OWN)
-            samples = _decoded(_frame(model_input), self.bank.data(name).modalities)
-            rows = len(next(iter(samples.values())))
-            return pd.DataFrame(self.bank.answers([name] * rows, samples))
+            modalities = self.bank.data(name).modalities
+            cells = _cells(_frame(model_input), modalities, self.limits)
+            rows, outputs = len(next(iter(cells.values()))), []
+            for start in range(0, rows, self.limits.slice_rows):
+                samples = _decoded(cells, modalities, start, min(rows, start + self.limits.slice_rows))
+                outputs += self.bank.outputs([name] * len(next(iter(samples.values()))), samples)
+            return pd.DataFrame(self.bank.decoded(name, outputs))
+        except TooLarge as error:
+            raise TooLargeAnswer(str(error)) from None
         except FusetuneError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
@@ -101,62 +115,79 @@ def _frame(model_input: Any) -> Any:
         raise FusetuneError(f"request: expected rows with one column a modality ({error}).") from None
 
 
-def _decoded(frame: Any, modalities: Any) -> dict[str, list[Any]]:
+def _cells(frame: Any, modalities: Any, limits: Any) -> dict[str, list[Any]]:
+    """By modality, each row's cell as it will be decoded, None for none; all of them within the budget of a request."""
+    from fusetune.bank.budget import Budget, TooLarge
+
     known = list(modalities)
     unknown = [column for column in frame.columns if column not in known]
-    if unknown or not 0 < len(frame) <= MAX_ROWS:
+    if len(frame) > limits.rows:
+        raise TooLarge(f"request: {len(frame)} rows; at most {limits.rows} are taken. Send them in several requests.")
+    if unknown or not len(frame):
         raise FusetuneError(
-            f"request: {len(frame)} rows, unknown columns {unknown}; expected 1 to {MAX_ROWS} rows of "
+            f"request: {len(frame)} rows, unknown columns {unknown}; expected 1 to {limits.rows} rows of "
             f"{', '.join(known)}."
         )
-    samples = {}
+    budget, cells = Budget(limits), {}
     for name, modality in modalities.items():
-        cells = frame[name].tolist() if name in frame.columns else [None] * len(frame)
-        samples[name] = [
-            None if _absent(cell) else _sample(modality, cell, f"row {row}, column '{name}'")
-            for row, cell in enumerate(cells)
-        ]
-    return samples
+        found = frame[name].tolist() if name in frame.columns else [None] * len(frame)
+        cells[name] = [None if _absent(cell) else _sent(modality, cell, _at(row, name), limits.bytes)
+                       for row, cell in enumerate(found)]  # fmt: skip
+        for row, cell in enumerate(cells[name]):
+            if cell is not None:
+                budget.take_cell(modality, cell, _at(row, name))
+    empty = next((row for row in range(len(frame)) if all(column[row] is None for column in cells.values())), None)
+    if empty is not None:
+        raise FusetuneError(f"row {empty}: no modality is given; expected some of {', '.join(known)}.")
+    return cells
+
+
+def _decoded(cells: Any, modalities: Any, start: int, stop: int) -> dict[str, list[Any]]:
+    from fusetune.manifest.decoders import decoded
+
+    return {
+        name: [None if cells[name][row] is None else decoded(modality, cells[name][row], _at(row, name))
+               for row in range(start, stop)]
+        for name, modality in modalities.items()
+    }  # fmt: skip
+
+
+def _at(row: int, name: str) -> str:
+    return f"row {row}, column '{name}'"
 
 
 def _absent(cell: Any) -> bool:
     return cell is None or (isinstance(cell, float) and cell != cell)
 
 
-def _sample(modality: Any, cell: Any, where: str) -> Any:
-    from fusetune.manifest.decoders import decoded
-
+def _sent(modality: Any, cell: Any, where: str, most: int) -> Any:
+    """A cell as it came, media as bytes."""
     cell = cell.tolist() if hasattr(cell, "tolist") else cell
     if modality.kind == "image":
-        cell = [_bytes(item, where) for item in (cell if isinstance(cell, list) else [cell])]
+        cell = [_bytes(item, where, most) for item in (cell if isinstance(cell, list) else [cell])]
         if not cell:
             raise FusetuneError(f"{where}: an empty list of pictures; leave the column out instead.")
     elif modality.kind in ("audio", "video"):
-        cell = _bytes(cell, where)
-    elif modality.kind == "text":
-        if isinstance(cell, str) and len(cell) > MAX_CHARACTERS:
-            raise FusetuneError(f"{where}: {len(cell):,} characters; at most {MAX_CHARACTERS:,} are taken.")
-    elif not isinstance(cell, list) or _values(cell) > MAX_VALUES:
-        raise FusetuneError(f"{where}: expected a list of at most {MAX_VALUES:,} floats.")
-    return decoded(modality, cell, where)
+        cell = _bytes(cell, where, most)
+    elif modality.kind != "text" and not isinstance(cell, list):
+        raise FusetuneError(f"{where}: expected a list of floats, found {type(cell).__name__}.")
+    return cell
 
 
-def _values(cell: list[Any]) -> int:
-    return sum(len(item) if isinstance(item, list) else 1 for item in cell)
+def _bytes(item: Any, where: str, most: int) -> bytes:
+    from fusetune.bank.budget import TooLarge
 
-
-def _bytes(item: Any, where: str) -> bytes:
     if isinstance(item, str):
-        if len(item) > MAX_BYTES * 4 // 3 + 4:
-            raise FusetuneError(f"{where}: {len(item) * 3 // 4:,} bytes of media; at most {MAX_BYTES:,} are taken.")
+        if len(item) > most * 4 // 3 + 4:
+            raise TooLarge(f"{where}: {len(item) * 3 // 4:,} bytes of media; at most {most:,} are taken.")
         try:
             item = base64.b64decode(item, validate=True)
         except (binascii.Error, ValueError):
             raise FusetuneError(f"{where}: media are expected as base64 text, found other text.") from None
     if not isinstance(item, bytes):
         raise FusetuneError(f"{where}: media are expected as base64 text or bytes, found {json.dumps(str(item))[:60]}.")
-    if len(item) > MAX_BYTES:
-        raise FusetuneError(f"{where}: {len(item):,} bytes of media; at most {MAX_BYTES:,} are taken.")
+    if len(item) > most:
+        raise TooLarge(f"{where}: {len(item):,} bytes of media; at most {most:,} are taken.")
     return item
 
 

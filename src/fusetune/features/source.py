@@ -12,8 +12,9 @@ from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
 from fusetune.manifest.augmentations import make_augmentation
 from fusetune.manifest.contents import content_digest, digest_column
-from fusetune.manifest.decoders import decoded, duration
+from fusetune.manifest.decoders import decoded
 from fusetune.manifest.files import read_media
+from fusetune.manifest.headers import duration
 from fusetune.manifest.schema import MEDIA, Modality
 
 

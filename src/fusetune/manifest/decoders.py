@@ -1,7 +1,6 @@
 """Manifest cells to arrays: one function a kind, nothing else knows how a modality is stored."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,17 +111,6 @@ def _video(data: Any, where: str, frames: int) -> list[Any]:
             return found + [last.to_image()] * (frames - len(found))  # its header promised more than there are
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise FusetuneError(f"{where}: {len(data)} bytes are no readable video ({error}).") from None
-
-
-def duration(data: bytes | Path, where: str) -> float:
-    """Seconds of a sound, by its header alone."""
-    import soundfile
-
-    try:
-        found = soundfile.info(io.BytesIO(data) if isinstance(data, bytes) else str(data))
-    except soundfile.LibsndfileError as error:
-        raise FusetuneError(f"{where}: no readable sound ({error.error_string})") from None
-    return found.frames / found.samplerate
 
 
 def _last(cell: Any) -> int:

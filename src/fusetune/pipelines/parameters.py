@@ -31,6 +31,7 @@ SCHEMAS: dict[str, str | None] = {
     "promote": "fusetune.pipelines.promote.nodes:PromoteSettings",
     "predict": "fusetune.pipelines.predict.nodes:PredictSettings",
     "merge": "fusetune.pipelines.merge.nodes:MergePipelineSettings",
+    "serve": "fusetune.bank.budget:RequestLimits",
     "register": "fusetune.pipelines.registry:RegisterSettings",
 }
 PLAN = "fusetune.plan:Plan"

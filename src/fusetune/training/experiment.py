@@ -55,6 +55,18 @@ def without_roots(data: DataSettings) -> dict[str, Any]:
     return plain
 
 
+def with_roots(data: DataSettings, here: Mapping[str, Any], given: Mapping[str, str] | None = None) -> DataSettings:
+    """An adapter's data with the folders of this machine.
+
+    Args:
+        here: `data` of the experiment in conf, whose modalities say where their files are.
+        given: folders by modality, which go before it.
+    """
+    known = {name: (m or {}).get("root") for name, m in (here.get("modalities") or {}).items()} | dict(given or {})
+    found = {name: replace(m, root=known.get(name) or ".") for name, m in data.modalities.items()}
+    return replace(data, modalities=found)
+
+
 def make_task(settings: Mapping[str, Any], where: str = "data.task") -> Task:
     """A task from ``{name: ..., <its settings>}``."""
     options = dict(settings)

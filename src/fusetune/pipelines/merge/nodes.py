@@ -44,7 +44,9 @@ class MergePipelineSettings:
     device: str = "auto"
 
 
-def merge_adapters(manifest: Any, bases: Path, merge: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def merge_adapters(
+    manifest: Any, bases: Path, merge: Mapping[str, Any], data: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """The merged adapters, one for each task, and each task's test metrics before and after."""
     import pyarrow.parquet as pq
 
@@ -71,8 +73,8 @@ def merge_adapters(manifest: Any, bases: Path, merge: Mapping[str, Any]) -> tupl
             f"merge.adapters.{name}.manifest: no file '{one.manifest}'.",
         )
         table = pq.read_table(one.manifest) if one.manifest else manifest
-        metric, before = _test_metric(given[name], table, base, settings)
-        after = _test_metric(merged.artifacts[name], table, base, settings)[1]
+        metric, before = _test_metric(given[name], table, base, settings, data)
+        after = _test_metric(merged.artifacts[name], table, base, settings, data)[1]
         report["tasks"][name] = {"metric": metric, "before": before, "after": after, "weight": one.weight}
         logger.info("%s: test %s %.3f before merging, %.3f after", name, metric, before, after)
         log_metrics({f"{name}_before": before, f"{name}_after": after})
@@ -80,15 +82,17 @@ def merge_adapters(manifest: Any, bases: Path, merge: Mapping[str, Any]) -> tupl
     return merged, report
 
 
-def _test_metric(artifact: Any, table: Any, base: Path, settings: MergePipelineSettings) -> tuple[str, float]:
+def _test_metric(
+    artifact: Any, table: Any, base: Path, settings: MergePipelineSettings, data: Mapping[str, Any]
+) -> tuple[str, float]:
     from fusetune.bank.scoring import score
     from fusetune.features.source import Source
     from fusetune.training.device import pick_device
-    from fusetune.training.experiment import task_columns
+    from fusetune.training.experiment import task_columns, with_roots
 
     model = artifact.build(base)
     rows = [row for row, split in enumerate(table["split"].to_pylist()) if split == "test"]
-    source = Source(table, artifact.data().modalities)
+    source = Source(table, with_roots(artifact.data(), data).modalities)
     scored = score(model, source, rows, settings.batch_size, pick_device(settings.device))
     columns = {n: [values[row] for row in scored.rows] for n, values in task_columns(model.task, source).items()}
     return model.task.metric, model.task.metrics(scored.outputs, model.task.targets(columns))[model.task.metric]

@@ -180,17 +180,15 @@ def _table(settings: PredictSettings, manifest: Any) -> Any:
 
 def _modalities(settings: PredictSettings, artifact: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """The adapter's, with the folders of this machine."""
-    from dataclasses import replace
-
     from fusetune.manifest.schema import MEDIA
+    from fusetune.training.experiment import with_roots
 
-    modalities, here = artifact.data().modalities, data.get("modalities") or {}
+    modalities = artifact.data().modalities
     for name in settings.roots:
         kind = modalities[name].kind if name in modalities else None
         media = [n for n, modality in modalities.items() if modality.kind in MEDIA]
         check(kind in MEDIA, f"predict.roots: '{name}' has no files; those that have: {', '.join(media) or 'none'}.")
-    known = {name: settings.roots.get(name) or (here.get(name) or {}).get("root") for name in modalities}
-    return {name: replace(modality, root=known[name] or ".") for name, modality in modalities.items()}
+    return dict(with_roots(artifact.data(), data, settings.roots).modalities)
 
 
 def _rows(settings: PredictSettings, table: Any) -> list[int]:

@@ -70,11 +70,13 @@ def register_method(name: str):
         experiment: str,
         register: Mapping[str, Any],
         evaluate: Mapping[str, Any],
+        serve: Mapping[str, Any],
+        data: Mapping[str, Any],
     ) -> dict[str, Any]:
         from fusetune.pipelines.registry import RegisterSettings
         from fusetune.pipelines.train.registration import Trained, register_version
 
-        trained = Trained(name, adapter, metrics, predictions, scores, figures, base, manifest, experiment)
-        return register_version(trained, RegisterSettings(**register), evaluate)
+        trained = Trained(name, adapter, metrics, predictions, scores, figures, base, manifest, experiment, data)
+        return register_version(trained, RegisterSettings(**register), evaluate, serve)
 
     return register_adapter

@@ -44,6 +44,8 @@ def create_pipeline(method: str) -> Pipeline:
                     "params:experiment",
                     "params:register",
                     "params:evaluate",
+                    "params:serve",
+                    "params:data",
                 ],
                 f"{method}_registration",
                 name=f"register_{method}",

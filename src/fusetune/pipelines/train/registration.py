@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class Trained:
     Attributes:
         adapter, figures, base: folders.
         predictions: of the test split, one row a sample.
+        data: `data` of conf, which says where files are.
         scores: of validation and test samples, with their groups and targets.
     """
 
@@ -36,6 +37,7 @@ class Trained:
     base: Path
     manifest: Any
     experiment: str
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def artifact(self) -> Any:
@@ -44,8 +46,16 @@ class Trained:
         return Artifact.from_pretrained(self.adapter)
 
 
-def register_version(trained: Trained, settings: RegisterSettings, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def register_version(
+    trained: Trained,
+    settings: RegisterSettings,
+    evaluation: Mapping[str, Any],
+    limits: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Log the adapter as a pyfunc model in the active run and register it; the same bytes make no second version.
+
+    Args:
+        limits: of a request to the served model; see `bank.budget.RequestLimits`.
 
     Returns:
         Name, version, run id, and the champion decision with its numbers.
@@ -59,7 +69,7 @@ def register_version(trained: Trained, settings: RegisterSettings, evaluation: M
             logger.info("%s: these very bytes are version %s of %s", method, known.version, settings.model_name)
             version = str(known.version)
         else:
-            version = registry.create(_logged(trained), _tags(trained, adapter_hash))
+            version = registry.create(_logged(trained, limits or {}), _tags(trained, adapter_hash))
         decision = registry.challenge(version)
     logger.info("%s: version %s of %s, %s", method, version, settings.model_name, decision.reason)
     log_decision(decision)
@@ -74,14 +84,15 @@ def log_decision(decision: Decision) -> None:
     log_metrics({f"champion_{name}": value for name, value in numbers.items() if value is not None})
 
 
-def _logged(trained: Trained) -> str:
+def _logged(trained: Trained, limits: Mapping[str, Any]) -> str:
     """The address of the logged model: the adapter's folder and its scores; the base by reference only."""
     import mlflow
     import pyarrow.parquet as pq
 
     from fusetune.bank import mlflow_model
+    from fusetune.training.experiment import with_roots
 
-    data = trained.artifact.data()
+    data = with_roots(trained.artifact.data(), trained.data)
     example = _example(trained.manifest, data)
     with tempfile.TemporaryDirectory() as folder:
         files, scores = Path(folder, "adapter"), Path(folder, SCORES)
@@ -91,7 +102,7 @@ def _logged(trained: Trained) -> str:
             name="adapter",
             python_model=str(Path(mlflow_model.__file__)),
             artifacts={"adapter": str(files), "evaluation": str(scores)},
-            model_config={"base": str(trained.base.resolve())},
+            model_config={"base": str(trained.base.resolve()), "limits": dict(limits)},
             signature=_signature(trained, example),
             input_example=example,
             metadata={"columns": {name: modality.kind for name, modality in data.modalities.items()}},
