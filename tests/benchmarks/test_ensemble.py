@@ -16,10 +16,10 @@ from measuring import in_turn, seconds, show
 
 from conftest import ROOT
 from fusetune.config import build
+from fusetune.device import pick_device
 from fusetune.features.index import CacheSettings
 from fusetune.plan import Plan
 from fusetune.training.__main__ import read_parameters
-from fusetune.training.device import pick_device
 from fusetune.training.experiment import DataSettings, Experiment, load_backbone
 from fusetune.training.loop import Reporter, assign, train
 from fusetune.training.settings import TrainSettings, of_method

@@ -11,9 +11,9 @@ import torch
 from measuring import in_turn, seconds, show
 
 from fusetune.backbones.backbone import Frontier
+from fusetune.device import pick_device
 from fusetune.features.index import CacheSettings
 from fusetune.training.account import account
-from fusetune.training.device import pick_device
 from fusetune.training.loop import Reporter, _train_epoch
 from fusetune.training.optimizer import make_optimizer
 from fusetune.training.settings import TrainSettings

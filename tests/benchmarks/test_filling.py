@@ -11,9 +11,9 @@ import torch
 from measuring import in_turn, seconds, show
 
 from fusetune.backbones.backbone import Frontier
+from fusetune.device import pick_device
 from fusetune.features.extraction import extract
 from fusetune.features.index import CacheSettings
-from fusetune.training.device import pick_device
 
 pytestmark = pytest.mark.benchmark
 

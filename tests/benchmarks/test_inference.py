@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fusetune.adapters.adapter import Stream
 from fusetune.adapters.wander import Wander, WanderConfig
 from fusetune.backbones.backbone import Frontier
+from fusetune.device import pick_device
 from fusetune.tokens import Tokens
-from fusetune.training.device import pick_device
 
 pytestmark = pytest.mark.benchmark
 

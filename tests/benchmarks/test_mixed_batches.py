@@ -22,9 +22,9 @@ from fusetune.backbones.tokenizer import train_tokenizer
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.bank import Bank
 from fusetune.config import build
+from fusetune.device import pick_device
 from fusetune.frontier import frontier
 from fusetune.plan import AdaptedModel, Plan
-from fusetune.training.device import pick_device
 from fusetune.training.experiment import DataSettings, make_task
 
 pytestmark = pytest.mark.benchmark

@@ -277,6 +277,17 @@ def test_no_socket_leaves_the_loopback(trained_project, tmp_path):
     assert "LOOPBACK" not in done.stderr and "LOOKED UP" not in done.stderr
 
 
+def large() -> bytes:
+    """Sixteen million pixels in some kB."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("1", (4000, 4000)).save(buffer, "png")
+    return buffer.getvalue()
+
+
 def test_the_registered_model_answers_over_http(trained_project):
     """`mlflow models serve`, real requests: an answer, a missing modality, and requests that make no sense."""
     import pyarrow.parquet as pq
@@ -331,6 +342,8 @@ def test_the_registered_model_answers_over_http(trained_project):
         ):
             status, text = ask(rows)
             assert 400 <= status < 500 and message in text, text
+        status, text = ask([{"image": [base64.b64encode(large()).decode()]}] * 8)
+        assert status == 413 and "112,000,000 pixels, at most 100,000,000 are taken" in text, text
         assert ask([{"text": row["text"], "image": pictures}])[0] == 200, "the server goes on"
     finally:
         os.killpg(server.pid, signal.SIGTERM)

@@ -127,3 +127,44 @@ def test_a_kill_in_the_middle_of_training_leaves_a_checkpoint_that_resumes(toy, 
 def test_settings_of_zero_are_refused(key):
     with pytest.raises(FusetuneError, match=f"train.{key}: expected .* found 0"):
         TrainSettings(**{key: 0})
+
+
+class _Steps(Reporter):
+    def __init__(self):
+        self.seen = []
+
+    def step(self, done, steps, loss):
+        self.seen.append(done)
+
+
+def test_losses_that_are_read_every_few_steps_change_nothing(toy, tmp_path, monkeypatch):
+    """As on a GPU, where reading one waits for the device."""
+    at_once, later = _Steps(), _Steps()
+    one = trained(toy, tmp_path / "1", reporter=at_once)
+    monkeypatch.setattr("fusetune.training.loop.LOOKED_AT", {"cpu": 4})
+    two = trained(toy, tmp_path / "2", reporter=later)
+    assert equal(one[3], two[3]) and [e.train_loss for e in one[2]] == [e.train_loss for e in two[2]]
+    assert at_once.seen[:10] == list(range(1, 11)) and later.seen[:3] == [4, 8, 10]
+    bad = TrainSettings(epochs=3, batch_size=16, learning_rate=1e30, device="cpu", warmup=0.0)
+    with pytest.raises(FusetuneError, match=r"the loss is (nan|inf) in epoch 1, step 2\b"):
+        trained(toy, tmp_path / "3", bad)
+
+
+def test_float16_trains_with_a_scaled_loss_and_resumes_bitwise(toy, tmp_path, monkeypatch):
+    """What a GPU without bfloat16 does, on this CPU's own float16."""
+    monkeypatch.setattr("fusetune.training.loop.training_dtype", lambda *_: torch.float16)
+
+    def stop(number):
+        if number == 3:
+            raise _Stop
+
+    whole = trained(toy, tmp_path / "whole")
+    with pytest.raises(_Stop):
+        trained(toy, tmp_path / "cut", after_epoch=stop)
+    resumed = trained(toy, tmp_path / "cut")
+    assert equal(whole[3], resumed[3])
+    assert max(epoch.val_metric for epoch in whole[2]) > 0.6 and whole[2][0].train_loss > whole[2][-1].train_loss
+    monkeypatch.undo()
+    plain = trained(toy, tmp_path / "plain")
+    assert not equal(whole[3], plain[3]), "float16 it was"
+    assert whole[2][0].gradient_norm == pytest.approx(plain[2][0].gradient_norm, rel=0.3), "norms are those of the loss"

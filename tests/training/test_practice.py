@@ -55,14 +55,17 @@ def test_vision_language_and_cross_modal_are_told_apart(toy, monkeypatch):
 
 def test_accumulated_batches_are_one_larger_batch(toy, tmp_path):
     trained = []
-    for batch_size, accumulate in ((32, 1), (8, 4)):
+    # 160 rows: the last batch of 48 has 16 of them, and each of those weighs as much as any other
+    for batch_size, accumulate in ((32, 1), (8, 4), (160, 1), (48, 4)):
         experiment = toy.experiment(WANDER)
         splits = toy.splits(experiment)
         settings = TrainSettings(epochs=3, batch_size=batch_size, accumulate=accumulate, patience=3, device="cpu")
-        train(experiment.model, splits["train"], splits["val"], settings, "k", tmp_path / str(accumulate), Reporter())
+        train(experiment.model, splits["train"], splits["val"], settings, "k", tmp_path / str(batch_size), Reporter())
         trained.append(experiment.model.trainable())
     for name, parameter in trained[0].items():
         torch.testing.assert_close(parameter, trained[1][name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(trained[2][name], trained[3][name], rtol=1e-3, atol=1e-5)
+    assert any(not torch.allclose(p, trained[2][name], rtol=1e-3) for name, p in trained[0].items())
 
 
 def test_the_norm_of_the_gradient_is_known_by_site(toy, tmp_path):

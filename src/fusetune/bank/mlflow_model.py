@@ -63,7 +63,7 @@ class AdapterModel(PythonModel):
         from fusetune.bank.bank import DEFAULT_BYTES, Bank
         from fusetune.bank.budget import RequestLimits
         from fusetune.config import build
-        from fusetune.training.device import pick_device
+        from fusetune.device import pick_device
 
         base = os.environ.get(BASE_VARIABLE) or context.model_config["base"]
         self.bank = Bank(base, int(os.environ.get(BYTES_VARIABLE, DEFAULT_BYTES)), pick_device("auto"))

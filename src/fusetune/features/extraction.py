@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fusetune.backbones.backbone import Backbone, Frontier
+from fusetune.device import extraction_dtype
 from fusetune.errors import FusetuneError
 from fusetune.features.ahead import ahead
 from fusetune.features.index import CacheSettings, Features, describe, stored_dtype
@@ -148,7 +149,7 @@ class _Gathered:
         self, backbone: Backbone, source: Source, features: Features, chunk: Chunk, settings: CacheSettings, device
     ) -> Iterator[int]:
         """Compute the chunk batch by batch; yields the number of samples of each."""
-        for count, streams in _advance(backbone, source, chunk, features.frontier, settings.batch_size, device):
+        for count, streams in _advance(backbone, source, chunk, features.frontier, settings, device):
             self._add(streams, features.frontier, settings)
             yield count
 
@@ -173,7 +174,7 @@ class _Gathered:
 
 @torch.no_grad()
 def _advance(
-    backbone: Backbone, source: Source, chunk: Chunk, frontier: Frontier, batch_size: int, device
+    backbone: Backbone, source: Source, chunk: Chunk, frontier: Frontier, settings: CacheSettings, device
 ) -> Iterator[tuple[int, dict[str, Tokens]]]:
     """The chunk's streams at the frontier, batch by batch, with the number of samples of each."""
 
@@ -185,12 +186,15 @@ def _advance(
             samples[name] = source.decoded(name, rows, keys and [keys[i] for i in places])
         return backbone.prepare(samples)
 
+    batch_size, dtype = settings.batch_size, extraction_dtype(device, settings.dtype)
     places = [range(i, min(i + batch_size, len(chunk.rows))) for i in range(0, len(chunk.rows), batch_size)]
     ground = Frontier(dict.fromkeys(chunk.names, 0))
     towers = Frontier({name: frontier.towers[name] for name in chunk.names}, frontier.trunk)
     for some, streams in zip(places, ahead(prepared, places, 2), strict=True):
         at_device = {name: tokens.to(device) for name, tokens in streams.items()}
-        yield len(some), backbone.advance(at_device, ground, towers)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            reached = backbone.advance(at_device, ground, towers)
+        yield len(some), reached
 
 
 def _owner(key: str, count: int) -> int:

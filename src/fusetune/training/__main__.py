@@ -41,9 +41,9 @@ def run(options: argparse.Namespace) -> None:
     import pyarrow.parquet as pq
 
     from fusetune.config import build
+    from fusetune.device import pick_device
     from fusetune.features.index import CacheSettings
     from fusetune.plan import Plan
-    from fusetune.training.device import pick_device
     from fusetune.training.evaluation import EvaluationSettings
     from fusetune.training.experiment import DataSettings, Experiment, load_backbone
     from fusetune.training.loop import Epoch, Reporter

@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 from fusetune.adapters.adapter import Adapter
 from fusetune.adapters.dropout import random_streams
 from fusetune.backbones.backbone import Frontier
+from fusetune.device import training_dtype
 from fusetune.plan import AdaptedModel
 from fusetune.tokens import Tokens
 from fusetune.training.loop import assign
@@ -188,6 +189,8 @@ def refusal(
             return f"their train.{name} differs"
     if any(of_one.accumulate > 1 or of_one.length_buckets for of_one in settings):
         return "batches of several steps or of one length are cut for each member anew"
+    if training_dtype(targets.device, settings[0].autocast) == torch.float16:
+        return "float16 needs a scale of the loss for each of them"
     if model.stages() != [1] or model.apart:
         return "the plan changes while it is trained, or keeps away from other adapters"
     for adapter in model.adapters():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.config import check
+from fusetune.device import training_dtype
 from fusetune.errors import FusetuneError
 from fusetune.features.dataset import batches
 from fusetune.plan import AdaptedModel
@@ -20,6 +21,10 @@ from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import TOTAL, clip, gradient_norms, make_optimizer
 from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
+
+LOOKED_AT = {
+    "cuda": 20
+}  # steps after which losses are read; reading one waits for the device, a CPU has nothing to wait
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ def train(
     steps = steps_per_epoch * settings.epochs
     for adapter in model.adapters():
         adapter.on_start(steps)
-    history, best = _resume(model, optimizer, names, key, folder)
+    scaler = torch.amp.GradScaler(device.type, enabled=training_dtype(device, settings.autocast) == torch.float16)
+    history, best = _resume(model, optimizer, scaler, names, key, folder)
     best_metric = max((epoch.val_metric for epoch in history[last_stage - 1 :]), default=-math.inf)
     reporter.started(settings, steps, len(history) * steps_per_epoch)
     try:
@@ -100,13 +106,13 @@ def train(
                 reporter.stage(_moved(model, train_split, number + 1, history[-1]))
             begun = time.perf_counter()
             step = number * steps_per_epoch
-            losses, norms = _train_epoch(model, train_split, optimizer, settings, number, step, steps, reporter)
+            loss, norms = _train_epoch(model, train_split, optimizer, scaler, settings, number, step, steps, reporter)
             trained = time.perf_counter() - begun
             outputs, val_loss = predict(model, val_split, settings.batch_size, number + 1)
             metric = model.task.metrics(outputs, val_split.targets)[model.task.metric]
             epoch = Epoch(
                 number + 1,
-                sum(losses) / len(losses),
+                loss,
                 val_loss,
                 metric,
                 norms.pop(TOTAL),
@@ -123,7 +129,8 @@ def train(
             tensors |= checkpoint.optimizer_tensors(optimizer, names)
             for i, adapter in enumerate(model.adapters()):
                 tensors |= {f"adapter.{i}.{name}": value for name, value in adapter.training_state().items()}
-            checkpoint.save(folder, tensors, {"key": key, "history": [asdict(e) for e in history]})
+            state = {"key": key, "history": [asdict(e) for e in history], "scaler": scaler.state_dict()}
+            checkpoint.save(folder, tensors, state)
             reporter.epoch(epoch, metric >= best_metric)
             after_epoch(number + 1)
     finally:
@@ -137,59 +144,98 @@ def _train_epoch(
     model: AdaptedModel,
     split: Split,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     settings: TrainSettings,
     number: int,
     step: int,
     steps: int,
     reporter: Reporter,
-) -> tuple[list[float], dict[str, float]]:
+) -> tuple[float, dict[str, float]]:
+    """Mean loss of a sample, and mean norms of the gradient by site.
+
+    On a GPU nothing is waited for within `LOOKED_AT` steps: losses and norms stay there until they are read together.
+    """
     features = split.at(number + 1)
     device = features.device
     torch.manual_seed(epoch_seed(settings, number))
     order = torch.Generator().manual_seed(epoch_seed(settings, number))
-    autocast = settings.autocast and device.type == "cuda"
+    dtype = training_dtype(device, settings.autocast)
     model.train()
-    losses: list[float] = []
-    norms: dict[str, float] = {}
     lengths = features.ragged_lengths() if settings.length_buckets else None
-    indices = batches(len(split.targets), settings.batch_size, order, lengths)
-    parts = -(-len(split.targets) // settings.batch_size)  # batches of an epoch
+    indices = list(batches(len(split.targets), settings.batch_size, order, lengths))
+    rows = [len(index) for index in indices]
+    several = settings.accumulate
+    of_step = [sum(rows[i : i + several]) for i in range(0, len(rows), several)]  # samples behind each step
+    targets, losses, sums = split.targets.to(device), _Losses(number, step, settings), dict[str, Tensor]()
     optimizer.zero_grad(set_to_none=True)
     first = step
     for part, (index, states) in enumerate(features.batches(indices, view=number)):
         if settings.modality_dropout:
             states = with_dropped_modalities(states, settings.modality_dropout)
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
             out = model(states, features.frontier)
-        loss = model.task.loss(out.float(), split.targets[index].to(device))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FusetuneError(not_finite(value, number, step, settings))
-        losses.append(value)
+        loss = model.task.loss(out.float(), targets[index.to(device, non_blocking=True)])
+        losses.add(loss.detach(), rows[part])
         penalty = model.penalty()
         whole = loss if penalty is None else loss + penalty
-        rest = parts - part // settings.accumulate * settings.accumulate  # batches from this step's first on
-        (whole / min(settings.accumulate, rest)).backward()
-        if (part + 1) % settings.accumulate and part + 1 < parts:
+        scaler.scale(whole * (rows[part] / of_step[part // several])).backward()
+        if (part + 1) % several and part + 1 < len(rows):
             continue
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warmup_cosine(step, steps, settings.warmup)
-        for site, norm in _step(optimizer, settings.clip).items():
-            norms[site] = norms.get(site, 0.0) + norm
+        for site, norm in _step(optimizer, scaler, settings.clip).items():
+            sums[site] = sums[site] + norm if site in sums else norm
         step += 1
         for adapter in model.adapters():
             adapter.on_step(step)
         optimizer.zero_grad(set_to_none=True)
-        reporter.step(step, steps, value)
-    return losses, {site: total / (step - first) for site, total in norms.items()}
+        if (step - first) % LOOKED_AT.get(device.type, 1) == 0 or part + 1 == len(rows):
+            reporter.step(step, steps, losses.read())
+    return losses.mean(), {site: (total / (step - first)).item() for site, total in sums.items()}
 
 
-def _step(optimizer: torch.optim.Optimizer, largest: float) -> dict[str, float]:
-    """One clipped step; returns the gradient's norms before clipping, by site and in all."""
+class _Losses:
+    """Losses by batch, on the device until they are read."""
+
+    def __init__(self, number: int, step: int, settings: TrainSettings) -> None:
+        self.number, self.step, self.settings = number, step, settings
+        self._waiting: list[Tensor] = []
+        self._rows: list[int] = []
+        self._read: list[float] = []
+
+    def add(self, loss: Tensor, rows: int) -> None:
+        self._waiting.append(loss)
+        self._rows.append(rows)
+
+    def read(self) -> float:
+        """The last one; raises FusetuneError for one that is no number."""
+        found = torch.stack(self._waiting).tolist()
+        self._waiting.clear()
+        for i, value in enumerate(found, start=len(self._read)):
+            if not math.isfinite(value):
+                at = self.step + i // self.settings.accumulate
+                raise FusetuneError(not_finite(value, self.number, at, self.settings))
+        self._read += found
+        return found[-1]
+
+    def mean(self) -> float:
+        """Of a sample."""
+        return sum(v * n for v, n in zip(self._read, self._rows, strict=True)) / sum(self._rows)
+
+
+def _step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, largest: float) -> dict[str, Tensor]:
+    """One clipped step; returns the gradient's norms before clipping, by site and in all, on the device.
+
+    With a scaled loss a step whose gradients overflow is left out, and the scale gets smaller.
+    """
+    scaler.unscale_(optimizer)
     norms = gradient_norms(optimizer)
     norms[TOTAL] = clip(optimizer, norms, largest)
-    optimizer.step()
-    return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
+    scaler.step(optimizer)
+    scaler.update()
+    if scaler.is_enabled():
+        return {site: norm.nan_to_num(0.0, 0.0) for site, norm in norms.items()}
+    return norms
 
 
 def _moved(model: AdaptedModel, split: Split, epoch: int, before: Epoch) -> str:
@@ -222,7 +268,7 @@ def stale(history: list[Epoch], patience: int) -> bool:
 
 
 def _resume(
-    model: AdaptedModel, optimizer: Any, names: dict[nn.Parameter, str], key: str, folder: Path
+    model: AdaptedModel, optimizer: Any, scaler: Any, names: dict[nn.Parameter, str], key: str, folder: Path
 ) -> tuple[list[Epoch], dict[str, Tensor]]:
     found = checkpoint.load(folder, key)
     if found is None:
@@ -231,6 +277,7 @@ def _resume(
     trainable = {name: p for p, name in names.items()}
     assign(model, {name: tensors[f"model.{name}"] for name in trainable})
     checkpoint.restore_optimizer(optimizer, names, tensors)
+    scaler.load_state_dict(state["scaler"])
     best = {name: tensors[f"best.{name}"].to(p.device) for name, p in trainable.items()}
     for i, adapter in enumerate(model.adapters()):
         prefix = f"adapter.{i}."

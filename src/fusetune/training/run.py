@@ -15,13 +15,13 @@ from torch import Tensor
 from fusetune.backbones.backbone import Frontier
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.card import card
+from fusetune.device import pick_device
 from fusetune.features.dataset import FeatureSet, padding
 from fusetune.features.extraction import Progress
 from fusetune.features.index import CacheSettings, Features
 from fusetune.features.storage import Store
 from fusetune.plan import Plan
 from fusetune.report.figures import Figures, compared, confusion_matrix, distributions, learning_curve
-from fusetune.training.device import pick_device
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.experiment import DataSettings, Experiment, load_backbone, make_task
 from fusetune.training.loop import Epoch, Reporter, train

@@ -22,13 +22,14 @@ class TrainSettings:
         weight_decay: not applied to biases, norms, gates, scales and other vectors.
         warmup: share of all steps in which the rate rises; it falls by a cosine afterwards.
         clip: largest norm of the gradient.
-        accumulate: batches whose gradients are averaged into one step.
+        accumulate: batches whose gradients are averaged into one step, every sample alike.
         modality_dropout: share of (sample, modality) that is hidden in training; one modality always stays.
         length_buckets: batches of samples of about one length: less padding where lengths vary much.
         patience: epochs without a better validation metric after which training stops.
         seed: of initial weights and order.
         device: auto, cpu, cuda or cuda:N.
-        autocast: bfloat16 in forward and backward on a GPU; a CPU trains in float32.
+        autocast: bfloat16 in forward and backward on a GPU, float16 with a scaled loss where it has none; a CPU trains
+            in float32.
     """
 
     epochs: int = 20

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fusetune.adapters.dropout import random_streams
+from fusetune.device import training_dtype
 from fusetune.errors import FusetuneError
 from fusetune.features.dataset import batches
 from fusetune.plan import AdaptedModel
@@ -67,7 +68,9 @@ def train_together(
     members = [Member(best={n: v.detach().clone() for n, v in own.items()}) for own in values]
     ensemble, one, active = Ensemble(model, values, settings), settings[0], list(range(len(settings)))
     first, active = _resumed(ensemble, members, active, key, folder)
-    steps_per_epoch = math.ceil(len(train_split.targets) / one.batch_size)
+    count = len(train_split.targets)
+    steps_per_epoch = math.ceil(count / one.batch_size)
+    rows = torch.tensor([len(part) / count for part in torch.arange(count).split(one.batch_size)])  # of each step
     for number in range(first, one.epochs):
         if not active:
             break
@@ -90,7 +93,7 @@ def train_together(
             metric, val_loss = evaluated[place]
             epoch = Epoch(
                 number + 1,
-                of_steps.mean().item(),
+                (of_steps @ rows).item(),
                 val_loss,
                 metric,
                 norms[TOTAL][place].item(),
@@ -124,7 +127,7 @@ def _epoch(ensemble: Ensemble, split: Split, number: int, step: int, steps: int)
     dropping = [torch.Generator().manual_seed(seed) for seed in seeds]
     # one stream a member where the model draws where modalities are dropped, as `loop.train` has it
     drawing = dropping if device.type == "cpu" else [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    autocast = one.autocast and device.type == "cuda"
+    dtype = training_dtype(device, one.autocast)
     ensemble.model.train()
     losses: list[Tensor] = []
     sums: dict[str, Tensor] = {}
@@ -134,7 +137,7 @@ def _epoch(ensemble: Ensemble, split: Split, number: int, step: int, steps: int)
         if one.modality_dropout:
             own = _with_dropped_modalities(own, one.modality_dropout, dropping)
         targets = split.targets[index].to(device).unflatten(0, (len(ensemble), -1))
-        with random_streams(drawing), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with random_streams(drawing), torch.autocast(device.type, dtype, enabled=dtype is not None):
             loss, whole = ensemble.losses(own, features.frontier, targets)
         whole.sum().backward()  # members share nothing that is trained: the sum's gradient is everyone's own
         for site, norm in ensemble.step(warmup_cosine(step, steps, one.warmup), one.clip).items():

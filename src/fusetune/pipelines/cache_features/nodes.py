@@ -41,11 +41,11 @@ def cache_features_of(name: str):
     ) -> Any:
         from fusetune.backbones.backbone import Frontier
         from fusetune.config import build
+        from fusetune.device import pick_device
         from fusetune.errors import FusetuneError
         from fusetune.features.index import CacheSettings, Features
         from fusetune.pipelines.progress import ExtractionProgress
         from fusetune.pipelines.tracking import log_tags
-        from fusetune.training.device import pick_device
 
         settings = build(CacheSettings, cache, "cache")
         try:

@@ -86,8 +86,8 @@ def _test_metric(
     artifact: Any, table: Any, base: Path, settings: MergePipelineSettings, data: Mapping[str, Any]
 ) -> tuple[str, float]:
     from fusetune.bank.scoring import score
+    from fusetune.device import pick_device
     from fusetune.features.source import Source
-    from fusetune.training.device import pick_device
     from fusetune.training.experiment import task_columns, with_roots
 
     model = artifact.build(base)

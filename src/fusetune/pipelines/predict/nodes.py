@@ -51,10 +51,10 @@ def predict(
     from fusetune.bank.artifact import Artifact
     from fusetune.bank.scoring import score
     from fusetune.config import build
+    from fusetune.device import pick_device
     from fusetune.features.source import Source
     from fusetune.pipelines.progress import Bar
     from fusetune.pipelines.tracking import log_metrics, log_tags
-    from fusetune.training.device import pick_device
     from fusetune.training.evaluation import EvaluationSettings
 
     settings = build(PredictSettings, predict, "predict")

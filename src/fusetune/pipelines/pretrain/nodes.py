@@ -78,9 +78,9 @@ def _pretrained(table: Any, chosen: BackboneSettings, pretrain: Mapping[str, Any
     from fusetune.backbones.pretraining import PretrainSettings
     from fusetune.backbones.pretraining import pretrain as run
     from fusetune.config import build
+    from fusetune.device import pick_device
     from fusetune.manifest.readers.glyphs import QUESTIONS, as_characters
     from fusetune.pipelines.progress import StepProgress
-    from fusetune.training.device import pick_device
 
     phrases = [phrase.format("") for phrases in QUESTIONS.values() for phrase in phrases]
     with StepProgress() as progress:
