@@ -43,7 +43,7 @@ def copy_project(target: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which `kedro run --pipeline train_wander --env ci` has run once."""
+    """A project in which `kedro run --pipelines train_wander --env ci` has run once."""
     project = copy_project(tmp_path_factory.mktemp("project"))
     done = kedro(project, "run", "--pipeline", "train_wander", "--env", "ci")
     assert done.returncode == 0, done.stdout + done.stderr

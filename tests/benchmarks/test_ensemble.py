@@ -2,8 +2,8 @@
 
     pytest -m benchmark -s tests/benchmarks/test_ensemble.py
 
-On the embedded data set's cached features (`kedro run --pipeline train_wander` first): an epoch with its validation and
-checkpoint, in turn, one thread on a CPU.
+On the embedded data set's cached features (`kedro run --pipelines train_wander` first): an epoch with its validation
+and checkpoint, in turn, one thread on a CPU.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ MEMBERS, ROUNDS = (5,), 3
 
 def test_members_together_against_one_after_the_other(tmp_path):
     if not MANIFEST.is_file() or not BASE.is_dir():
-        pytest.skip(f"{MANIFEST} is not there: `kedro run --pipeline train_wander` makes it")
+        pytest.skip(f"{MANIFEST} is not there: `kedro run --pipelines train_wander` makes it")
     import pyarrow.parquet as pq
 
     torch.set_num_threads(1)

@@ -91,3 +91,13 @@ def test_a_training_whose_weights_diverge_in_the_last_step_of_an_epoch_fails(toy
     assert value.isnan().all()
     with pytest.raises(FusetuneError, match="40 of 40 outputs of the split 'test' are NaN or infinite"):
         predict(experiment.model, splits["test"], 64)
+
+
+def test_with_many_groups_the_interval_is_the_normal_one_that_draws_converge_to(monkeypatch):
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 4, 3000)
+    values, groups = (rng.random(sizes.sum()) < 0.3).astype(float), np.repeat(np.arange(3000), sizes)
+    drawn = bootstrap_interval(values, EvaluationSettings(bootstrap_samples=20_000), groups)
+    monkeypatch.setattr("fusetune.training.evaluation.MANY", 2000)
+    limit = bootstrap_interval(values, EvaluationSettings(bootstrap_samples=20_000), groups)
+    assert limit != drawn and limit == pytest.approx(drawn, abs=0.0006) and drawn[1] - drawn[0] > 0.02

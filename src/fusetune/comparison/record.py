@@ -65,7 +65,7 @@ def opened(found: Mapping[str, Any], folder: Path) -> list[Compared]:
             cell = read_cell(folder / place)
             check(
                 cell is not None,
-                f"{folder / place}: this cell of {row['name']} is gone; `kedro run --pipeline compare`.",
+                f"{folder / place}: this cell of {row['name']} is gone; `kedro run --pipelines compare`.",
             )
             cells[int(seed)] = cell
         errors = {int(seed): text for seed, text in row["errors"].items()}

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.training.evaluation import AT_ONCE, by_group
+from fusetune.training.evaluation import AT_ONCE, MANY, by_group, normal_totals
 
 DRAWS = 4000  # bootstrap resamples
 STEEPEST = 4.0  # exponent of a power law
@@ -53,10 +53,13 @@ def interval(
     """
     rng, (sums, sizes) = np.random.default_rng(seed), by_group(scores, groups)
     seeds, count = sums.shape
-    shares, totals, several = np.full(count, 1 / count), np.empty((DRAWS, seeds + 1)), max(1, AT_ONCE // count)
-    for start in range(0, DRAWS, several):
-        weights = rng.multinomial(count, shares, min(several, DRAWS - start))  # how often each group is drawn
-        totals[start : start + len(weights)] = weights @ np.vstack([sums, sizes]).T
+    values, totals, several = np.vstack([sums, sizes]), np.empty((DRAWS, seeds + 1)), max(1, AT_ONCE // count)
+    if count > MANY:
+        totals = normal_totals(rng, values, DRAWS)
+    else:
+        for start in range(0, DRAWS, several):
+            weights = rng.multinomial(count, np.full(count, 1 / count), min(several, DRAWS - start))
+            totals[start : start + len(weights)] = weights @ values.T  # how often each group is drawn
     drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
     means = (drawn * totals[:, :-1]).sum(1) / totals[:, -1]
     tail = (1 - confidence) / 2

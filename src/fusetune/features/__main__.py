@@ -35,13 +35,13 @@ def _run(options: argparse.Namespace) -> int:
 
     store = Store(options.store)
     if not store.entries():
-        raise FusetuneError(f"--store {store}: there is no entry. Run `kedro run --pipeline cache_features` first.")
+        raise FusetuneError(f"--store {store}: there is no entry. Run `kedro run --pipelines cache_features` first.")
     if options.command == "verify":
         found = list(verify(store, options.repair))
         print("\n".join(found) or f"{store}: every byte is as it was written")
         if found and options.repair:
             print(
-                f"removed {len(found)} shards; `kedro run --pipeline cache_features` makes them anew, and nothing else"
+                f"removed {len(found)} shards; `kedro run --pipelines cache_features` makes them anew, and nothing else"
             )
         return 1 if found and not options.repair else 0
     indices = sorted(options.data.rglob("features.json"))

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     settings = of_method(parameters["train"], method, options.method)
     data = build(DataSettings, parameters["data"], "data")
     if not options.manifest.is_file():
-        raise FusetuneError(f"--manifest {options.manifest}: no such file. Run `kedro run --pipeline validate` first.")
+        raise FusetuneError(f"--manifest {options.manifest}: no such file. Run `kedro run --pipelines validate` first.")
     experiment = Experiment(
         pq.read_table(options.manifest),
         load_backbone(options.base, data),

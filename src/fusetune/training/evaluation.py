@@ -12,6 +12,7 @@ from fusetune.config import check
 from fusetune.tasks.task import Task
 
 AT_ONCE = 4_000_000  # numbers of bootstrap draws in memory
+MANY = 100_000  # groups from which a bootstrap's distribution is the normal one
 MOST_LABELS = 40  # more are unreadable on a page: the most frequent stay
 
 
@@ -77,19 +78,30 @@ def bootstrap_intervals(
 ) -> list[tuple[float, float]]:
     """The same of several scores of the same samples, (scores, samples), from the same draws.
 
-    A few draws are in memory at a time: `AT_ONCE` numbers, however many samples there are.
+    A few draws are in memory at a time: `AT_ONCE` numbers, however many samples there are. With more than `MANY` groups
+    they come from the normal distribution that the bootstrap's is by then.
     """
     rng, (sums, sizes) = np.random.default_rng(settings.seed), by_group(scores, groups)
     count, means = len(sizes), np.empty((settings.bootstrap_samples, len(scores)))
-    several = max(1, AT_ONCE // count)
-    for start in range(0, len(means), several):
-        picks = rng.integers(0, count, (min(several, len(means) - start), count))
-        drawn = sizes[picks].sum(1)
-        for column, of_groups in enumerate(sums):
-            means[start : start + len(picks), column] = of_groups[picks].sum(1) / drawn
+    if count > MANY:
+        totals = normal_totals(rng, np.vstack([sums, sizes]), len(means))
+        means = totals[:, :-1] / totals[:, -1:]
+    else:
+        several = max(1, AT_ONCE // count)
+        for start in range(0, len(means), several):
+            picks = rng.integers(0, count, (min(several, len(means) - start), count))
+            drawn = sizes[picks].sum(1)
+            for column, of_groups in enumerate(sums):
+                means[start : start + len(picks), column] = of_groups[picks].sum(1) / drawn
     tail = (1 - settings.confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def normal_totals(rng: np.random.Generator, values: np.ndarray, draws: int) -> np.ndarray:
+    """Sums (draws, rows) of groups drawn anew, of values (rows, groups), by the central limit theorem."""
+    count = values.shape[1]
+    return rng.multivariate_normal(values.sum(1), np.atleast_2d(np.cov(values, bias=True)) * count, draws)
 
 
 def by_group(scores: np.ndarray, groups: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:
