@@ -79,7 +79,7 @@ def input_report(source: Source, backbone: Any, settings: "ValidationSettings") 
     facts = {
         name: text_facts(backbone.tower(name), source.column(name).to_pylist())
         for name, modality in source.modalities.items()
-        if modality.kind == "text"
+        if modality.kind == "text" and hasattr(backbone.tower(name), "read")  # a third party's may not tell
     }
     lengths = input_lengths(source, backbone, {name: own.longest for name, own in facts.items()})
     checks = [check for name, own in facts.items() for check in _checks(source, name, own, settings)]
@@ -92,17 +92,17 @@ def input_lengths(source: Source, backbone: Any, known: Mapping[str, int] | None
     """By modality, the most tokens that a sample has at depth 0.
 
     Args:
-        known: of texts; None: they are tokenised, some at a time.
+        known: of texts; others are tokenised, some at a time.
     """
     items = source.most_items()
     for name, modality in source.modalities.items():
         tower = backbone.tower(name)
-        if modality.kind == "text" and known is None:
+        if name in (known or {}):
+            items[name] = max(1, known[name])  # type: ignore[index]
+        elif modality.kind == "text":
             texts = sorted({text for text in source.column(name).to_pylist() if text is not None})
             lengths = (tower.prepare(part).values.shape[1] for part in _chunks(texts))
             items[name] = max(lengths, default=1)
-        elif modality.kind == "text":
-            items[name] = max(1, known[name]) if known else 1
         elif modality.kind == "audio":
             longest = source.decoded(name, [source.longest_sound(name)])
             items[name] = tower.prepare(longest).values.shape[1]

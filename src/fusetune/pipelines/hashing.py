@@ -64,7 +64,7 @@ def code_hash(function: Callable[..., Any]) -> str:
 def plugin_hashes(values: Any) -> dict[str, str]:
     """Code of what third parties have registered (entry points in the groups ``fusetune.*``) and `values` name.
 
-    All source files of the package that it comes from, and that package's version.
+    Of each the SHA-256 of all source files of the package that it comes from.
     """
     words = set(_texts(values))
     return {f"{p.group}: {p.name}": _package_hash(p.value) for p in _plugins() if p.name in words}
