@@ -55,6 +55,18 @@ def test_a_collapsed_model_finds_nothing(which):
     assert metrics["reverse_recall_at_1"] <= (0 if which == "everything" else 1 / 50)
 
 
+def test_what_is_no_number_finds_nothing():
+    torch.manual_seed(0)
+    task, targets = made([f"g{i}" for i in range(50)])
+    outputs = unit(50, 2, 8)
+    outputs[:, 1] = outputs[:, 0]
+    assert task.metrics(outputs, targets)["recall_at_1"] == 1
+    metrics = task.metrics(torch.full((50, 2, 8), torch.nan), targets)
+    assert metrics["recall_at_10"] == metrics["reverse_recall_at_10"] == 0 and metrics["median_rank"] == 50
+    outputs[3] = torch.nan
+    assert task.per_sample(outputs, targets)["recall_at_1"].sum() == 0, "one that is no number is before all others"
+
+
 def test_ties_take_the_mean_of_all_orders():
     """Two right and three wrong items of one score, one wrong item above: the mean over all orders, drawn."""
     task, targets = made(["a", "a", "b", "c", "d", "e"])

@@ -147,7 +147,8 @@ def _together(some: Tensor, all_: Tensor) -> Tensor:
 def _ranks(side: Tensor, other: Tensor, targets: Tensor, items: Tensor) -> Tensor:
     """Rank of the best right item for each row of `side`, float, from 1.
 
-    Of t right and f wrong items that share a score, the first right one comes behind f / (t + 1) wrong ones on average.
+    Of t right and f wrong items that share a score, the first right one comes behind f / (t + 1) wrong ones on average;
+    a score that is no number is the worst: of a wrong item it counts as better, of the right one as last.
     """
     _, place = items.unique(return_inverse=True)
     count, ranks = int(place.max()) + 1, []
@@ -160,8 +161,9 @@ def _ranks(side: Tensor, other: Tensor, targets: Tensor, items: Tensor) -> Tenso
         wanted = best.masked_fill(~is_right, -torch.inf).amax(1, keepdim=True)
         rounding = ROUNDING * scores.abs().amax(1, keepdim=True)
         equal = (best - wanted).abs() <= rounding
-        better = ((best > wanted) & ~equal).sum(1)
-        ranks.append(1 + better + (equal & ~is_right).sum(1) / ((equal & is_right).sum(1) + 1))
+        better = (((best > wanted) & ~equal) | best.isnan()).sum(1)
+        rank = 1 + better + (equal & ~is_right).sum(1) / ((equal & is_right).sum(1) + 1)
+        ranks.append(torch.where(wanted.squeeze(1).isnan(), torch.full_like(rank, count), rank))
     return torch.cat(ranks)
 
 
