@@ -40,7 +40,7 @@ def test_the_report_and_the_winner_are_there(project):
     winner = Artifact.from_pretrained(project / "data/06_models/ci/comparison_winner")
     assert winner.config["method"] == summary["winner"]
     table = (project / REPORT / "table.csv").read_text().splitlines()
-    assert table[0].startswith("method,mean,low,high") and len(table) == 4
+    assert table[0].startswith("method,validation,mean,low,high") and len(table) == 4
 
 
 def test_every_cell_is_a_nested_run_and_the_report_an_artifact(project, monkeypatch):
