@@ -168,6 +168,14 @@ def test_a_sound_at_another_rate_is_resampled(tmp_path):
     assert back.shape == there.shape and (there - back)[0, 200:-200].abs().max() < 0.02
 
 
+def test_the_class_of_the_processor_is_part_of_the_fingerprint():
+    """Two classes with the same settings resize differently."""
+    tower = vit()
+    before = tower.fingerprint()
+    tower.processor.__class__ = type("Faster", (type(tower.processor),), {})
+    assert tower.preprocessing()["class"] == "Faster" and tower.fingerprint() != before
+
+
 def test_a_backbone_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(FusetuneError, match=r"backbone '.*nowhere'.*can't be loaded.*local folder"):
         Backbone.from_pretrained(tmp_path / "nowhere")
