@@ -121,6 +121,34 @@ def test_a_dataset_that_does_not_tell_its_content_is_always_stale_and_says_so(pr
         file.unlink()
 
 
+def test_a_node_without_outputs_runs_every_time_and_fires_its_hooks():
+    from kedro.framework.hooks import hook_impl
+    from kedro.framework.hooks.manager import _create_hook_manager
+    from kedro.io import DataCatalog, MemoryDataset
+    from kedro.pipeline import Node, Pipeline
+
+    from fusetune.pipelines.runner import IncrementalRunner
+
+    class Watcher:
+        def __init__(self):
+            self.seen = []
+
+        @hook_impl
+        def before_node_run(self, node):
+            self.seen.append(f"before {node.name}")
+
+        @hook_impl
+        def after_node_run(self, node):
+            self.seen.append(f"after {node.name}")
+
+    watcher, hooks = Watcher(), _create_hook_manager()
+    hooks.register(watcher)
+    catalog = DataCatalog({"parameters": MemoryDataset({}), "number": MemoryDataset(1)})
+    for _ in range(2):
+        IncrementalRunner().run(Pipeline([Node(print, "number", None, name="show")]), catalog, hooks)
+    assert watcher.seen == ["before show", "after show"] * 2
+
+
 def test_a_new_version_of_a_library_makes_what_it_computes_stale(monkeypatch):
     node = cache_features_of("lora")
     before = hashing.code_hash(node)

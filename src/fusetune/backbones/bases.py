@@ -31,7 +31,10 @@ def save_base(backbone: Any, bases: Path) -> Path:
         backbone.save_pretrained(half)
         if not (folder / INDEX).is_file():
             shutil.rmtree(folder, ignore_errors=True)
-            half.rename(folder)
+            try:
+                half.rename(folder)
+            except OSError:  # another process was faster, with the very same base
+                check((folder / INDEX).is_file(), f"{folder}: the base can't be written there.")
         elif (folder / INDEX).read_bytes() != (half / INDEX).read_bytes():
             (half / INDEX).replace(folder / INDEX)
     finally:
