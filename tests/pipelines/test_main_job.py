@@ -133,6 +133,20 @@ def test_texts_that_the_base_does_not_know_stop_the_run_before_anything_is_cache
     assert "of the tokens are unknown to the base" in said(found)
 
 
+def test_a_training_that_diverges_is_a_failed_run_and_registers_nothing(trained_project, tmp_path):
+    project = copy_tree(trained_project, tmp_path)
+    one_step = "wander.train.batch_size=100000,wander.train.learning_rate=1e30,wander.train.warmup=0.0"
+    done = kedro(project, "run", "--pipelines", "train_wander", "--env", "ci", "--params", one_step)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert "outputs of the split 'val' are NaN or infinite in epoch 1" in said(done)
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    client = mlflow.MlflowClient()
+    assert "outputs of the split 'val'" in next(r for r in runs(client) if r.info.status == "FAILED").data.tags["error"]
+    assert len(client.search_model_versions("name = 'fusetune-ci'")) == 1
+
+
 def test_the_stamps_travel_with_the_data(trained_project, tmp_path):
     """What another machine gets by `dvc pull`, all that a commit keeps, is up to date there."""
     project = copy_tree(trained_project, tmp_path)
