@@ -12,6 +12,7 @@ import pytest
 from conftest import clean, kedro
 from fusetune.pipelines import hashing
 from fusetune.pipelines.cache_features.nodes import cache_features_of
+from fusetune.pipelines.compare.nodes import cell_code
 from fusetune.pipelines.pretrain.nodes import make_base
 
 SESSION = """
@@ -201,6 +202,28 @@ def test_a_changed_reader_of_a_third_party_is_run_again(project, tmp_path):
     assert not ingested() and ingested()
     (package / "rows.py").write_text(rows.replace("WORD", "OTHER"))
     assert not ingested() and ingested(), "the reader's own module hasn't changed, one that it imports has"
+
+
+def test_a_changed_adapter_of_a_third_party_makes_cells_of_a_comparison_anew(tmp_path, monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    package = tmp_path / "their_adapters"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "fancy.py").write_text("RANK = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = EntryPoint("fancy", "their_adapters.fancy:Fancy", "fusetune.adapters")
+    monkeypatch.setattr(hashing, "_plugins", lambda: (point,))
+    plan = {"placements": [{"where": "junction", "adapter": "fancy"}]}
+
+    def codes():
+        hashing._package_hash.cache_clear()
+        return cell_code({"data": 1}, [plan]), cell_code({"data": 1}, [{"placements": [{"adapter": "wander"}]}])
+
+    before = codes()
+    assert codes() == before
+    (package / "fancy.py").write_text("RANK = 22\n")
+    assert codes()[0] != before[0] and codes()[1] == before[1], "only of what names it"
 
 
 def test_training_without_kedro_takes_an_experiments_settings(project):

@@ -35,10 +35,9 @@ def make_compare(methods: Sequence[str]):
         from fusetune.comparison.record import record
         from fusetune.features.index import together
         from fusetune.pipelines.compare.watching import CompareWatcher
-        from fusetune.pipelines.hashing import code_hash
         from fusetune.pipelines.progress import ExtractionProgress
 
-        code = code_hash(_work())
+        code = cell_code(data, settings)
         shared = shared_by_all(
             manifest, base, data, train, cache, evaluate, compare, store, folder, code, lengths
         )  # fmt: skip
@@ -52,11 +51,17 @@ def make_compare(methods: Sequence[str]):
     return compare_methods
 
 
-def _work() -> Any:
-    """What makes a cell: a change of its code makes all cells anew, one of the report none."""
-    from fusetune.comparison.work import run_job
+def cell_code(*named: Any) -> str:
+    """Digest of the code that makes a cell: when it changes all cells are made anew; that of the report is none of it.
 
-    return run_job
+    Args:
+        named: parameters, which may name what third parties have registered.
+    """
+    from fusetune.comparison.work import run_job
+    from fusetune.config import digest
+    from fusetune.pipelines.hashing import code_hash, plugin_hashes
+
+    return digest([code_hash(run_job), plugin_hashes(list(named))])
 
 
 def _remember(folder: Path, failed: Mapping[str, Any]) -> None:
