@@ -59,6 +59,21 @@ def test_a_column_that_is_mostly_unknown_stops_the_run(backbone):
     assert not lenient["stopped_by"] and lenient["checks"]
 
 
+def test_the_first_row_that_reads_alike_is_that_of_brute_force(backbone):
+    texts = [f"latin {word}" for word in ("qux", "letter", "flurb", "letter", "zork", "flurb", "qux", "small")] + [
+        "digit quux",
+        "digit x",
+    ]
+    found, tower = text_facts(backbone.tower("text"), texts), backbone.tower("text")
+    ids = [reading.ids for reading in tower.read(texts)]
+    expected = [
+        next((j for j in range(len(texts)) if ids[j] == ids[i] and texts[j] != texts[i]), -1) for i in range(len(texts))
+    ]
+    assert (
+        found.like.tolist() == expected and expected[0] == 2 and expected[2] == expected[4] == 0 and expected[1] == -1
+    )
+
+
 def test_chunks_give_what_all_texts_at_once_give(backbone, monkeypatch):
     texts = [f"{word} {'latin ' * (i % 30)}" for i, word in enumerate(KNOWN * 20)] + [None]
     whole = text_facts(backbone.tower("text"), texts)

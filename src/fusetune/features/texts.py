@@ -65,9 +65,11 @@ def text_facts(tower: Any, texts: Sequence[str | None]) -> TextFacts:
     groups: dict[int, list[int]] = {}
     for text in np.flatnonzero(alike).tolist():
         groups.setdefault(int(same[text]), []).append(text)
+    two = {number: sorted(members, key=lambda text: first[text])[:2] for number, members in groups.items()}
     for i, text in enumerate(of_row.tolist()):
         if alike[text]:
-            like[i] = min(first[other] for other in groups[int(same[text])] if other != text)
+            earliest, next_one = two[int(same[text])]
+            like[i] = first[earliest if earliest != text else next_one]
     return TextFacts(rows, tokens[of_row], unknown[of_row], cut[of_row].astype(bool), like, longest)
 
 
