@@ -1,11 +1,16 @@
 """Retrieval against brute force; what has collapsed finds nothing."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from fusetune.errors import FusetuneError
+from fusetune.features.source import Source
+from fusetune.manifest.schema import Modality
 from fusetune.tasks.retrieval import Retrieval, RetrievalConfig
 from fusetune.tasks.task import content_column
+from fusetune.training.experiment import task_columns
 
 
 def made(groups, images=None, texts=None):
@@ -93,6 +98,18 @@ def test_the_same_content_is_one_item_and_right_for_every_row_that_has_it():
     assert answers[0]["best_text"] == ["s0", "s3"], "one item, under its first name"
     assert set(answers[3]["best_image"]) == {"s0", "s1", "s2", "s3"} and answers[3]["best_image"][0] == "s3"
     assert answers[3]["best_image_cosines"][0] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_file_that_is_missing_costs_the_metrics_its_row_alone(tmp_path):
+    """What could be read is known already; the task's columns don't ask for it again."""
+    (tmp_path / "a.png").write_bytes(b"some bytes")
+    table = pa.table({"group_id": ["g", "h"], "image": ["a.png", "gone.png"], "text": ["one", "two"]})
+    source = Source(table, {"image": Modality("image", root=str(tmp_path)), "text": Modality("text")})
+    task = Retrieval(RetrievalConfig())
+    with pytest.raises(FusetuneError, match=r"row 1, column 'image': the file .*gone.png can't be read"):
+        task_columns(task, source)
+    columns = task_columns(task, source, source.readable_keys())
+    assert columns["image: content"][1] is None and task.targets(columns).shape == (2, 3)
 
 
 def test_the_contrastive_loss_is_cross_entropy_where_all_groups_differ():

@@ -74,11 +74,15 @@ def make_task(settings: Mapping[str, Any], where: str = "data.task") -> Task:
     return cls(build(cls.Config, options, where))
 
 
-def task_columns(task: Task, source: Source) -> dict[str, list[Any]]:
-    """What `task.targets` needs of a table: columns of its own, and names of contents."""
+def task_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
+    """What `task.targets` needs of a table: columns of its own, and names of contents.
+
+    Args:
+        keys: of contents, by modality, where they are known; None: they are read.
+    """
     columns = {name: _column(source.table, name) for name in task.columns()}
-    known = source.content_keys(task.content_modalities())
-    return columns | {content_column(name): keys for name, keys in known.items()}
+    known = source.content_keys(task.content_modalities()) if keys is None else keys
+    return columns | {content_column(name): known[name] for name in task.content_modalities() if name in known}
 
 
 def load_backbone(folder: str | Path, data: DataSettings) -> Backbone:

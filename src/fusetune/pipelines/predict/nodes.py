@@ -78,13 +78,13 @@ def predict(
     logger.info("%s: %d rows predicted, %d could not be read", reference, len(scored.rows), len(scored.errors))
     for row, error in list(scored.errors.items())[:3]:
         logger.warning("row %d: %s", row, error)
-    metrics = score_answers(model.task, source, scored, build(EvaluationSettings, evaluate, "evaluate"))
+    metrics = score_answers(model.task, source, keys, scored, build(EvaluationSettings, evaluate, "evaluate"))
     log_metrics({name: value for name, value in metrics.get("metrics", {}).items() if isinstance(value, float)})
     labels = {name: json.dumps(labels) for name, (labels, _) in model.task.probabilities(scored.outputs).items()}
     return pa.table(columns).replace_schema_metadata({**told, **labels}), {"adapter": reference, **metrics}
 
 
-def score_answers(task: Any, source: Any, scored: Any, settings: Any) -> dict[str, Any]:
+def score_answers(task: Any, source: Any, keys: Mapping[str, Any], scored: Any, settings: Any) -> dict[str, Any]:
     """Metrics of the rows whose targets are there and known; says what was left out."""
     from fusetune.training.evaluation import evaluate
     from fusetune.training.experiment import task_columns
@@ -92,7 +92,7 @@ def score_answers(task: Any, source: Any, scored: Any, settings: Any) -> dict[st
     lacking = [name for name in task.columns() if name not in source.table.column_names]
     if lacking:
         return {"evaluated_rows": 0, "why": f"the samples have no column {', '.join(map(repr, lacking))}"}
-    columns = {name: [values[row] for row in scored.rows] for name, values in task_columns(task, source).items()}
+    columns = {name: [values[row] for row in scored.rows] for name, values in task_columns(task, source, keys).items()}
     known = [i for i, takes in enumerate(task.known(columns)) if takes]
     left_out = len(scored.rows) - len(known)
     if left_out:
