@@ -43,15 +43,19 @@ class _Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("epoch", [1, 3, 5])
-def test_interrupted_at_any_epoch_and_resumed_ends_bitwise_the_same(toy, tmp_path, epoch):
+def stop_at(epoch):
     def stop(number):
         if number == epoch:
             raise _Stop
 
+    return stop
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 5])
+def test_interrupted_at_any_epoch_and_resumed_ends_bitwise_the_same(toy, tmp_path, epoch):
     whole = trained(toy, tmp_path / "whole")
     with pytest.raises(_Stop):
-        trained(toy, tmp_path / "cut", after_epoch=stop)
+        trained(toy, tmp_path / "cut", after_epoch=stop_at(epoch))
     resumed = trained(toy, tmp_path / "cut")
     assert equal(whole[3], resumed[3])
     assert [e.val_loss for e in whole[2]] == [e.val_loss for e in resumed[2]]
@@ -154,13 +158,9 @@ def test_float16_trains_with_a_scaled_loss_and_resumes_bitwise(toy, tmp_path, mo
     """What a GPU without bfloat16 does, on this CPU's own float16."""
     monkeypatch.setattr("fusetune.training.loop.training_dtype", lambda *_: torch.float16)
 
-    def stop(number):
-        if number == 3:
-            raise _Stop
-
     whole = trained(toy, tmp_path / "whole")
     with pytest.raises(_Stop):
-        trained(toy, tmp_path / "cut", after_epoch=stop)
+        trained(toy, tmp_path / "cut", after_epoch=stop_at(3))
     resumed = trained(toy, tmp_path / "cut")
     assert equal(whole[3], resumed[3])
     assert max(epoch.val_metric for epoch in whole[2]) > 0.6 and whole[2][0].train_loss > whole[2][-1].train_loss

@@ -222,6 +222,7 @@ def _hollow(tensor: Tensor) -> Tensor:
 
 def check_base(backbone: Backbone, data: DataSettings, expected: str, base: str | Path) -> None:
     """Raise FusetuneError unless the backbone's weights are the very ones of `expected`."""
+    backbone.remember_fingerprints()  # asked for again and again, and no adapter is on it yet
     found = backbone.fingerprint(list(data.modalities))
     check(
         found == expected,

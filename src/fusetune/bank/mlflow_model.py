@@ -82,8 +82,8 @@ class AdapterModel(PythonModel):
             cells = _cells(_frame(model_input), modalities, self.limits)
             rows, outputs = len(next(iter(cells.values()))), []
             for start in range(0, rows, self.limits.slice_rows):
-                samples = _decoded(cells, modalities, start, min(rows, start + self.limits.slice_rows))
-                outputs += self.bank.outputs([name] * len(next(iter(samples.values()))), samples)
+                stop = min(rows, start + self.limits.slice_rows)
+                outputs += self.bank.outputs([name] * (stop - start), _decoded(cells, modalities, start, stop))
             return pd.DataFrame(self.bank.decoded(name, outputs))
         except TooLarge as error:
             raise TooLargeAnswer(str(error)) from None

@@ -76,8 +76,8 @@ class Limits:
 
     Attributes:
         text_characters: at most.
-        text_share: of rows that the base's tokenizer cuts or makes the same,
-            of tokens that it doesn't know: more is said.
+        text_share: of rows that the base's tokenizer cuts or makes the same, and of tokens that it doesn't know; more
+            than that is said.
         mostly: share of unknown tokens above which a column is of no use to the base.
         image_side: pixels, least and most.
         audio_seconds: least and most.

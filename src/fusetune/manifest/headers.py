@@ -4,17 +4,13 @@ import io
 from pathlib import Path
 
 from fusetune.errors import FusetuneError
+from fusetune.manifest.pictures import opened_picture
 
 
 def pixels(data: bytes, where: str) -> int:
     """Width x height of a picture."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.width * image.height
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FusetuneError(f"{where}: {len(data)} bytes are no readable image ({error}).") from None
+    with opened_picture(data, where) as image:
+        return image.width * image.height
 
 
 def samples(data: bytes, where: str) -> int:

@@ -1,6 +1,8 @@
 """Encoded pictures as a viewer shows them: turned by their EXIF tag, 8 bits a channel, on a ground that one can see."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,22 +24,28 @@ def read_picture(data: bytes, where: str, background: str = "white") -> Any:
     Raises:
         FusetuneError: no picture, too large a one, or values that no viewer can show.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(io.BytesIO(data))
+    with opened_picture(data, where) as image:
         if image.width * image.height > MOST_PIXELS:
             raise FusetuneError(f"{where}: {image.width} x {image.height} pixels; expected at most {MOST_PIXELS:,}.")
         image.load()
-    except UnidentifiedImageError:
-        raise FusetuneError(f"{where}: {len(data)} bytes are no readable image (of no format that is known).") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FusetuneError(f"{where}: {len(data)} bytes are no readable image ({error}).") from None
     frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
     notes = [f"the first of {frames} frames"] if frames > 1 else []
     shown = _turned(_eight_bits(image, where, background, notes), _orientation(image))
     shown.info[NOTE] = "; ".join(notes) or None
     return shown
+
+
+@contextmanager
+def opened_picture(data: bytes, where: str) -> Iterator[Any]:
+    """The picture by its header, not decoded yet; what is wrong with it, now or within, is a FusetuneError."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise FusetuneError(f"{where}: {len(data)} bytes are no readable image (of no format that is known).") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise FusetuneError(f"{where}: {len(data)} bytes are no readable image ({error}).") from None
 
 
 def _eight_bits(image: Any, where: str, background: str, notes: list[str]) -> Any:

@@ -147,7 +147,7 @@ class BaseDataset(_PathDataset):
         except (DatasetError, FusetuneError):
             return None
         files = (part for part in sorted(folder.iterdir()) if part.name != INDEX)
-        return digest([json.loads(self.path.read_text())["fingerprint"], [content_hash(part) for part in files]])
+        return digest([folder.name, [content_hash(part) for part in files]])  # its name is its fingerprint
 
 
 class FeaturesDataset(_PathDataset):

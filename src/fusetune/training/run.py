@@ -40,20 +40,21 @@ class TrainingResult:
         metrics: of the test split, JSON-ready and the same in every run of the same inputs (no times).
         curve: one row an epoch, likewise.
         predictions: sample_id, target, what the task decodes, and whether it is right.
-        scores: of each validation and test sample, with its group and its targets: what decides who is better.
         figures: PNGs.
         outputs: of the test split, (rows, ...), as the task decodes them.
         epochs: with times.
+        scores: of each validation and test sample, with its group and its targets: what decides who is better; None
+            where nobody asks.
     """
 
     artifact: Artifact
     metrics: dict[str, Any]
     curve: list[dict[str, Any]]
     predictions: pa.Table
-    scores: pa.Table
     figures: Figures
     epochs: list[Epoch]
     outputs: Tensor
+    scores: pa.Table | None = None
 
     def scalars(self) -> dict[str, float]:
         """The metrics that are single numbers, for a tracker."""
@@ -145,7 +146,6 @@ def tested(
         metrics,
         curve,
         _predictions(experiment, outputs, splits["test"], observed),
-        pa.table({}),
         _figures(experiment, outputs, metrics, curve, method, observed),
         epochs,
         outputs,
