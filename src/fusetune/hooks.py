@@ -18,6 +18,7 @@ from kedro.framework.hooks import hook_impl
 
 logger = logging.getLogger(__name__)
 DATABASE = "mlflow.db"
+PATIENCE = 60  # seconds that SQLite waits for a database which another process has locked
 AT_ONCE = (
     "runner {}: nodes run one after the other here, each with all cores, and one MLflow run for all of them. Leave "
     "--runner out; what runs side by side is said in compare.workers."
@@ -126,7 +127,8 @@ class MLflowHook:
 
 def tracking_uri(root: Path) -> str:
     """`MLFLOW_TRACKING_URI` if it is set, else a SQLite database in the project's root, as an absolute address."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / DATABASE).resolve().as_posix()}"
+    database = f"sqlite:///{(root / DATABASE).resolve().as_posix()}?timeout={PATIENCE}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or database
 
 
 def use_tracking(root: Path) -> Any:

@@ -31,6 +31,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from fusetune.hooks import use_tracking
 kill, folders = sys.argv[1], [Path(name) for name in sys.argv[2:]]
+print("begun", flush=True)
 mlflow = use_tracking(Path.cwd())
 from fusetune.backbones.bases import opened
 from fusetune.pipelines.registry import RegisterSettings, Registry
@@ -43,6 +44,7 @@ elif kill == "behind the version":
 elif kill == "in the files":
     mlflow.log_metrics = die
 mlflow.set_experiment("fusetune-ci")
+print("open", flush=True)
 manifest = pq.read_table("data/03_primary/ci/manifest.parquet")
 for folder in folders:
     with mlflow.start_run(tags={"dvc.stage": "none"}):
@@ -194,7 +196,8 @@ def test_two_registrations_at_once_lose_nothing(project, client):
     assert values[champion(client)] >= 127 / 128, "the worst one never wins, whoever came last"
 
 
-def test_a_database_that_is_locked_for_ten_seconds_is_waited_for(project, client):
+@pytest.mark.parametrize("since", ["begun", "open"])
+def test_a_database_that_is_locked_for_ten_seconds_is_waited_for(project, client, since):
     held, end = threading.Event(), threading.Event()
 
     def hold():
@@ -207,7 +210,8 @@ def test_a_database_that_is_locked_for_ten_seconds_is_waited_for(project, client
 
     folder = candidate(project, "patient", 128)
     process = start(project, folder)
-    time.sleep(4)  # the imports are done, the files are being written
+    while process.stdout.readline().strip() != since:
+        assert process.poll() is None, process.communicate()
     threading.Thread(target=hold).start()
     held.wait()
     out, error = process.communicate(timeout=120)
