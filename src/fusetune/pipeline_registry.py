@@ -30,7 +30,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     pipelines = {
         "ingest": ingest_pipeline(),
         "validate": validated,
-        "pretrain": pretrain_pipeline(),
+        "pretrain": validated + pretrain_pipeline(),
         "inputs": ready,
         "plan": ready + plan_pipeline(methods),
         "estimate": estimate_pipeline(methods),

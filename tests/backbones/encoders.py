@@ -6,6 +6,7 @@ from PIL import Image
 
 from fusetune.backbones.audio_towers import SpectrogramTower, WaveTower
 from fusetune.backbones.feature_towers import FeatureTowerSettings, SequenceTower, VectorTower
+from fusetune.backbones.given_features import FeaturesSequence, FeaturesVector
 from fusetune.backbones.item_towers import ImageTower, VideoTower
 from fusetune.backbones.text_tower import TextTower
 from fusetune.backbones.tokenizer import train_tokenizer
@@ -190,6 +191,14 @@ def vector():
     return VectorTower(FeatureTowerSettings(6, 32)).eval()
 
 
+def given_sequence():
+    return FeaturesSequence.fitted([floats(4, 7, 0, 1, width=5)], "points").eval()
+
+
+def given_vector():
+    return FeaturesVector.fitted([floats(1, 1, 0, 1, width=6)], "numbers").eval()
+
+
 def images():
     return pictures(2, 1, 0, 3)
 
@@ -226,6 +235,8 @@ FAMILIES = {
     "videomae": (videomae, clips),
     "sequence": (sequence, lambda: floats(4, 7, 0, 1, width=5)),
     "vector": (vector, lambda: floats(1, 1, 0, 1, width=6)),
+    "features of a sequence": (given_sequence, lambda: floats(4, 7, 0, 1, width=5)),
+    "features of a vector": (given_vector, lambda: floats(1, 1, 0, 1, width=6)),
     "convnext, not in the table": (convnext, images),
     "distilbert, not in the table": (distilbert, texts),
     "data2vec_audio, not in the table": (data2vec_audio, waves),

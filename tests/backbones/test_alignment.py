@@ -60,5 +60,5 @@ def test_every_kind_has_a_tower_and_a_missing_sample_stays_missing():
         assert torch.isfinite(tokens.values).all() and not tokens.values[missing].any()
     with pytest.raises(FusetuneError, match="clip: there is no small tower for video; expected one of vector"):
         align({"clip": []}, {"clip": "video"}, AlignSettings(), lambda *_: None)
-    with pytest.raises(FusetuneError, match="backbone.modalities.image: no training row has this modality"):
+    with pytest.raises(FusetuneError, match="data.modalities.image: no training row has this modality"):
         align({"image": [None]}, {"image": "image"}, AlignSettings(), lambda *_: None)

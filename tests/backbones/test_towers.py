@@ -46,6 +46,8 @@ def test_a_batch_in_which_nobody_has_the_modality_stays_empty(family):
 def test_gradients_of_the_suffix_are_those_of_the_whole(family):
     tower, samples = family
     inputs = tower.prepare(samples)
+    if not any(True for _ in tower.parameters()):
+        pytest.skip("nothing in this tower could be trained")
     tower.requires_grad_(False)
     last = tower.blocks()[-1].requires_grad_(True)
 
@@ -76,7 +78,7 @@ def test_saved_and_loaded_gives_the_same_outputs_and_fingerprint(family, tmp_pat
             tower.advance(inputs, 0, tower.depth).values,
         )
     with torch.no_grad():
-        next(tower.parameters()).view(-1)[0] += 1e-3
+        next(iter(tower.state_dict().values())).view(-1)[0] += 1e-3
     assert loaded.fingerprint() != tower.fingerprint()
 
 

@@ -7,8 +7,9 @@ import pytest
 from conftest import SHARED
 from fusetune.backbones.backbone import Backbone
 from fusetune.config import build
+from fusetune.features.inputs import input_lengths, input_report, told
 from fusetune.features.source import Source
-from fusetune.features.texts import input_lengths, input_report, text_facts, told
+from fusetune.features.texts import text_facts
 from fusetune.manifest.checks import ValidationSettings
 from fusetune.manifest.schema import Modality
 

@@ -44,7 +44,7 @@ def stage_nodes(stage, pipelines):
     upstream = {
         "ingest": (),
         "validate": ("ingest",),
-        "pretrain": (),
+        "pretrain": ("validate",),
         "estimate": (),
         "inputs": ("validate", "pretrain"),
     }.get(

@@ -14,6 +14,9 @@ towers = Registry(
         "aligned_image": "fusetune.backbones.aligned_towers:AlignedImage",
         "aligned_audio": "fusetune.backbones.aligned_towers:AlignedAudio",
         "aligned_sequence": "fusetune.backbones.aligned_towers:AlignedSequence",
+        "aligned_text": "fusetune.backbones.aligned_towers:AlignedText",
+        "features_sequence": "fusetune.backbones.given_features:FeaturesSequence",
+        "features_vector": "fusetune.backbones.given_features:FeaturesVector",
         "aligned_vector": "fusetune.backbones.aligned_towers:AlignedVector",
     },
 )

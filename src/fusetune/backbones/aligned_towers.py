@@ -1,13 +1,16 @@
 """Small towers of our own for data without a pretrained encoder at hand, fitted to the training rows without labels.
 
 Each turns a sample into one vector of plain numbers (a vector as it is, a picture as pixels, a sound as log-mel
-energies, Davis and Mermelstein 1980, a sequence and a sound averaged over stretches), standardises it, and runs an MLP.
-`alignment` trains the MLPs so that the modalities of one sample find each other.
+energies, Davis and Mermelstein 1980, a sequence and a sound averaged over stretches, a text as counts of its letters'
+n-grams), standardises it, and runs an MLP. `alignment` trains the MLPs so that the modalities of one sample find each
+other; where that loses what the plain numbers know, the tower ends with them.
 """
 
+import zlib
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.audio_towers import resampled
+from fusetune.backbones.given_features import Standardise
 from fusetune.backbones.own_tower import OwnTower
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens, pad
 
-CLIP = 5.0  # standard deviations
 MELS = 40
+NGRAMS = range(2, 5)  # letters, within words
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class AlignedSettings:
         rate: of a sound, Hz; others are resampled.
         window, hop: of a spectrogram, in seconds.
         segments: stretches over which the tokens of a sound or a sequence are averaged.
+        buckets: into which the n-grams of a text are hashed.
+        mlp: whether the MLP stands behind the plain numbers; without it they are what the tower gives.
     """
 
     inputs: int
@@ -43,39 +49,28 @@ class AlignedSettings:
     window: float = 0.032
     hop: float = 0.01
     segments: int = 12
-
-
-class Standardise(nn.Module):
-    """(value - mean) / standard deviation, per channel, within `CLIP`."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(inputs))
-        self.register_buffer("std", torch.ones(inputs))
-
-    def forward(self, values: Tensor) -> Tensor:
-        return ((values - self.mean) / self.std).clamp(-CLIP, CLIP)
+    buckets: int = 1024
+    mlp: bool = True
 
 
 class AlignedTower(OwnTower):
-    """Two blocks, the standardisation and the MLP; a sample is one token."""
+    """Two blocks, the standardisation and the MLP, or the first alone; a sample is one token."""
 
     Settings = AlignedSettings
     registered: ClassVar[str]  # name in the registry of towers
 
     def __init__(self, settings: AlignedSettings) -> None:
         super().__init__(settings)
-        self.depth, self.width = 2, settings.width
-        middle = nn.Sequential(
-            nn.Linear(settings.inputs, settings.hidden),
-            nn.GELU(),
-            nn.Linear(settings.hidden, settings.width),
-            nn.LayerNorm(settings.width, elementwise_affine=False),
-        )
-        self.layers = nn.ModuleList([Standardise(settings.inputs), middle])
+        self.depth, self.width = (2, settings.width) if settings.mlp else (1, settings.inputs)
+        self.layers = nn.ModuleList([Standardise(settings.inputs)])
+        if settings.mlp:
+            middle = nn.Sequential(
+                nn.Linear(settings.inputs, settings.hidden),
+                nn.GELU(),
+                nn.Linear(settings.hidden, settings.width),
+                nn.LayerNorm(settings.width, elementwise_affine=False),
+            )
+            self.layers.append(middle)
 
     @classmethod
     def fitted(cls, samples: Sequence[Any], where: str) -> "AlignedTower":
@@ -87,8 +82,13 @@ class AlignedTower(OwnTower):
         values = torch.stack(present)
         tower = cls(AlignedSettings(values.shape[1]))
         standardise: Any = tower.layers[0]
-        standardise.mean.copy_(values.mean(0))
-        standardise.std.copy_(values.std(0).clamp(min=1e-6))
+        standardise.fit([values])
+        return tower
+
+    def plain(self) -> "AlignedTower":
+        """The same tower without its MLP."""
+        tower = type(self)(replace(self.settings, mlp=False))
+        tower.layers[0].load_state_dict(self.layers[0].state_dict())
         return tower
 
     @abstractmethod
@@ -117,7 +117,7 @@ class AlignedTower(OwnTower):
         return self.layers
 
     def roles(self) -> Mapping[str, str]:
-        return {"mlp_input": "0", "mlp_output": "2"}  # of the second block; the first has no weights
+        return {"mlp_input": "0", "mlp_output": "2"} if self.settings.mlp else {}  # of the second block
 
     def tokens_out(self, tokens_in: int) -> int:
         return 1
@@ -151,6 +151,23 @@ class AlignedImage(AlignedTower):
         return torch.from_numpy(np.asarray(grey, np.float32) / 255).reshape(-1)
 
 
+class AlignedText(AlignedTower):
+    """Counts of a text's n-grams of letters, hashed, as log(1 + count), of length 1."""
+
+    kind, registered = "text", "aligned_text"
+
+    def numbers(self, sample: Any) -> Tensor:
+        counts: Counter[int] = Counter()
+        for word in sample.lower().split():
+            framed = f" {word} "
+            grams = (framed[i : i + n] for n in NGRAMS for i in range(max(1, len(framed) - n + 1)))
+            counts.update(zlib.crc32(gram.encode()) % self.settings.buckets for gram in grams)
+        values = torch.zeros(self.settings.buckets)
+        for bucket, count in counts.items():
+            values[bucket] = count
+        return nn.functional.normalize(values.log1p(), dim=0)
+
+
 class AlignedAudio(AlignedTower):
     """A sound's log-mel frames, as mean and spread of each of `segments` stretches."""
 
@@ -177,4 +194,4 @@ def segmented(tokens: np.ndarray, segments: int) -> Tensor:
     return torch.from_numpy(np.concatenate([[*part.mean(0), *part.std(0)] for part in parts]).astype(np.float32))
 
 
-TOWERS = {tower.kind: tower for tower in (AlignedVector, AlignedSequence, AlignedImage, AlignedAudio)}
+TOWERS = {tower.kind: tower for tower in (AlignedVector, AlignedSequence, AlignedImage, AlignedAudio, AlignedText)}

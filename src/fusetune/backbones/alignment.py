@@ -34,6 +34,9 @@ class AlignSettings:
         learning_rate, weight_decay: of AdamW.
         projection: width of the space in which modalities are compared; it is thrown away afterwards.
         seed: of weights, order and noise.
+        keep: ``better``: a tower for which a linear probe finds less behind its MLP than in the plain numbers goes
+            without it; ``always``: the MLP stays.
+        unlabelled: a reader and its settings: the rows to fit to, which need no labels; None: the training rows.
     """
 
     steps: int = 400
@@ -45,9 +48,12 @@ class AlignSettings:
     weight_decay: float = 0.05
     projection: int = 64
     seed: int = 0
+    keep: str = "better"
+    unlabelled: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check(self.steps >= 0 and self.batch_size > 1, "align: expected steps of 0 or more and a batch of at least 2.")
+        check(self.keep in ("better", "always"), f"align.keep: expected better or always, found '{self.keep}'.")
         check(self.temperature > 0, f"align.temperature: expected a positive number, found {self.temperature}.")
 
 
@@ -67,10 +73,10 @@ def align(
     for name, kind in kinds.items():
         if kind not in TOWERS:
             raise FusetuneError(
-                f"backbone.modalities.{name}: there is no small tower for {kind}; expected one of {', '.join(TOWERS)}. "
-                "Name a backbone that has been trained: backbone.source."
+                f"backbone.towers.{name}: there is no small tower for {kind}; expected one of {', '.join(TOWERS)}. "
+                f"Name an encoder that has been trained: backbone.towers: {{{name}: {{source: ...}}}}."
             )
-        towers[name] = TOWERS[kind].fitted(samples[name], f"backbone.modalities.{name}")
+        towers[name] = TOWERS[kind].fitted(samples[name], f"data.modalities.{name}")
     with torch.no_grad():
         inputs = {name: tower.advance(tower.prepare(samples[name]), 0, 1) for name, tower in towers.items()}
     values = {name: tokens.values[:, 0] for name, tokens in inputs.items()}  # (samples, inputs), standardised

@@ -1,5 +1,6 @@
 """Towers over audio encoders; a sample is an `Audio`, resampled to the rate that the encoder was trained on."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,20 @@ from fusetune.errors import FusetuneError
 from fusetune.manifest.schema import Audio
 from fusetune.tokens import Tokens, pad
 
+KALDI_HOP = 0.01  # seconds from frame to frame
+
 
 class AudioTower:
     """Chooses between the two kinds of audio tower by what the model's own feature extractor makes."""
 
     @staticmethod
-    def from_pretrained(source: str | Path) -> TransformersTower:
+    def from_pretrained(source: str | Path, revision: str | None = None, **options: Any) -> TransformersTower:
         from transformers import AutoFeatureExtractor
 
-        processor = load(AutoFeatureExtractor, source)
+        processor = load(AutoFeatureExtractor, source, **({"revision": revision} if revision else {}))
         values = _features(processor, SpectrogramTower.blank())
-        return (WaveTower if values.ndim == 2 else SpectrogramTower).from_pretrained(source)
+        cls = WaveTower if values.ndim == 2 else SpectrogramTower
+        return cls.from_pretrained(source, revision=revision, **options)
 
 
 def resampled(audio: Audio, rate: int) -> np.ndarray:
@@ -58,6 +62,14 @@ class SpectrogramTower(ItemTower):
     def blank(cls) -> Any:
         return Audio(np.zeros(16_000, np.float32), 16_000)
 
+    @property
+    def most_seconds(self) -> float | None:
+        """Of a sound; None where the feature extractor doesn't say."""
+        if hasattr(self.processor, "chunk_length"):
+            return float(self.processor.chunk_length)  # Whisper's
+        frames = getattr(self.processor, "max_length", None)
+        return frames * KALDI_HOP if frames else None  # AST's
+
     def _items(self, sample: Any) -> Sequence[Any]:
         return [sample]
 
@@ -83,16 +95,21 @@ class WaveTower(TransformersTower):
     padding, so that a sound would get other features in other company.
     """
 
-    kind, processor_class = "audio", "AutoFeatureExtractor"
+    kind, processor_class, cuts = "audio", "AutoFeatureExtractor", True
 
     @classmethod
     def blank(cls) -> Any:
         return SpectrogramTower.blank()
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, max_tokens: int | None = None) -> None:
         if getattr(model.config, "add_adapter", False):
             raise FusetuneError("backbone: a convolutional adapter behind the blocks (add_adapter) is not supported.")
-        super().__init__(model, processor)
+        super().__init__(model, processor, max_tokens)
+
+    @property
+    def most_seconds(self) -> float | None:
+        """Of a sound, that `max_tokens` leaves of it; None: any length."""
+        return self._most_samples / self.processor.sampling_rate if self.max_tokens else None
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
         rate = self.processor.sampling_rate
@@ -100,7 +117,7 @@ class WaveTower(TransformersTower):
         for sample in samples:
             row = torch.zeros(0)
             if sample is not None:
-                waveform = resampled(sample, rate)
+                waveform = resampled(sample, rate)[: self._most_samples]
                 if len(waveform) < self._window:
                     raise FusetuneError(
                         f"a sound of {len(waveform)} samples at {rate} Hz; the encoder needs at least {self._window}."
@@ -108,6 +125,12 @@ class WaveTower(TransformersTower):
                 row = self.processor(waveform, sampling_rate=rate, return_tensors="pt")["input_values"][0]
             rows.append(row.unsqueeze(1))
         return pad(rows)
+
+    @property
+    def _most_samples(self) -> int | None:
+        if self.max_tokens is None:
+            return None
+        return self._window + (self.max_tokens - 1) * math.prod(self.model.config.conv_stride)
 
     @property
     def _window(self) -> int:
@@ -127,7 +150,8 @@ class WaveTower(TransformersTower):
             return len(self._front(silence))
 
     def preprocessing(self) -> dict[str, Any]:
-        return {"class": type(self.processor).__name__, **self.processor.to_dict()}
+        cut = {"max_tokens": self.max_tokens} if self.max_tokens else {}
+        return {"class": type(self.processor).__name__, **self.processor.to_dict(), **cut}
 
     def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
         if start == stop:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fusetune.backbones import towers as tower_registry
 from fusetune.backbones.bases import FORMAT, INDEX, opened, read_index
+from fusetune.backbones.sources import TowerSource, from_source, registered_tower
 from fusetune.backbones.tower import Tower, fingerprint
 from fusetune.backbones.trunk import Trunk
 from fusetune.config import digest
@@ -40,14 +41,12 @@ class Backbone(nn.Module):
     Args:
         towers: by modality.
         trunk: the fusion blocks on top, if any.
-        source: the hub id or folder that the towers came from; such a backbone is saved by reference, not copied.
     """
 
-    def __init__(self, towers: Mapping[str, Tower], trunk: Trunk | None = None, source: str | None = None) -> None:
+    def __init__(self, towers: Mapping[str, Tower], trunk: Trunk | None = None) -> None:
         super().__init__()
         self.towers = nn.ModuleDict(towers)
         self.trunk = trunk
-        self.source = source
         self._fingerprints: dict[str, str] = {}
         self.requires_grad_(False)
         self.eval()
@@ -59,6 +58,11 @@ class Backbone(nn.Module):
         if modality not in self.towers:
             raise FusetuneError(f"backbone: no tower for '{modality}'; it has {', '.join(self.towers)}.")
         return self.towers[modality]  # type: ignore[return-value]
+
+    def sources(self) -> dict[str, str]:
+        """The hub ids and folders that towers came from, by modality; of towers that were made here, none."""
+        origins: dict[str, Any] = {name: tower.origin for name, tower in self.towers.items()}
+        return {name: origin.source for name, origin in origins.items() if origin}
 
     def stack(self, name: str) -> nn.Module:
         """A tower by its modality, or the trunk."""
@@ -94,7 +98,7 @@ class Backbone(nn.Module):
     def part(self, modalities: Sequence[str], use_trunk: bool = True) -> "Backbone":
         """A backbone of some of the towers, the very modules, with the trunk or without it."""
         trunk = self.trunk if use_trunk else None
-        part = Backbone({name: self.tower(name) for name in modalities}, trunk, self.source)
+        part = Backbone({name: self.tower(name) for name in modalities}, trunk)
         part._fingerprints = self._fingerprints
         return part
 
@@ -118,16 +122,20 @@ class Backbone(nn.Module):
         return {m: self.tower(m).advance(tokens, start[m], stop[m]) for m, tokens in streams.items()}
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write towers and trunk, each a folder, and the index that names them."""
+        """Write towers and trunk, each a folder, and the index that names them.
+
+        A tower that was loaded from a hub id or a folder is named in the index, not copied.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"format": FORMAT, "towers": {}, "trunk": None}
         for name, tower in self.towers.items():
-            if not self.source:
-                tower.save_pretrained(folder / "towers" / name)  # type: ignore[operator]
-            registered = getattr(tower, "registered", tower.kind)
+            origin: Any = tower.origin
+            if not origin:
+                tower.save_pretrained(folder / _own(name))  # type: ignore[operator]
             index["towers"][name] = {
-                "tower": registered,
-                "source": self.source or f"towers/{name}",
+                "tower": getattr(tower, "registered", tower.kind),
+                "source": origin.source if origin else _own(name),
+                "options": origin.options() if origin else {},
                 "fingerprint": self.fingerprint_of(name),
             }
         if self.trunk:
@@ -151,38 +159,30 @@ class Backbone(nn.Module):
         """
         source = opened(source)
         if not (Path(source) / INDEX).is_file():
-            reference = str(Path(source).resolve()) if Path(source).is_dir() else str(source)
-            return cls(_foreign_towers(source, modalities or {"image": "image", "text": "text"}), source=reference)
+            kinds, chosen = modalities or {"image": "image", "text": "text"}, TowerSource(str(source))
+            return cls({name: from_source(chosen, kind, name) for name, kind in kinds.items()})
         index = read_index(Path(source))
         unknown = sorted(set(modalities or ()) - set(index["towers"]))
         if unknown:
             raise FusetuneError(f"{Path(source, INDEX)}: no tower for {unknown}; it holds {sorted(index['towers'])}.")
-        loaded, foreign = {}, {}
-        for name, entry in index["towers"].items():
-            if modalities is None or name in modalities:
-                loaded[name] = _load_tower(entry["tower"], Path(source), entry["source"])
-                if not (Path(source) / entry["source"]).is_dir():
-                    foreign[name] = entry
+        entries = {n: entry for n, entry in index["towers"].items() if modalities is None or n in modalities}
+        loaded: dict[str, Tower] = {}
+        for name, entry in entries.items():
+            if entry["source"] == _own(name):
+                loaded[name] = tower_registry.get(entry["tower"]).from_pretrained(Path(source) / entry["source"])
+            else:
+                loaded[name] = registered_tower(entry["tower"], entry["source"], entry.get("options", {}))
         trunk = Trunk.from_pretrained(Path(source, index["trunk"])) if index["trunk"] else None
-        backbone = cls(loaded, trunk, source=next((entry["source"] for entry in foreign.values()), None))
-        for name, entry in foreign.items():
+        backbone = cls(loaded, trunk)
+        for name in backbone.sources():
             found = backbone._fingerprints[name] = backbone.fingerprint_of(name)
-            if found != entry["fingerprint"]:
+            if found != entries[name]["fingerprint"]:
                 raise FusetuneError(
-                    f"{Path(source, INDEX)}: '{entry['source']}' has changed since; run `pretrain` again."
+                    f"{Path(source, INDEX)}: '{entries[name]['source']}' has changed since; run `pretrain` again."
                 )
         return backbone
 
 
-def _foreign_towers(source: str | Path, modalities: Mapping[str, str]) -> dict[str, Tower]:
-    towers = {}
-    for name, kind in modalities.items():
-        if kind not in ("image", "text", "audio", "video"):
-            raise FusetuneError(f"backbone '{source}' has no tower for '{name}' ({kind}); leave the modality out.")
-        towers[name] = tower_registry.get(kind).from_pretrained(source)
-    return towers
-
-
-def _load_tower(name: str, folder: Path, source: str) -> Tower:
-    local = folder / source
-    return tower_registry.get(name).from_pretrained(local if local.is_dir() else source)
+def _own(name: str) -> str:
+    """Where in a base's folder a tower of its own lies."""
+    return f"towers/{name}"

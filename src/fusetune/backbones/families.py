@@ -113,15 +113,22 @@ _PARTS: dict[tuple[str, str], tuple[str, dict[str, str] | None]] = {
 }
 
 
-def load_model(source: str | Path, kind: str) -> tuple[Any, set[str]]:
+def parts_of(model_type: str) -> list[str]:
+    """The kinds of modality whose encoder can be taken out of a composite model."""
+    return [kind for composite, kind in _PARTS if composite == model_type]
+
+
+def load_model(source: str | Path, kind: str, revision: str | None = None) -> tuple[Any, set[str]]:
     """The encoder for modalities of `kind`, and the names of its weights that the checkpoint does not hold.
 
     Args:
         source: a local folder made by `save_pretrained`, or a hub id.
+        revision: of a hub id.
     """
     from transformers import AutoConfig, AutoModel
 
-    config = load(AutoConfig, source)
+    version = {"revision": revision} if revision else {}
+    config = load(AutoConfig, source, **version)
     path, key_mapping = _PARTS.get((config.model_type, kind), ("", None))
     if path:
         module, _, name = path.partition(":")
@@ -129,7 +136,7 @@ def load_model(source: str | Path, kind: str) -> tuple[Any, set[str]]:
     else:
         cls = AutoModel
     family = FAMILIES.get(config.model_type)
-    options = dict(family.options) if family else {}
+    options = (dict(family.options) if family else {}) | version
     if key_mapping:
         options["key_mapping"] = key_mapping
     model, info = load(cls, source, output_loading_info=True, **options)

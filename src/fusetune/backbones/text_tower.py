@@ -34,7 +34,7 @@ class Reading:
 class TextTower(RowTower):
     """A text encoder with its own tokenizer; a sample is a str."""
 
-    kind, processor_class = "text", "AutoTokenizer"
+    kind, processor_class, cuts = "text", "AutoTokenizer", True
 
     @classmethod
     def blank(cls) -> Any:
@@ -81,7 +81,7 @@ class TextTower(RowTower):
     def _limit(self) -> int:
         reserved = self.family.reserved_positions if self.family else 0
         positions = getattr(self.model.config, "max_position_embeddings", LIMIT) - reserved
-        return min(self.processor.model_max_length, positions, LIMIT)
+        return min(self.processor.model_max_length, positions, self.max_tokens or LIMIT, LIMIT)
 
     def _rows(self, tokens: Tokens, start: int) -> tuple[Tensor, Tensor]:
         return tokens.values, tokens.mask

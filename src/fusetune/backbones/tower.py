@@ -24,6 +24,7 @@ class Tower(nn.Module, ABC):
         kind: the modality's kind (`manifest.schema.KINDS`).
         depth: number of blocks.
         width: width of the last hidden state.
+        origin: the `sources.TowerSource` that it was loaded from; a tower that has one is saved by reference.
         row_samples: while it runs, the sample in the batch that each row of its layers belongs to (several pictures
             of a sample are several rows, a missing one is none); None: row i is sample i.
     """
@@ -31,6 +32,7 @@ class Tower(nn.Module, ABC):
     kind: str
     depth: int
     width: int
+    origin: Any = None
     row_samples: Tensor | None = None
 
     @abstractmethod

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fusetune.backbones.families import FAMILIES, load, load_model, quiet
 from fusetune.backbones.replay import Left, entered, left_at
 from fusetune.backbones.tower import Tower
+from fusetune.config import check
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
 
@@ -25,13 +26,20 @@ class TransformersTower(Tower):
     Args:
         model: the encoder.
         processor: its own image processor, tokenizer or feature extractor.
+        max_tokens: what is longer is cut; None: as long as the encoder takes. Only where `cuts`.
     """
 
     processor_class: ClassVar[str]  # one of `transformers`' Auto classes
+    cuts: ClassVar[bool] = False
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, max_tokens: int | None = None) -> None:
         super().__init__()
+        check(
+            max_tokens is None or self.cuts,
+            f"max_tokens: an input of this encoder of {self.kind} has one size, whatever its length; leave it out.",
+        )
         self.model: Any = model.eval()
+        self.max_tokens = max_tokens
         self.processor, self.family = processor, FAMILIES.get(model.config.model_type)
         self.depth = len(self.blocks())
         self.width = model.config.hidden_size if self.family else 0
@@ -40,16 +48,26 @@ class TransformersTower(Tower):
                 self.width = self.advance(self.prepare([self.blank()]), 0, 1).width
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> "TransformersTower":
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        part: str | None = None,
+        revision: str | None = None,
+        max_tokens: int | None = None,
+    ) -> "TransformersTower":
         """Load weights and processor from a local folder or a hub id, as `transformers` does.
+
+        Args:
+            part: of a composite model, the kind of encoder; None: this tower's own.
 
         Raises:
             FusetuneError: nothing there, or weights that the checkpoint lacks and that the outputs depend on.
         """
         import transformers
 
-        model, missing = load_model(source, cls.kind)
-        tower = cls(model, load(getattr(transformers, cls.processor_class), source))
+        model, missing = load_model(source, part or cls.kind, revision)
+        version = {"revision": revision} if revision else {}
+        tower = cls(model, load(getattr(transformers, cls.processor_class), source, **version), max_tokens)
         tower._settle(missing, source)
         return tower
 
@@ -82,7 +100,8 @@ class TransformersTower(Tower):
         parameters = {name: p for name, p in self.model.named_parameters() if name in missing}
         if not parameters:
             return
-        out = self.advance(self.prepare([self.blank()]), 0, self.depth).values.sum()
+        with torch.enable_grad():  # whoever loads may have it off
+            out = self.advance(self.prepare([self.blank()]), 0, self.depth).values.sum()
         gradients = torch.autograd.grad(out, list(parameters.values()), allow_unused=True)
         used = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
         if used:

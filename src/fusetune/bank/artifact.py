@@ -68,7 +68,7 @@ class Artifact:
             "streams": to_plain(model.streams),
             "preprocessing": {name: _short(model.backbone.tower(name).preprocessing()) for name in names},
             "base_fingerprint": model.backbone.fingerprint(names),
-            "base_source": model.backbone.source,
+            "base_sources": model.backbone.part(names).sources(),
             "base_parameters": model.base_count(),
             "kept_parameters": sum(tensor.numel() for tensor in tensors.values()),
             "frontier": to_plain(frontier),

@@ -257,7 +257,7 @@ class Bank:
         if missing:
             more = Backbone.from_pretrained(self.base, missing)
             trunk = self._whole.trunk if self._whole else more.trunk
-            self._whole = Backbone(have | dict(more.towers), trunk, more.source).to(self.device)
+            self._whole = Backbone(have | dict(more.towers), trunk).to(self.device)
         assert self._whole
         return self._whole.part(list(data.modalities), data.use_trunk)
 

@@ -43,7 +43,7 @@ def write_peft_folders(config: Mapping[str, Any], tensors: Mapping[str, Tensor],
             target_modules=sorted(ranks),
             rank_pattern={f"^{layer}$": rank for layer, rank in ranks.items() if rank != first},
             alpha_pattern={f"^{layer}$": rank for layer, rank in ranks.items() if rank != first and alpha is None},
-            base_model_name_or_path=config["base_source"],
+            base_model_name_or_path=config.get("base_sources", {}).get(stack),
             inference_mode=True,
         )
         target = folder / FOLDER / stack

@@ -108,7 +108,12 @@ class Source:
         ]
 
     def longest_sound(self, name: str) -> int:
-        """The row of an audio modality whose sound lasts longest, by the files' headers."""
+        """The row of an audio modality whose sound lasts longest."""
+        seconds = self.seconds(name)
+        return max(range(len(self)), key=lambda row: seconds[row])
+
+    def seconds(self, name: str) -> list[float]:
+        """Of each row of an audio modality, by the files' headers; 0 where it has none."""
         seconds = [0.0] * len(self)
         for row, cell in enumerate(self.column(name).to_pylist()):
             if cell is not None:
@@ -116,7 +121,7 @@ class Source:
                 seconds[row] = duration(
                     Path(self.modalities[name].root, cell) if isinstance(cell, str) else cell, where
                 )
-        return max(range(len(self)), key=lambda row: seconds[row])
+        return seconds
 
     def most_items(self) -> dict[str, int]:
         """By modality, the largest number of pictures, points or vectors of a sample (1 for text and media)."""

@@ -1,6 +1,6 @@
 """What of the texts reaches the base: how much is cut, unknown, or no longer told apart once it is tokens."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,54 +73,9 @@ def text_facts(tower: Any, texts: Sequence[str | None]) -> TextFacts:
     return TextFacts(rows, tokens[of_row], unknown[of_row], cut[of_row].astype(bool), like, longest)
 
 
-def input_report(source: Source, backbone: Any, settings: "ValidationSettings") -> dict[str, Any]:
-    """JSON-ready: the longest input of each modality in tokens at depth 0, shares of its texts, and failed checks.
-
-    `stopped_by` lists why the run must stop, as that of the validation report does.
-    """
-    facts = {
-        name: text_facts(backbone.tower(name), source.column(name).to_pylist())
-        for name, modality in source.modalities.items()
-        if modality.kind == "text" and hasattr(backbone.tower(name), "read")  # a third party's may not tell
-    }
-    lengths = input_lengths(source, backbone, {name: own.longest for name, own in facts.items()})
-    checks = [check for name, own in facts.items() for check in _checks(source, name, own, settings)]
-    stopped = [f"{c['check']} ({c['column']}): {c['share']:.0%}" for c in checks if c["severity"] == "error"]
-    shares = {name: own.shares() for name, own in facts.items()}
-    return {"lengths": lengths, "texts": shares, "checks": checks, "stopped_by": stopped}
-
-
-def input_lengths(source: Source, backbone: Any, known: Mapping[str, int] | None = None) -> dict[str, int]:
-    """By modality, the most tokens that a sample has at depth 0.
-
-    Args:
-        known: of texts; others are tokenised, some at a time.
-    """
-    items = source.most_items()
-    for name, modality in source.modalities.items():
-        tower = backbone.tower(name)
-        if name in (known or {}):
-            items[name] = max(1, known[name])  # type: ignore[index]
-        elif modality.kind == "text":
-            texts = sorted({text for text in source.column(name).to_pylist() if text is not None})
-            lengths = (tower.prepare(part).values.shape[1] for part in _chunks(texts))
-            items[name] = max(lengths, default=1)
-        elif modality.kind == "audio":
-            longest = source.decoded(name, [source.longest_sound(name)])
-            items[name] = tower.prepare(longest).values.shape[1]
-    return items
-
-
-def told(report: Mapping[str, Any]) -> list[str]:
-    """The report's checks as sentences."""
-    return [
-        f"{check['column']}: {check['share']:.1%} {check['says']} ({check['check']}), e.g. row "
-        f"{check['examples'][0]['row']}: {check['examples'][0]['value']}"
-        for check in report["checks"]
-    ]
-
-
-def _checks(source: Source, name: str, facts: TextFacts, settings: "ValidationSettings") -> Iterator[dict[str, Any]]:
+def text_checks(
+    source: Source, name: str, facts: TextFacts, settings: "ValidationSettings"
+) -> Iterator[dict[str, Any]]:
     shares, limits = facts.shares(), settings.limits
     texts = source.column(name)
 
@@ -152,9 +107,9 @@ def _checks(source: Source, name: str, facts: TextFacts, settings: "ValidationSe
 
 
 def _readings(tower: Any, texts: Sequence[str]) -> Iterator[Reading]:
-    for part in _chunks(texts):
+    for part in chunks(texts):
         yield from tower.read(part)
 
 
-def _chunks(texts: Sequence[str]) -> Iterable[list[str]]:
+def chunks(texts: Sequence[str]) -> Iterable[list[str]]:
     return (list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK))

@@ -44,6 +44,7 @@ SEVERITIES: dict[str, str] = {
     "text.empty": "quarantine",
     "text.length": "quarantine",
     "text.truncated": "warn",
+    "input.truncated": "warn",
     "text.unknown": "warn",
     "text.mostly_unknown": "error",
     "text.identical": "warn",
@@ -66,8 +67,8 @@ SEVERITIES: dict[str, str] = {
 }
 
 
-# what only the base's tokenizer can tell: `features.texts` looks at it
-BY_BASE = ("text.truncated", "text.unknown", "text.mostly_unknown", "text.identical")
+# what only the base's tokenizer can tell: `features.inputs` looks at it
+BY_BASE = ("text.truncated", "input.truncated", "text.unknown", "text.mostly_unknown", "text.identical")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ SCHEMAS: dict[str, str | None] = {
     "pretraining_data": "fusetune.pipelines.parameters:ReaderSettings",
     "data": "fusetune.training.experiment:DataSettings",
     "validate": "fusetune.manifest.checks:ValidationSettings",
-    "backbone": "fusetune.pipelines.pretrain.nodes:BackboneSettings",
+    "backbone": "fusetune.backbones.sources:BackboneSettings",
     "pretrain": "fusetune.backbones.pretraining:PretrainSettings",
     "align": "fusetune.backbones.alignment:AlignSettings",
     "estimate": "fusetune.training.account:EstimateSettings",

@@ -17,9 +17,9 @@ from fusetune.errors import FusetuneError
 from fusetune.features.dataset import FeatureSet
 from fusetune.features.extraction import Progress, extract
 from fusetune.features.index import CacheSettings, Features
+from fusetune.features.inputs import input_lengths
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
-from fusetune.features.texts import input_lengths
 from fusetune.filehash import remembered_sha256
 from fusetune.frontier import frontier
 from fusetune.manifest.schema import SPLITS, Modality
@@ -99,7 +99,7 @@ class Experiment:
     Args:
         table: the validated manifest.
         where: the method's name, for error messages.
-        lengths: by modality, the most tokens that a sample has at depth 0 (`features.texts.input_lengths`); None: they
+        lengths: by modality, the most tokens that a sample has at depth 0 (`features.inputs.input_lengths`); None: they
             are found out here, which reads every text.
     """
 

@@ -18,8 +18,8 @@ def check_inputs(
 ) -> tuple[dict[str, Any], str]:
     """What of the sound rows reaches the base, and the validation report with it as a page."""
     from fusetune.config import build
+    from fusetune.features.inputs import input_report, told
     from fusetune.features.source import Source
-    from fusetune.features.texts import input_report, told
     from fusetune.manifest.checks import ValidationSettings
     from fusetune.pipelines.tracking import log_dict, log_metrics, log_text
     from fusetune.report.validation_page import validation_page
@@ -45,13 +45,13 @@ def check_inputs(
 def accept_inputs(report: Mapping[str, Any]) -> dict[str, int]:
     """The longest input of each modality; raises FusetuneError where the base can't read what is there."""
     from fusetune.config import check
-    from fusetune.features.texts import told
+    from fusetune.features.inputs import told
 
     lines = "\n  ".join(told(report))
     check(
         not report["stopped_by"],
         f"inputs: stopped by {'; '.join(report['stopped_by'])}.\n  {lines}\nTake a base whose tokenizer knows these "
-        "texts (backbone.source: a hub id or a folder), or leave the modality out, or go on all the same: "
+        "texts (backbone.towers: a hub id or a folder), or leave the modality out, or go on all the same: "
         "validate.severity: {text.mostly_unknown: warn}.",
     )
     return dict(report["lengths"])

@@ -108,7 +108,7 @@ def show_plan(plan: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Any] |
     for misfit in misfits:
         get_console().print(misfit, markup=False)
     if inputs:
-        from fusetune.features.texts import told
+        from fusetune.features.inputs import told
 
         for sentence in told(inputs):
             get_console().print(sentence, markup=False)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,71 +9,125 @@ from fusetune.pipelines.hashing import content_hash
 from fusetune.pipelines.ingest.nodes import files_read, read_manifest
 
 logger = logging.getLogger(__name__)
-OURS = ("pretrain", "align")  # sources that are made here
 
 
-@dataclass(frozen=True)
-class BackboneSettings:
-    """
-    Attributes:
-        source: ``pretrain`` for the embedded base model; ``align`` for small towers that are fitted to the training
-            rows of `pretraining_data` without labels; else a hub id or a local folder of `transformers`.
-        modalities: name -> kind of the towers, for everything but ``pretrain``.
-        roots: of modalities whose cells are paths, for ``align``.
-    """
+def read_source(
+    pretraining_data: Mapping[str, Any], backbone: Mapping[str, Any], data: Mapping[str, Any], align: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """What the embedded base is pretrained on, and more rows for `align`; empty tables where nothing needs them."""
+    import pyarrow as pa
 
-    source: str = "pretrain"
-    modalities: Mapping[str, str] | None = None
-    roots: Mapping[str, str] = field(default_factory=dict)
-
-
-def read_source(pretraining_data: Mapping[str, Any], backbone: Mapping[str, Any]) -> Any:
-    """What the backbone is made from; an empty table where it comes from elsewhere."""
-    table = read_manifest(pretraining_data)
-    return table if backbone["source"] in OURS else table.slice(0, 0)
+    nothing = pa.table({})
+    used = {chosen.source for chosen in _chosen(backbone, data)[1].values()}
+    unlabelled = align.get("unlabelled")
+    return (
+        read_manifest(pretraining_data) if "embedded" in used else nothing,
+        read_manifest(unlabelled) if unlabelled and "align" in used else nothing,
+    )
 
 
-read_source.outside = files_read  # type: ignore[attr-defined]
+def _files_read(inputs: Mapping[str, Any]) -> list[str]:
+    more = {"unlabelled": inputs["params:align"].get("unlabelled") or {}}
+    return files_read({**inputs, **more})
+
+
+read_source.outside = _files_read  # type: ignore[attr-defined]
 
 
 def make_base(
+    manifest: Any,
     source_manifest: Any,
+    unlabelled: Any,
     bases: Path,
     backbone: Mapping[str, Any],
+    data: Mapping[str, Any],
     pretrain: Mapping[str, Any],
     align: Mapping[str, Any],
 ) -> Path:
-    """The folder of the backbone: made here, made before by another experiment, or taken from `backbone.source`."""
+    """The folder of the backbone: put together from the sources of its towers, or made by another experiment before."""
+    from fusetune.backbones.alignment import AlignSettings
     from fusetune.backbones.backbone import Backbone
-    from fusetune.backbones.bases import made_before, remember_recipe, save_base
-    from fusetune.config import build, digest
-    from fusetune.pipelines.hashing import code_hash, table_hash
+    from fusetune.backbones.bases import save_base
+    from fusetune.config import build
+    from fusetune.features.composing import compose
+    from fusetune.pipelines.progress import StepProgress
 
-    chosen = build(BackboneSettings, backbone, "backbone")
-    if chosen.source not in OURS:
-        return save_base(Backbone.from_pretrained(chosen.source, chosen.modalities), bases)
-    settings = {"pretrain": pretrain, "align": align}[chosen.source]
-    recipe = digest([code_hash(make_base), chosen, settings, table_hash(source_manifest)])
-    known = made_before(bases, recipe)
-    if known:
-        logger.info("base: %s was made from these very settings and data before", known.name[:12])
-        return known
-    make = {"pretrain": _pretrained, "align": _aligned}[chosen.source]
-    folder = save_base(make(source_manifest, chosen, settings), bases)
-    remember_recipe(bases, recipe, folder)
-    return folder
+    settings, chosen = _chosen(backbone, data)
+    if settings.is_embedded({name: m["kind"] for name, m in data["modalities"].items()}):
+        return _embedded(source_manifest, bases, pretrain)
+    rows = _fitting_rows(manifest, unlabelled, data)
+    with StepProgress() as progress:
+        made = compose(
+            chosen,
+            rows,
+            lambda: Backbone.from_pretrained(_embedded(source_manifest, bases, pretrain)),
+            build(AlignSettings, align, "align"),
+            progress,
+        )
+    return save_base(made, bases)
 
 
-def _source_files(inputs: Mapping[str, Any]) -> str | None:
-    """Contents of the local folder that the backbone is taken from, which can change under its name."""
-    source = Path(inputs["params:backbone"].get("source", ""))
-    return content_hash(source) if source.is_dir() else None
+def _source_files(inputs: Mapping[str, Any]) -> list[str]:
+    """Contents of the local folders that towers are taken from, which can change under their names."""
+    backbone = inputs["params:backbone"]
+    named = [backbone.get("source", ""), *(t.get("source", "") for t in (backbone.get("towers") or {}).values())]
+    return [content_hash(Path(source)) for source in named if source and Path(source).is_dir()]
 
 
 make_base.outside = _source_files  # type: ignore[attr-defined]
 
 
-def _pretrained(table: Any, chosen: BackboneSettings, pretrain: Mapping[str, Any]) -> Any:
+def _chosen(backbone: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Any, Any]:
+    from fusetune.backbones.sources import BackboneSettings
+    from fusetune.config import build
+
+    settings = build(BackboneSettings, backbone, "backbone")
+    return settings, settings.sources({name: modality["kind"] for name, modality in data["modalities"].items()})
+
+
+def _fitting_rows(manifest: Any, unlabelled: Any, data: Mapping[str, Any]) -> Any:
+    from fusetune.config import build
+    from fusetune.features.composing import FittingRows
+    from fusetune.features.source import Source
+    from fusetune.training.experiment import DataSettings, make_task, task_columns
+
+    settings = build(DataSettings, data, "data")
+    source, task = Source(manifest, settings.modalities), make_task(settings.task)
+    splits = manifest["split"].to_pylist()
+    train, val = ([row for row, split in enumerate(splits) if split == name] for name in ("train", "val"))
+    targets = None
+    if task.fuses:  # one that compares streams has no target of a row
+        columns = task_columns(task, source)
+
+        def picked(rows: Any) -> dict[str, list[Any]]:
+            return {name: [values[row] for row in rows] for name, values in columns.items()}
+
+        task.fit(picked(train))
+
+        def targets(rows: Any) -> Any:
+            return task.targets(picked(rows))
+
+    more = Source(unlabelled, settings.modalities) if unlabelled.num_rows else None
+    return FittingRows(source, train, val, targets, more)
+
+
+def _embedded(table: Any, bases: Path, pretrain: Mapping[str, Any]) -> Path:
+    """The folder of the embedded base, pretrained once for the same settings and data."""
+    from fusetune.backbones.bases import made_before, remember_recipe, save_base
+    from fusetune.config import digest
+    from fusetune.pipelines.hashing import code_hash, table_hash
+
+    recipe = digest([code_hash(make_base), pretrain, table_hash(table)])
+    known = made_before(bases, recipe)
+    if known:
+        logger.info("base: %s was made from these very settings and data before", known.name[:12])
+        return known
+    folder = save_base(_pretrained(table, pretrain), bases)
+    remember_recipe(bases, recipe, folder)
+    return folder
+
+
+def _pretrained(table: Any, pretrain: Mapping[str, Any]) -> Any:
     from fusetune.backbones.pretraining import PretrainSettings
     from fusetune.backbones.pretraining import pretrain as run
     from fusetune.config import build
@@ -86,19 +139,3 @@ def _pretrained(table: Any, chosen: BackboneSettings, pretrain: Mapping[str, Any
     with StepProgress() as progress:
         settings = build(PretrainSettings, pretrain, "pretrain")
         return run(as_characters(table), phrases, settings, progress, pick_device("auto"))
-
-
-def _aligned(table: Any, chosen: BackboneSettings, align: Mapping[str, Any]) -> Any:
-    from fusetune.backbones.alignment import AlignSettings
-    from fusetune.backbones.alignment import align as run
-    from fusetune.config import build
-    from fusetune.features.source import Source
-    from fusetune.manifest.schema import Modality
-    from fusetune.pipelines.progress import StepProgress
-
-    kinds = dict(chosen.modalities or {})
-    source = Source(table, {name: Modality(kind, root=chosen.roots.get(name, ".")) for name, kind in kinds.items()})
-    train = [row for row, split in enumerate(table["split"].to_pylist()) if split == "train"]
-    samples = {name: source.decoded(name, train) for name in kinds}
-    with StepProgress() as progress:
-        return run(samples, kinds, build(AlignSettings, align, "align"), progress)

@@ -1,0 +1,159 @@
+"""Where a tower comes from: a hub id, a folder, or a part of a composite model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusetune.backbones import towers
+from fusetune.backbones.families import load, parts_of
+from fusetune.backbones.tower import Tower
+from fusetune.config import check, to_plain
+from fusetune.errors import FusetuneError
+
+MADE_HERE = ("embedded", "align", "features")  # everything else is a hub id or a folder
+FEATURES = ("sequence", "vector")  # kinds that may be passed through as they are
+EMBEDDED = {"image": "image", "text": "text", "outline": "sequence", "metrics": "vector"}  # the embedded base's towers
+INPUTS = {"pixel_values": "image", "input_ids": "text", "input_values": "audio", "input_features": "audio"}
+
+
+@dataclass(frozen=True)
+class TowerSource:
+    """
+    Attributes:
+        source: a hub id or a local folder of `transformers`, or one of ``embedded`` (the base model that is pretrained
+            here), ``align`` (a small tower, fitted to the training rows without labels), ``features`` (what somebody
+            else extracted: standardised and passed through).
+        part: of a composite model the kind of encoder that is taken (default: the modality's kind); of the embedded
+            base the name of a tower (default: the one of the modality's name, or else of its kind).
+        revision: of a hub id: a branch, a tag or a commit.
+        max_tokens: of a text, a waveform or a sequence; what is longer is cut, and `inputs` says how much that is.
+    """
+
+    source: str
+    part: str | None = None
+    revision: str | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        check(bool(self.source), "source: expected a hub id, a folder, or one of " + ", ".join(MADE_HERE) + ".")
+        check(self.source != "pretrain", "source: 'pretrain' is called 'embedded' now.")
+        check(
+            self.max_tokens is None or self.max_tokens > 0, f"max_tokens: expected at least 1, found {self.max_tokens}."
+        )
+
+    def options(self) -> dict[str, Any]:
+        """What `from_pretrained` of a tower takes beside the source."""
+        return {key: value for key, value in to_plain(self).items() if key != "source" and value is not None}
+
+
+def from_source(chosen: TowerSource, kind: str, name: str) -> Tower:
+    """The tower of modality `name` out of a hub id or folder.
+
+    Raises:
+        FusetuneError: nothing there, or nothing of this kind; it says which kinds there are and what line to write.
+    """
+    where, offered = f"backbone.towers.{name}", kinds_of(chosen)
+    wanted = chosen.part or kind
+    if wanted not in offered:
+        line = ", ".join(f"<your {other} modality>: {{source: {chosen.source}}}" for other in offered)
+        raise FusetuneError(
+            f"{where}: '{chosen.source}' has {' and '.join(offered) or 'no encoder that can be taken out of it'}, not "
+            f"{wanted}; modality '{name}' is of kind {kind}. Expected another source for '{name}'"
+            + (f"; this one goes to backbone.towers: {{{line}}}." if offered else ".")
+        )
+    check(
+        wanted == kind or {wanted, kind} == {"image", "video"},
+        f"{where}.part: an encoder of {wanted} can't read modality '{name}', which is of kind {kind}.",
+    )
+    return registered_tower(kind, chosen.source, chosen.options())
+
+
+def registered_tower(registered: str, source: str | Path, options: Mapping[str, Any]) -> Tower:
+    """A tower by its name in the registry, which remembers where it came from."""
+    tower = towers.get(registered).from_pretrained(source, **options)
+    reference = str(Path(source).resolve()) if Path(source).is_dir() else str(source)
+    tower.origin = TowerSource(reference, **options)
+    return tower
+
+
+def kinds_of(chosen: TowerSource) -> list[str]:
+    """The kinds of modality that a model has an encoder for, by its configuration alone."""
+    from transformers import MODEL_MAPPING, AutoConfig
+
+    config = load(AutoConfig, chosen.source, **({"revision": chosen.revision} if chosen.revision else {}))
+    parts = parts_of(config.model_type)
+    if parts or type(config) not in MODEL_MAPPING:
+        return parts
+    if any(getattr(config, f"{part}_config", None) is not None for part in ("vision", "text", "audio")):
+        return []  # composite, and not in our table
+    cls: Any = MODEL_MAPPING[type(config)]
+    found = INPUTS.get(cls.main_input_name)
+    if found == "image" and hasattr(config, "num_frames"):
+        found = "video"
+    return [found] if found else []
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """
+    Attributes:
+        source: of every modality that `towers` doesn't name, as in `TowerSource`; sequences and vectors are
+            ``features`` wherever the source has no tower for them.
+        towers: by modality.
+    """
+
+    source: str = "embedded"
+    towers: Mapping[str, TowerSource] = field(default_factory=dict)
+
+    def sources(self, kinds: Mapping[str, str]) -> dict[str, TowerSource]:
+        """Where the tower of each modality comes from.
+
+        Args:
+            kinds: by modality, of the data.
+
+        Raises:
+            FusetuneError: a tower for a modality that isn't there, or a source that was made here and has none for it.
+        """
+        for name in self.towers:
+            check(name in kinds, f"backbone.towers.{name}: data.modalities has no '{name}'. It has {', '.join(kinds)}.")
+        found = {name: self.towers.get(name) or self._default(name, kind) for name, kind in kinds.items()}
+        for name, chosen in found.items():
+            _check_made(name, kinds[name], chosen)
+        return found
+
+    def is_embedded(self, kinds: Mapping[str, str]) -> bool:
+        """Whether the data take the embedded base as it is, its trunk included."""
+        own = all(EMBEDDED.get(name) == kind for name, kind in kinds.items())
+        return self.source == "embedded" and not self.towers and own
+
+    def _default(self, name: str, kind: str) -> TowerSource:
+        has_own = self.source == "align" or (self.source == "embedded" and EMBEDDED.get(name) == kind)
+        return TowerSource("features" if kind in FEATURES and not has_own else self.source)
+
+
+def embedded_name(name: str, kind: str, chosen: TowerSource) -> str | None:
+    """Which tower of the embedded base a modality takes; None: it has none of this kind."""
+    wanted = chosen.part or (name if name in EMBEDDED else next((n for n, k in EMBEDDED.items() if k == kind), None))
+    return wanted if wanted and EMBEDDED.get(wanted) == kind else None
+
+
+def _check_made(name: str, kind: str, chosen: TowerSource) -> None:
+    where = f"backbone.towers.{name}"
+    if chosen.source == "features":
+        check(
+            kind in FEATURES,
+            f"{where}: 'features' are given as numbers, a {' or a '.join(FEATURES)}; '{name}' is of kind {kind}. Write "
+            f"the hub id or folder of an encoder of {kind}, backbone.towers: {{{name}: {{source: ...}}}}, or align.",
+        )
+    if chosen.source == "embedded":
+        check(
+            embedded_name(name, kind, chosen) is not None,
+            f"{where}: the embedded base has {', '.join(f'{n} ({k})' for n, k in EMBEDDED.items())}, nothing for "
+            f"'{name}', which is of kind {kind}. Write backbone.towers: {{{name}: {{source: ...}}}} with "
+            f"{'features' if kind in FEATURES else 'a hub id or a folder'}, or align.",
+        )
+    check(
+        chosen.max_tokens is None or chosen.source not in ("embedded", "align"),
+        f"{where}.max_tokens: a tower from '{chosen.source}' has its own; leave it out.",
+    )

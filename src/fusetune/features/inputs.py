@@ -1,0 +1,88 @@
+"""What of the samples reaches the base, and how long they are there."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusetune.features.source import Source
+from fusetune.features.texts import EXAMPLES, chunks, text_checks, text_facts
+
+if TYPE_CHECKING:  # its room needs pandas, which a bare GPU machine may lack
+    from fusetune.manifest.checks import ValidationSettings
+
+
+def input_report(source: Source, backbone: Any, settings: "ValidationSettings") -> dict[str, Any]:
+    """JSON-ready: the longest input of each modality in tokens at depth 0, shares of its texts, and failed checks.
+
+    `stopped_by` lists why the run must stop, as that of the validation report does.
+    """
+    facts = {
+        name: text_facts(backbone.tower(name), source.column(name).to_pylist())
+        for name, modality in source.modalities.items()
+        if modality.kind == "text" and hasattr(backbone.tower(name), "read")  # a third party's may not tell
+    }
+    lengths = input_lengths(source, backbone, {name: own.longest for name, own in facts.items()})
+    checks = [check for name, own in facts.items() for check in text_checks(source, name, own, settings)]
+    for name in source.modalities:
+        checks += _cut(source, name, backbone.tower(name), settings)
+    stopped = [f"{c['check']} ({c['column']}): {c['share']:.0%}" for c in checks if c["severity"] == "error"]
+    shares = {name: own.shares() for name, own in facts.items()}
+    return {"lengths": lengths, "texts": shares, "checks": checks, "stopped_by": stopped}
+
+
+def input_lengths(source: Source, backbone: Any, known: Mapping[str, int] | None = None) -> dict[str, int]:
+    """By modality, the most tokens that a sample has at depth 0.
+
+    Args:
+        known: of texts; others are tokenised, some at a time.
+    """
+    items = source.most_items()
+    for name, modality in source.modalities.items():
+        tower = backbone.tower(name)
+        if name in (known or {}):
+            items[name] = max(1, known[name])  # type: ignore[index]
+        elif modality.kind == "text":
+            texts = sorted({text for text in source.column(name).to_pylist() if text is not None})
+            lengths = (tower.prepare(part).values.shape[1] for part in chunks(texts))
+            items[name] = max(lengths, default=1)
+        elif modality.kind == "audio":
+            longest = source.decoded(name, [source.longest_sound(name)])
+            items[name] = tower.prepare(longest).values.shape[1]
+    return items
+
+
+def told(report: Mapping[str, Any]) -> list[str]:
+    """The report's checks as sentences."""
+    return [
+        f"{check['column']}: {check['share']:.1%} {check['says']} ({check['check']}), e.g. row "
+        f"{check['examples'][0]['row']}: {check['examples'][0]['value']}"
+        for check in report["checks"]
+    ]
+
+
+def _cut(source: Source, name: str, tower: Any, settings: "ValidationSettings") -> Iterator[dict[str, Any]]:
+    """Sounds and sequences that are longer than the tower takes."""
+    kind, level = source.modalities[name].kind, settings.level("input.truncated")
+    if kind == "audio" and getattr(tower, "most_seconds", None):
+        lengths, most, unit = source.seconds(name), tower.most_seconds, "s"
+    elif kind == "sequence" and getattr(tower, "max_tokens", None):
+        lengths = [len(cell) if cell.is_valid else 0 for cell in source.column(name)]
+        most, unit = tower.max_tokens, "tokens"
+    else:
+        return
+    places = np.flatnonzero(np.array(lengths) > most)
+    if not len(places) or level == "off":
+        return
+    ids = source.table["sample_id"] if "sample_id" in source.table.column_names else None
+    examples = [
+        {
+            "row": int(row),
+            "sample_id": str(ids[int(row)]) if ids else None,
+            "value": f"{lengths[row]:g} {unit}, {most:g} are read",
+        }
+        for row in places[:EXAMPLES]
+    ]
+    share = len(places) / len(lengths)
+    yield {"check": "input.truncated", "severity": level, "column": source.modalities[name].column_of(name),
+           "rows": len(places), "share": share, "says": "of the rows are cut", "examples": examples}  # fmt: skip
