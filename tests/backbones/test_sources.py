@@ -53,7 +53,6 @@ def composed(chosen, fitting):
     return compose(chosen.sources(kinds), fitting, lambda: None, AlignSettings(steps=5), lambda *_: None)
 
 
-@torch.no_grad()
 def test_every_mixture_is_exact_at_every_depth_and_found_again(hub, tmp_path):
     """Towers of a hub, of extracted numbers and of `align` in one backbone: max abs difference 0 from any frontier."""
     fitting = rows()
@@ -72,13 +71,14 @@ def test_every_mixture_is_exact_at_every_depth_and_found_again(hub, tmp_path):
         names = list(fitting.source.modalities)
         inputs = again.prepare({name: fitting.source.decoded(name, [0, 1, 2, 3]) for name in names})
         ground, top = Frontier(dict.fromkeys(names, 0)), again.full_depth(names)
-        whole = backbone.advance(inputs, ground, top)
-        assert all(tokens.values.abs().sum() > 0 for tokens in whole.values())
-        for name in names:
-            for depth in range(again.tower(name).depth + 1):
-                middle = Frontier(dict.fromkeys(names, 0) | {name: depth})
-                out = again.advance(again.advance(inputs, ground, middle), middle, top)
-                assert all((out[n].values - whole[n].values).abs().max() == 0 for n in names), (name, depth)
+        with torch.no_grad():
+            whole = backbone.advance(inputs, ground, top)
+            assert all(tokens.values.abs().sum() > 0 for tokens in whole.values())
+            for name in names:
+                for depth in range(again.tower(name).depth + 1):
+                    middle = Frontier(dict.fromkeys(names, 0) | {name: depth})
+                    out = again.advance(again.advance(inputs, ground, middle), middle, top)
+                    assert all((out[n].values - whole[n].values).abs().max() == 0 for n in names), (name, depth)
 
 
 def test_features_are_standardised_by_the_training_rows_alone_and_nothing_is_lost():
