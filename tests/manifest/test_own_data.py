@@ -225,10 +225,11 @@ def test_a_changed_source_file_is_noticed_by_every_node_that_reads_it(tmp_path):
 
     file = written(tmp_path, ".csv")
     reader = {"reader": "manifest", "settings": {"file": str(file)}}
-    inputs = {"params:pretraining_data": reader, "params:backbone": {"source": "align"}}
+    inputs = {"params:pretraining_data": reader, "params:align": {"unlabelled": None}}
     before = read_manifest.outside({"params:ingest": reader}), read_source.outside(inputs)
     assert before[0] == before[1] and len(before[0]) == 1
     file.write_text("id\n1\n")
     assert read_source.outside(inputs) == read_manifest.outside({"params:ingest": reader}) != before[0]
     file.unlink()
     assert read_source.outside(inputs) == ["not there"]
+    assert len(read_source.outside({**inputs, "params:align": {"unlabelled": reader}})) == 2

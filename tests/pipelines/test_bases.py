@@ -63,7 +63,7 @@ def test_another_base_by_params_leaves_the_champion_what_it_was_trained_on(proje
 
 
 def test_a_failed_run_with_another_base_leaves_everything_as_it_was(project):
-    code, text = run(project, "ci", "--pipelines", "pretrain", "--params", "backbone.source=align")
+    code, text = run(project, "ci", "--pipelines", "pretrain", "--params", "backbone.source=/no/such/model")
     assert code == 1 and "Error" in text
     text = run(project, "ci", "--pipelines", "train_wander")[1]
     assert "pretrain: up to date" in text and "train_wander: up to date" in text

@@ -90,7 +90,7 @@ class Backbone(nn.Module):
 
     def remember_fingerprints(self) -> None:
         """Keep the fingerprints of the weights as they are now, whatever an adapter does to them afterwards."""
-        if next(self.parameters()).is_meta:
+        if any(parameter.is_meta for parameter in self.parameters()):
             return  # no weights, nothing that anybody could load or cache
         for name in [*self.towers, "trunk"] if self.trunk else list(self.towers):
             self._fingerprints[name] = self.fingerprint_of(name)
