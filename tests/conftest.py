@@ -88,7 +88,7 @@ class Toy:
         from fusetune.backbones.feature_towers import FeatureTowerSettings, SequenceTower, VectorTower
         from fusetune.backbones.trunk import StreamSettings, Trunk, TrunkSettings
         from fusetune.config import build
-        from fusetune.training.experiment import DataSettings
+        from fusetune.training.data import DataSettings
 
         torch.manual_seed(0)
         self.folder, self.base, self.store = folder, folder / "base", folder / "store"

@@ -9,7 +9,7 @@ from fusetune.bank.artifact import Artifact
 from fusetune.config import build
 from fusetune.frontier import frontier
 from fusetune.plan import AdaptedModel, Plan
-from fusetune.training.experiment import make_task
+from fusetune.training.data import make_task
 
 GROUND = Frontier({"left": 0, "right": 0})
 HEAD = {"where": "head", "adapter": "linear"}

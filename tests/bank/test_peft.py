@@ -13,7 +13,7 @@ from fusetune.bank.bank import Bank
 from fusetune.config import build
 from fusetune.errors import FusetuneError
 from fusetune.plan import AdaptedModel
-from fusetune.training.experiment import DataSettings
+from fusetune.training.data import DataSettings
 
 
 def towers(*names):

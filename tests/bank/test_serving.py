@@ -19,7 +19,7 @@ from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.bank.artifact import Artifact
 from fusetune.config import build
 from fusetune.manifest.decoders import decode
-from fusetune.training.experiment import DataSettings
+from fusetune.training.data import DataSettings
 
 mlflow = pytest.importorskip("mlflow")
 KINDS = {"image": "image", "text": "text", "sound": "audio", "points": "sequence", "numbers": "vector"}

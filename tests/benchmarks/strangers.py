@@ -1,4 +1,4 @@
-"""Data of strangers: what a user brings, as manifests, each with the sources of its towers; and how a method does there.
+"""Data of strangers: what a user brings, as manifests with the sources of their towers, and how a method does there.
 
 Each protocol keeps its test rows apart as its README says; nothing here is tuned to one of them.
 """
@@ -22,15 +22,15 @@ from fusetune.backbones.sources import BackboneSettings
 from fusetune.config import build
 from fusetune.features.composing import FittingRows, compose
 from fusetune.features.index import CacheSettings
-from fusetune.features.source import Source
 from fusetune.manifest.few_shot import FewShotSettings, few_shot
 from fusetune.manifest.readers.avdigits import read as read_avdigits
 from fusetune.manifest.readers.digits6 import VIEWS
 from fusetune.manifest.readers.digits6 import read as read_digits6
 from fusetune.plan import Plan
 from fusetune.training.__main__ import read_parameters
+from fusetune.training.data import DataSettings, TaskRows
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.experiment import DataSettings, Experiment, make_task, task_columns
+from fusetune.training.experiment import Experiment
 from fusetune.training.loop import Reporter
 from fusetune.training.run import TrainingResult, train_and_test
 from fusetune.training.settings import TrainSettings, of_method
@@ -124,7 +124,9 @@ def digits6(per_class: int | None = 5) -> Protocol:
     table = read_digits6({"file": str(SHARED / "digits6/digits6.npz")}, "digits6")
     if per_class:
         table = few_shot(table, FewShotSettings("label", per_class, 0))
-    return Protocol(table, data_of(dict.fromkeys(VIEWS, "vector"), CLASSES), dict.fromkeys(VIEWS, {"source": "features"}))
+    return Protocol(
+        table, data_of(dict.fromkeys(VIEWS, "vector"), CLASSES), {view: {"source": "features"} for view in VIEWS}
+    )
 
 
 PROTOCOLS: dict[str, list[Callable[[], Protocol]]] = {
@@ -147,7 +149,9 @@ def _unheard(table: pa.Table, speaker: str) -> pa.Table:
     kept = [row for row in rows if row["speaker"] != speaker and row["split"] != "test"]
     for row in rows:
         if row["speaker"] == speaker:
-            kept.append(row | {"split": "test", "image": pictures[row["label"]][rng.integers(len(pictures[row["label"]]))]})
+            kept.append(
+                row | {"split": "test", "image": pictures[row["label"]][rng.integers(len(pictures[row["label"]]))]}
+            )
     return pa.Table.from_pylist(kept)
 
 
@@ -166,24 +170,19 @@ def _noisy_sound(wav: bytes, rng: np.random.Generator) -> bytes:
     waveform, rate = soundfile.read(io.BytesIO(wav))
     loud = np.sqrt(np.mean(waveform**2))
     buffer = io.BytesIO()
-    soundfile.write(buffer, (waveform + rng.normal(0, loud, waveform.shape)).clip(-1, 1), rate, format="wav", subtype="FLOAT")
+    soundfile.write(
+        buffer, (waveform + rng.normal(0, loud, waveform.shape)).clip(-1, 1), rate, format="wav", subtype="FLOAT"
+    )
     return buffer.getvalue()
 
 
 def base_of(protocol: Protocol, bases: Path) -> Path:
     """The folder of the protocol's backbone, as the pipeline would make it."""
-    source, task = Source(protocol.table, protocol.data.modalities), make_task(protocol.data.task)
-    splits = protocol.table["split"].to_pylist()
-    train, val = ([i for i, split in enumerate(splits) if split == name] for name in ("train", "val"))
-    columns = task_columns(task, source)
-
-    def picked(rows: Sequence[int]) -> dict[str, list[Any]]:
-        return {name: [values[row] for row in rows] for name, values in columns.items()}
-
-    task.fit(picked(train))
+    own = TaskRows(protocol.table, protocol.data)
     chosen = build(BackboneSettings, {"source": "features", "towers": protocol.towers}, "backbone")
     kinds = {name: modality.kind for name, modality in protocol.data.modalities.items()}
-    rows = FittingRows(source, train, val, (lambda at: task.targets(picked(at))) if task.fuses else None)
+    part = own.task.linear_parts().get("")
+    rows = FittingRows(own.source, own.rows["train"], own.rows["val"], part, own.targets)
     made = compose(chosen.sources(kinds), rows, lambda: Backbone.from_pretrained(EMBEDDED), AlignSettings(), _quiet)
     return save_base(made, bases)
 
@@ -219,6 +218,7 @@ def result_of(
     backbone = whole.part(list(data.modalities))
     experiment = Experiment(protocol.table, backbone, data, plan, seed, method)
     device, cache = torch.device("cpu"), build(CacheSettings, conf["cache"], "cache")
+    experiment.begin(folder / "store", cache, _quiet)
     features = experiment.extract(folder / "store", cache, _quiet, device)
     evaluation = EvaluationSettings(bootstrap_samples=10)
     return train_and_test(

@@ -25,7 +25,7 @@ from fusetune.config import build
 from fusetune.device import pick_device
 from fusetune.frontier import frontier
 from fusetune.plan import AdaptedModel, Plan
-from fusetune.training.experiment import DataSettings, make_task
+from fusetune.training.data import DataSettings, make_task
 
 pytestmark = pytest.mark.benchmark
 SENTENCE = "a photograph of the small red house behind two old trees near some quiet water at noon"

@@ -10,7 +10,7 @@ from fusetune.features.source import Source
 from fusetune.manifest.schema import Modality
 from fusetune.tasks.retrieval import Retrieval, RetrievalConfig
 from fusetune.tasks.task import content_column
-from fusetune.training.experiment import task_columns
+from fusetune.training.data import task_columns
 
 
 def made(groups, images=None, texts=None):

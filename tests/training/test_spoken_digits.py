@@ -11,7 +11,8 @@ from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import build
 from fusetune.features.index import CacheSettings
 from fusetune.plan import Plan
-from fusetune.training.experiment import DataSettings, Experiment
+from fusetune.training.data import DataSettings
+from fusetune.training.experiment import Experiment
 from fusetune.training.loop import Reporter, train
 from fusetune.training.predicting import predict
 from fusetune.training.settings import TrainSettings

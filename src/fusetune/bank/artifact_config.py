@@ -9,7 +9,7 @@ from fusetune.backbones.backbone import Frontier
 from fusetune.config import build, check
 from fusetune.errors import FusetuneError
 from fusetune.plan import Plan
-from fusetune.training.experiment import DataSettings
+from fusetune.training.data import DataSettings
 
 KINDS: dict[str, type] = {
     "method": str,

@@ -22,7 +22,7 @@ from fusetune.config import check
 from fusetune.plan import AdaptedModel
 from fusetune.tasks.task import finite_rows
 from fusetune.tokens import Tokens
-from fusetune.training.experiment import DataSettings
+from fusetune.training.data import DataSettings
 
 DEFAULT_BYTES = 2**30
 

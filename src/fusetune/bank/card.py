@@ -5,7 +5,7 @@ from typing import Any
 
 from fusetune.config import to_plain
 from fusetune.plan import AdaptedModel
-from fusetune.training.experiment import DataSettings
+from fusetune.training.data import DataSettings
 
 
 def card(method: str, metrics: Mapping[str, Any], data: DataSettings, model: AdaptedModel) -> str:

@@ -16,7 +16,8 @@ from fusetune.config import build
 from fusetune.features.index import CacheSettings
 from fusetune.plan import Plan
 from fusetune.training.account import Account, account
-from fusetune.training.experiment import DataSettings, Experiment, load_backbone
+from fusetune.training.data import DataSettings
+from fusetune.training.experiment import Experiment, load_backbone
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from fusetune.config import build, digest
 from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings, Features
 from fusetune.plan import Plan
+from fusetune.training.data import DataSettings
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.experiment import DataSettings, Experiment, load_backbone
+from fusetune.training.experiment import Experiment, load_backbone
 from fusetune.training.settings import TrainSettings, of_method
 
 Place = tuple[str, int]  # a variant's name and a seed
@@ -57,6 +58,7 @@ class Shared:
             rows = found.rows["train"]
             order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
             found.rows["train"] = sorted(rows[i] for i in order[: max(1, round(variant.share * len(rows)))])
+        found.begin(self.store, self.cache, lambda *_: None)
         return found
 
     def training(self, variant: Variant, seed: int, device: str = "auto") -> TrainSettings:

@@ -18,7 +18,7 @@ SCHEMAS: dict[str, str | None] = {
     "force": None,
     "ingest": "fusetune.pipelines.parameters:ReaderSettings",
     "pretraining_data": "fusetune.pipelines.parameters:ReaderSettings",
-    "data": "fusetune.training.experiment:DataSettings",
+    "data": "fusetune.training.data:DataSettings",
     "validate": "fusetune.manifest.checks:ValidationSettings",
     "backbone": "fusetune.backbones.sources:BackboneSettings",
     "pretrain": "fusetune.backbones.pretraining:PretrainSettings",

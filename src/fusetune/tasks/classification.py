@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fusetune.errors import FusetuneError
 from fusetune.manifest.labels import label_problem, label_text
-from fusetune.tasks.task import HeadMaker, Task, finite_rows
+from fusetune.tasks.joined_head import JoinedHead
+from fusetune.tasks.task import HeadMaker, LinearPart, Task, finite_rows
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,6 @@ class ClassificationConfig:
     """
 
     label: str
-
-
-class JoinedHead(nn.Module):
-    """All pooled streams side by side into one head, in the order of the modalities at training."""
-
-    def __init__(self, widths: Mapping[str, int], outputs: int, make: HeadMaker) -> None:
-        super().__init__()
-        self.widths = dict(widths)
-        self.norm = nn.LayerNorm(sum(widths.values()), elementwise_affine=False)
-        self.head = make(sum(widths.values()), outputs)
-
-    def forward(self, pooled: Mapping[str, Tensor]) -> Tensor:
-        batch = next(iter(pooled.values()))
-        parts = [pooled.get(name, batch.new_zeros(len(batch), width)) for name, width in self.widths.items()]
-        return self.head(self.norm(torch.cat(parts, -1)))
 
 
 class Classification(Task):
@@ -78,6 +64,9 @@ class Classification(Task):
 
     def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
         return JoinedHead(widths, len(self.labels), make)
+
+    def linear_parts(self) -> dict[str, LinearPart]:
+        return {"": LinearPart(self, len(self.labels))}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from fusetune.config import build, check
 from fusetune.errors import FusetuneError
-from fusetune.tasks.task import HeadMaker, Task
+from fusetune.tasks.task import HeadMaker, LinearPart, Task
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,18 @@ class MultiTask(Task):
             heads[name] = task.head(widths, counted)
         return TaskHeads(heads)
 
+    def linear_parts(self) -> dict[str, LinearPart]:
+        found = {}
+        for i, (name, task) in enumerate(self.tasks.items()):
+            for part in task.linear_parts().values():
+                found[name] = LinearPart(part.task, part.outputs, partial(_column, i))
+        return found
+
+    def begin(self, head: nn.Module, starts: Mapping[str, Any]) -> None:
+        for name, start in starts.items():
+            heads: Any = head
+            self.tasks[name].begin(heads.heads[name], {"": start})
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses = [task.loss(out, targets[:, i]) for i, (task, out) in enumerate(self._apart(outputs))]
         return torch.stack(losses).sum()
@@ -123,3 +136,7 @@ class MultiTask(Task):
     def _apart(self, outputs: Tensor) -> list[tuple[Task, Tensor]]:
         parts = outputs.split(list(self._outputs.values()), -1)
         return list(zip(self.tasks.values(), parts, strict=True))
+
+
+def _column(number: int, targets: Tensor) -> Tensor:
+    return targets[:, number]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +13,20 @@ HeadMaker = Callable[[int, int], nn.Module]  # (width, outputs) -> a head adapte
 def content_column(modality: str) -> str:
     """Among the columns of `Task.targets`: the content of a modality, the same for the same content, '' for none."""
     return f"{modality}: content"
+
+
+class LinearPart(NamedTuple):
+    """A head whose outputs may be linear in the streams.
+
+    Attributes:
+        task: whose loss it has.
+        outputs: how many.
+        select: its own targets out of all.
+    """
+
+    task: "Task"
+    outputs: int
+    select: Callable[[Tensor], Tensor] = lambda targets: targets
 
 
 def finite_rows(outputs: Tensor) -> Tensor:
@@ -60,6 +74,15 @@ class Task(ABC):
     @abstractmethod
     def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
         """The head: pooled streams by modality, (batch, width) each, to outputs."""
+
+    def linear_parts(self) -> dict[str, LinearPart]:
+        """By name (`""` where there is one), the heads that may start from linear models of the streams."""
+        return {}
+
+    def begin(self, head: nn.Module, starts: Mapping[str, Any]) -> None:
+        """Let a head start from linear models of the frozen streams, by name as in `linear_parts`."""
+        if "" in starts:
+            head.begin(starts[""])  # type: ignore[operator]
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor: ...

@@ -44,8 +44,9 @@ def run(options: argparse.Namespace) -> None:
     from fusetune.device import pick_device
     from fusetune.features.index import CacheSettings
     from fusetune.plan import Plan
+    from fusetune.training.data import DataSettings
     from fusetune.training.evaluation import EvaluationSettings
-    from fusetune.training.experiment import DataSettings, Experiment, load_backbone
+    from fusetune.training.experiment import Experiment, load_backbone
     from fusetune.training.loop import Epoch, Reporter
     from fusetune.training.run import train_and_test
     from fusetune.training.settings import of_method
@@ -57,6 +58,9 @@ def run(options: argparse.Namespace) -> None:
             print(text, flush=True)
 
         def epoch(self, epoch: Epoch, best: bool) -> None:
+            if epoch.train_loss is None:
+                print(f"before training: validation {epoch.val_metric:.3f}", flush=True)
+                return
             print(
                 f"epoch {epoch.number}: loss {epoch.train_loss:.3f}, validation {epoch.val_metric:.3f}, "
                 f"{epoch.samples_per_second:.0f} samples/s{' *' if best else ''}",
@@ -83,12 +87,13 @@ def run(options: argparse.Namespace) -> None:
     )
     device = pick_device(settings.device)
     print(f"device {device}, frontier at {experiment.frontier}", flush=True)
-    features = experiment.extract(
-        options.store,
-        cache,
-        lambda done, total, written: print(f"cached {done} of {total}", flush=True) if done == total else None,
-        device,
-    )
+
+    def cached(done: int, total: int, written: int) -> None:
+        if done == total:
+            print(f"cached {done} of {total}", flush=True)
+
+    experiment.begin(options.store, cache, cached)
+    features = experiment.extract(options.store, cache, cached, device)
     result = train_and_test(
         experiment,
         features,

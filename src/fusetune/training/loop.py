@@ -31,11 +31,12 @@ LOOKED_AT = {
 class Epoch:
     """What an epoch showed; `seconds` covers training and validation, `samples_per_second` training alone.
 
-    `gradient_norm` and, by site, `gradient_norms` are means over the steps, before clipping.
+    `gradient_norm` and, by site, `gradient_norms` are means over the steps, before clipping. Epoch 0 is the model
+    before any training.
     """
 
     number: int
-    train_loss: float
+    train_loss: float | None
     val_loss: float
     val_metric: float
     gradient_norm: float
@@ -95,11 +96,14 @@ def train(
         adapter.on_start(steps)
     scaler = torch.amp.GradScaler(device.type, enabled=training_dtype(device, settings.autocast) == torch.float16)
     history, best = _resume(model, optimizer, scaler, names, key, folder)
-    best_metric = max((epoch.val_metric for epoch in history[last_stage - 1 :]), default=-math.inf)
-    reporter.started(settings, steps, len(history) * steps_per_epoch)
+    reporter.started(settings, steps, max(0, len(history) - 1) * steps_per_epoch)
     try:
-        for number in range(len(history), settings.epochs):
-            if stale(history[last_stage - 1 :], settings.patience):
+        if not history:
+            history.append(_before(model, val_split, settings))
+            reporter.epoch(history[0], True)
+        best_metric = max((epoch.val_metric for epoch in counted(history, last_stage)), default=-math.inf)
+        for number in range(len(history) - 1, settings.epochs):
+            if stale(counted(history, last_stage), settings.patience):
                 break
             model.set_epoch(number + 1)
             if number and number + 1 in model.stages():
@@ -135,9 +139,23 @@ def train(
             after_epoch(number + 1)
     finally:
         reporter.ended()
-    model.set_epoch(max(last_stage, len(history)))
+    model.set_epoch(max(last_stage, len(history) - 1))
     assign(model, best)
     return history
+
+
+def _before(model: AdaptedModel, split: Split, settings: TrainSettings) -> Epoch:
+    """Epoch 0."""
+    begun = time.perf_counter()
+    model.set_epoch(1)
+    outputs, loss = predict(model, split, settings.batch_size, 1)
+    metric = model.task.metrics(outputs, split.targets)[model.task.metric]
+    return Epoch(0, None, loss, metric, 0.0, 0.0, time.perf_counter() - begun, 0.0)
+
+
+def counted(history: list[Epoch], last_stage: int) -> list[Epoch]:
+    """The epochs that the best one is chosen from: all, or those in which everything of the plan acts."""
+    return history if last_stage == 1 else history[last_stage:]
 
 
 def _train_epoch(

@@ -22,9 +22,10 @@ from fusetune.features.index import CacheSettings, Features
 from fusetune.features.storage import Store
 from fusetune.plan import Plan
 from fusetune.report.figures import Figures, compared, confusion_matrix, distributions, learning_curve
+from fusetune.training.data import DataSettings, make_task
 from fusetune.training.evaluation import EvaluationSettings, evaluate
-from fusetune.training.experiment import DataSettings, Experiment, load_backbone, make_task
-from fusetune.training.loop import Epoch, Reporter, train
+from fusetune.training.experiment import Experiment, load_backbone
+from fusetune.training.loop import Epoch, Reporter, counted, train
 from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
 
@@ -127,7 +128,7 @@ def tested(
         "trainable_parameters": trainable,
         "kept_parameters": sum(tensor.numel() for tensor in model.kept().values()),
         "base_parameters": model.base_count(),
-        "best_epoch": max(epochs[model.stages()[-1] - 1 :], key=lambda e: e.val_metric).number,
+        "best_epoch": max(counted(epochs, model.stages()[-1]), key=lambda e: e.val_metric).number,
         "train_samples": len(splits["train"].targets),
         "test_samples": len(splits["test"].targets),
         "seed": settings.seed,
@@ -176,6 +177,7 @@ def unimodal_metrics(
         alone = replace(data, modalities={name: data.modalities[name]})
         experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone", lengths)
         device = pick_device(settings.device)
+        experiment.begin(store, cache, progress)
         features = experiment.extract(store, cache, progress, device)
         splits = {s: experiment.split(s, features, store, device) for s in ("train", "val", "test")}
         key = experiment.key(features, settings)

@@ -68,6 +68,8 @@ def train_together(
     members = [Member(best={n: v.detach().clone() for n, v in own.items()}) for own in values]
     ensemble, one, active = Ensemble(model, values, settings), settings[0], list(range(len(settings)))
     first, active = _resumed(ensemble, members, active, key, folder)
+    if not first:
+        _before(ensemble, members, val_split)
     count = len(train_split.targets)
     steps_per_epoch = math.ceil(count / one.batch_size)
     rows = torch.tensor([len(part) / count for part in torch.arange(count).split(one.batch_size)])  # of each step
@@ -116,6 +118,16 @@ def train_together(
         for number_of_member, epoch in epochs:
             epoch_done(number_of_member, epoch)
     return members
+
+
+def _before(ensemble: Ensemble, members: Sequence[Member], split: Split) -> None:
+    """Epoch 0 of each: nothing has been trained yet."""
+    begun = time.perf_counter()
+    for member, evaluated in zip(members, found := _evaluated(ensemble, split, 1), strict=True):
+        if isinstance(evaluated, str):
+            raise FusetuneError(evaluated)
+        seconds = (time.perf_counter() - begun) / len(found)
+        member.history.append(Epoch(0, None, evaluated[1], evaluated[0], 0.0, 0.0, seconds, 0.0))
 
 
 def _epoch(ensemble: Ensemble, split: Split, number: int, step: int, steps: int) -> tuple[Tensor, dict[str, Tensor]]:

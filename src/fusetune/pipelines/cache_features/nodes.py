@@ -20,7 +20,8 @@ def open_experiment(
     """Model, frontier and splits of one method."""
     from fusetune.config import build
     from fusetune.plan import Plan
-    from fusetune.training.experiment import DataSettings, Experiment, load_backbone
+    from fusetune.training.data import DataSettings
+    from fusetune.training.experiment import Experiment, load_backbone
 
     settings = build(DataSettings, data, "data")
     backbone, plan = load_backbone(base, settings), build(Plan, method, name)

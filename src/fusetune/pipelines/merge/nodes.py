@@ -88,7 +88,7 @@ def _test_metric(
     from fusetune.bank.scoring import score
     from fusetune.device import pick_device
     from fusetune.features.source import Source
-    from fusetune.training.experiment import task_columns, with_roots
+    from fusetune.training.data import task_columns, with_roots
 
     model = artifact.build(base)
     rows = [row for row, split in enumerate(table["split"].to_pylist()) if split == "test"]

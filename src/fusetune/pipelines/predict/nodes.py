@@ -86,8 +86,8 @@ def predict(
 
 def score_answers(task: Any, source: Any, keys: Mapping[str, Any], scored: Any, settings: Any) -> dict[str, Any]:
     """Metrics of the rows whose targets are there and known; says what was left out."""
+    from fusetune.training.data import task_columns
     from fusetune.training.evaluation import evaluate
-    from fusetune.training.experiment import task_columns
 
     lacking = [name for name in task.columns() if name not in source.table.column_names]
     if lacking:
@@ -181,7 +181,7 @@ def _table(settings: PredictSettings, manifest: Any) -> Any:
 def _modalities(settings: PredictSettings, artifact: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """The adapter's, with the folders of this machine."""
     from fusetune.manifest.schema import MEDIA
-    from fusetune.training.experiment import with_roots
+    from fusetune.training.data import with_roots
 
     modalities = artifact.data().modalities
     for name in settings.roots:

@@ -89,26 +89,12 @@ def _fitting_rows(manifest: Any, unlabelled: Any, data: Mapping[str, Any]) -> An
     from fusetune.config import build
     from fusetune.features.composing import FittingRows
     from fusetune.features.source import Source
-    from fusetune.training.experiment import DataSettings, make_task, task_columns
+    from fusetune.training.data import DataSettings, TaskRows
 
-    settings = build(DataSettings, data, "data")
-    source, task = Source(manifest, settings.modalities), make_task(settings.task)
-    splits = manifest["split"].to_pylist()
-    train, val = ([row for row, split in enumerate(splits) if split == name] for name in ("train", "val"))
-    targets = None
-    if task.fuses:  # one that compares streams has no target of a row
-        columns = task_columns(task, source)
-
-        def picked(rows: Any) -> dict[str, list[Any]]:
-            return {name: [values[row] for row in rows] for name, values in columns.items()}
-
-        task.fit(picked(train))
-
-        def targets(rows: Any) -> Any:
-            return task.targets(picked(rows))
-
-    more = Source(unlabelled, settings.modalities) if unlabelled.num_rows else None
-    return FittingRows(source, train, val, targets, more)
+    own = TaskRows(manifest, build(DataSettings, data, "data"))
+    more = Source(unlabelled, own.data.modalities) if unlabelled.num_rows else None
+    part = own.task.linear_parts().get("")
+    return FittingRows(own.source, own.rows["train"], own.rows["val"], part, own.targets, more)
 
 
 def _embedded(table: Any, bases: Path, pretrain: Mapping[str, Any]) -> Path:

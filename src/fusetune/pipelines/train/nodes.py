@@ -24,10 +24,13 @@ def train_method(name: str):
         data: Mapping[str, Any],
         train: Mapping[str, Any],
         evaluate: Mapping[str, Any],
+        cache: Mapping[str, Any],
         method: Mapping[str, Any],
     ) -> tuple[Any, Any, Any, Any, Any, Any]:
         """Returns the artifact, the metrics, the curve, the predictions, the scores and the figures."""
         from fusetune.config import build
+        from fusetune.features.index import CacheSettings
+        from fusetune.pipelines.progress import ExtractionProgress
         from fusetune.pipelines.tracking import TrainingReporter, log_metrics, log_tags
         from fusetune.training.evaluation import EvaluationSettings
         from fusetune.training.run import train_and_test
@@ -35,6 +38,8 @@ def train_method(name: str):
 
         settings = of_method(train, method, name)
         experiment = open_experiment(manifest, base, lengths, data, method, name, settings.seed)
+        with ExtractionProgress() as progress:
+            experiment.begin(store, build(CacheSettings, cache, "cache"), progress)
         reporter = TrainingReporter(name, experiment.task.metric)
         result = train_and_test(
             experiment,

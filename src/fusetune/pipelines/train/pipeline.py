@@ -19,6 +19,7 @@ def create_pipeline(method: str) -> Pipeline:
                     "params:data",
                     "params:train",
                     "params:evaluate",
+                    "params:cache",
                     f"params:{method}",
                 ],
                 [

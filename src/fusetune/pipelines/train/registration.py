@@ -90,7 +90,7 @@ def _logged(trained: Trained, limits: Mapping[str, Any]) -> str:
     import pyarrow.parquet as pq
 
     from fusetune.bank import mlflow_model
-    from fusetune.training.experiment import with_roots
+    from fusetune.training.data import with_roots
 
     data = with_roots(trained.artifact.data(), trained.data)
     example = _example(trained.manifest, data)

@@ -24,7 +24,7 @@ def test_each_alone(
     from fusetune.features.index import CacheSettings
     from fusetune.pipelines.progress import ExtractionProgress
     from fusetune.plan import Plan
-    from fusetune.training.experiment import DataSettings
+    from fusetune.training.data import DataSettings
     from fusetune.training.run import unimodal_metrics
     from fusetune.training.settings import of_method
 

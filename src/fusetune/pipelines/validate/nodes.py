@@ -15,7 +15,7 @@ def check_manifest(
     from fusetune.pipelines.progress import DecodeProgress
     from fusetune.pipelines.tracking import log_dict, log_text
     from fusetune.report.validation_page import validation_page
-    from fusetune.training.experiment import DataSettings, make_task
+    from fusetune.training.data import DataSettings, make_task
 
     settings = build(DataSettings, data, "data")
     task = make_task(settings.task)
@@ -42,7 +42,7 @@ def _files(inputs: Mapping[str, Any]) -> list[str]:
     from fusetune.config import build
     from fusetune.manifest.contents import content_digest, is_text
     from fusetune.manifest.schema import MEDIA
-    from fusetune.training.experiment import DataSettings
+    from fusetune.training.data import DataSettings
 
     file, found = inputs["manifest"], []
     schema = pq.read_schema(file) if file.is_file() else None

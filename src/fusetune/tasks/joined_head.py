@@ -1,0 +1,120 @@
+"""The head over all streams: it starts from linear models of the frozen streams, and learns what they lack."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.config import digest
+from fusetune.tasks.task import HeadMaker
+
+CLIP = 5.0  # standard deviations
+
+
+@dataclass(frozen=True)
+class LinearStart:
+    """Outputs ``prior + sum_m share_m (W_m x_m + b_m - prior)`` of standardised streams x_m; a missing one is left out.
+
+    Attributes:
+        mean, std: of each pooled stream in training, (width,); infinite spread where a channel is constant.
+        weight: W_m, (outputs, width).
+        bias: b_m, (outputs,).
+        prior: what is best without any input, (outputs,).
+        shares: by modality, from 0.
+        losses: by modality, the loss of its out-of-fold outputs; under `""` that of all together.
+    """
+
+    mean: Mapping[str, Tensor]
+    std: Mapping[str, Tensor]
+    weight: Mapping[str, Tensor]
+    bias: Mapping[str, Tensor]
+    prior: Tensor
+    shares: Mapping[str, float]
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, names: Sequence[str]) -> "LinearStart":
+        """The same of some modalities; of one alone, with a share of 1."""
+        shares = {name: 1.0 if len(names) == 1 else self.shares[name] for name in names}
+
+        def some(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: values[name] for name in names}
+
+        parts = (some(self.mean), some(self.std), some(self.weight), some(self.bias))
+        return LinearStart(*parts, self.prior, shares, self.losses)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a file, and for `from_tensors`."""
+        found = {"prior": self.prior}
+        for name in self.shares:
+            parts = {"mean": self.mean, "std": self.std, "weight": self.weight, "bias": self.bias}
+            found |= {f"{key}.{name}": values[name] for key, values in parts.items()}
+            found[f"share.{name}"] = torch.tensor(self.shares[name])
+            found[f"loss.{name}"] = torch.tensor(self.losses[name])
+        return found | {"loss.": torch.tensor(self.losses[""])}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "LinearStart":
+        by: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            kind, _, name = key.partition(".")
+            by.setdefault(kind, {})[name] = value
+        shares = {name: value.item() for name, value in by["share"].items()}
+        losses = {name: value.item() for name, value in by["loss"].items()}
+        return cls(by["mean"], by["std"], by["weight"], by["bias"], tensors["prior"], shares, losses)
+
+    def digest(self) -> str:
+        return digest({name: value.tolist() for name, value in self.tensors().items()})
+
+
+def standardised(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Within `CLIP`; rows of zeros, which lack the modality, stay zeros."""
+    present = (values != 0).any(-1, keepdim=True)
+    return ((values - mean) / std).clamp(-CLIP, CLIP) * present
+
+
+class JoinedHead(nn.Module):
+    """All pooled streams, standardised, side by side, in the order of the modalities at training.
+
+    Outputs are those of the start, which stays as it is, plus those of the head that is trained and begins at 0.
+    Without a start that part is 0 and the streams are taken as they are.
+    """
+
+    def __init__(self, widths: Mapping[str, int], outputs: int, make: HeadMaker) -> None:
+        super().__init__()
+        self.widths = dict(widths)
+        self.head: Any = make(sum(widths.values()), outputs)
+        self.mean = nn.ParameterDict({n: _frozen(torch.zeros(width)) for n, width in widths.items()})
+        self.scale = nn.ParameterDict({n: _frozen(torch.ones(width)) for n, width in widths.items()})
+        self.weight = nn.ParameterDict({n: _frozen(torch.zeros(outputs, width)) for n, width in widths.items()})
+        self.bias = nn.ParameterDict({n: _frozen(torch.zeros(outputs)) for n in widths})
+        self.prior = _frozen(torch.zeros(outputs))
+
+    @torch.no_grad()
+    def begin(self, start: LinearStart) -> None:
+        """Begin where linear models of the frozen streams end."""
+        one = start.of(list(self.widths))
+        self.prior.copy_(one.prior)
+        for name, share in one.shares.items():
+            self.mean[name].copy_(one.mean[name])
+            self.scale[name].copy_(1 / one.std[name])
+            self.weight[name].copy_(share * one.weight[name])
+            self.bias[name].copy_(share * (one.bias[name] - one.prior))
+        self.head.silence()
+
+    def forward(self, pooled: Mapping[str, Tensor]) -> Tensor:
+        batch = next(iter(pooled.values()))
+        outputs: Tensor = self.prior
+        parts = []
+        for name, width in self.widths.items():
+            values = pooled.get(name, batch.new_zeros(len(batch), width))
+            present = (values != 0).any(-1, keepdim=True)
+            values = (values - self.mean[name]) * self.scale[name] * present
+            outputs = outputs + values.clamp(-CLIP, CLIP) @ self.weight[name].T + present * self.bias[name]
+            parts.append(values)
+        return outputs + self.head(torch.cat(parts, -1))
+
+
+def _frozen(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)

@@ -1,0 +1,107 @@
+"""The data of an experiment: a manifest's rows by split, and the targets that a task makes of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+from torch import Tensor
+
+from fusetune.config import build, to_plain
+from fusetune.errors import FusetuneError
+from fusetune.features.source import Source
+from fusetune.manifest.schema import SPLITS, Modality
+from fusetune.tasks import tasks
+from fusetune.tasks.task import Task, content_column
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """
+    Attributes:
+        modalities: the streams, in order.
+        task: name in the registry of tasks, and its settings.
+        use_trunk: whether the streams meet in the backbone's trunk, where it has one.
+    """
+
+    modalities: Mapping[str, Modality]
+    task: Mapping[str, Any] = field(default_factory=dict)
+    use_trunk: bool = True
+
+
+def without_roots(data: DataSettings) -> dict[str, Any]:
+    """JSON-ready, without the folders that media files lie in: where they are is the machine's business."""
+    plain = to_plain(data)
+    for modality in plain["modalities"].values():
+        del modality["root"]
+    return plain
+
+
+def with_roots(data: DataSettings, here: Mapping[str, Any], given: Mapping[str, str] | None = None) -> DataSettings:
+    """An adapter's data with the folders of this machine.
+
+    Args:
+        here: `data` of the experiment in conf, whose modalities say where their files are.
+        given: folders by modality, which go before it.
+    """
+    known = {name: (m or {}).get("root") for name, m in (here.get("modalities") or {}).items()} | dict(given or {})
+    found = {name: replace(m, root=known.get(name) or ".") for name, m in data.modalities.items()}
+    return replace(data, modalities=found)
+
+
+def make_task(settings: Mapping[str, Any], where: str = "data.task") -> Task:
+    """A task from ``{name: ..., <its settings>}``."""
+    options = dict(settings)
+    cls = tasks.get(options.pop("name", None) or _no_name(where))
+    return cls(build(cls.Config, options, where))
+
+
+def task_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
+    """What `task.targets` needs of a table: columns of its own, and names of contents.
+
+    Args:
+        keys: of contents, by modality, where they are known; None: they are read.
+    """
+    columns = {name: _column(source.table, name) for name in task.columns()}
+    known = source.content_keys(task.content_modalities()) if keys is None else keys
+    return columns | {content_column(name): known[name] for name in task.content_modalities() if name in known}
+
+
+class TaskRows:
+    """A manifest's rows by split, and the task, fitted to the training rows.
+
+    Args:
+        table: the validated manifest.
+    """
+
+    def __init__(self, table: pa.Table, data: DataSettings) -> None:
+        self.table, self.data, self.source = table, data, Source(table, data.modalities)
+        split = table["split"].to_pylist()
+        self.rows = {name: [i for i, value in enumerate(split) if value == name] for name in SPLITS}
+        for name, rows in self.rows.items():
+            if not rows:
+                raise FusetuneError(f"manifest: no row of split '{name}'; each of {', '.join(SPLITS)} needs some.")
+        self.task = make_task(data.task)
+        self._columns = task_columns(self.task, self.source)
+        self.task.fit(self._picked(self.rows["train"]))
+
+    def column(self, name: str, split: str) -> list[Any]:
+        values = _column(self.table, name)
+        return [values[row] for row in self.rows[split]]
+
+    def targets(self, rows: Sequence[int]) -> Tensor:
+        """Targets of some rows of the manifest."""
+        return self.task.targets(self._picked(rows))
+
+    def _picked(self, rows: Sequence[int]) -> dict[str, Sequence[Any]]:
+        return {name: [values[row] for row in rows] for name, values in self._columns.items()}
+
+
+def _column(table: pa.Table, name: str) -> list[Any]:
+    if name not in table.column_names:
+        raise FusetuneError(f"data.task: the manifest has no column '{name}'. It has {', '.join(table.column_names)}.")
+    return table[name].to_pylist()
+
+
+def _no_name(where: str) -> str:
+    raise FusetuneError(f"{where}.name: expected one of {', '.join(tasks.names())}, found none.")

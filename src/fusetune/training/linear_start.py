@@ -1,0 +1,76 @@
+"""The start of every head, found once for the same rows, targets and base; see `tasks.linear_models`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from fusetune.backbones.backbone import Backbone
+from fusetune.config import digest
+from fusetune.device import pick_device
+from fusetune.features.dataset import FeatureSet, batches
+from fusetune.features.extraction import Progress, extract
+from fusetune.features.index import CacheSettings
+from fusetune.features.source import Source
+from fusetune.features.storage import Store
+from fusetune.tasks.joined_head import LinearStart
+from fusetune.tasks.linear_models import fit_start
+from fusetune.training.data import TaskRows
+
+BATCH = 1024  # rows that are pooled at once
+ENTRY = "starts"  # folder in the store
+VERSION = 1  # of what is found; a change makes all anew
+
+
+def find_starts(
+    rows: TaskRows, backbone: Backbone, store: Store | Path | str, cache: CacheSettings, progress: Progress
+) -> dict[str, LinearStart]:
+    """By task (`""` where there is one), from features of the bare backbone's top, which the store keeps.
+
+    A start is found once for the same rows, targets and base; {} for a task whose head is no linear function of the
+    streams.
+    """
+    parts = rows.task.linear_parts()
+    if not parts:
+        return {}
+    store, train = Store(store), rows.rows["train"]
+    plain = {name: replace(modality, augment={}) for name, modality in rows.data.modalities.items()}
+    source = Source(rows.table.take(train), plain)
+    targets, groups = rows.targets(train), [str(group) for group in rows.column("group_id", "train")]
+    device = pick_device(cache.device)
+    top = backbone.full_depth(list(plain))
+    features = extract(backbone, source, top, store, replace(cache, views=0, part="1/1"), progress, device)
+    key = digest([VERSION, features.entries, features.keys, targets.tolist(), groups, rows.task.state()])
+    folder, name = store.folder(ENTRY), f"{key[:32]}.safetensors"
+    if name in folder.names():
+        return _read(load(folder.read([name])[0]))
+    pooled = _pooled(FeatureSet(features, store, torch.device("cpu")), len(train))
+    found = {
+        part: fit_start(pooled, select(targets), task.loss, outputs, groups)
+        for part, (task, outputs, select) in parts.items()
+    }
+    half = folder.scratch(name)
+    save_file(
+        {f"{part}/{k}": v.contiguous() for part, start in found.items() for k, v in start.tensors().items()}, half
+    )
+    folder.commit(half, name)
+    return found
+
+
+def _read(tensors: Mapping[str, Tensor]) -> dict[str, LinearStart]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = value
+    return {part: LinearStart.from_tensors(own) for part, own in parts.items()}
+
+
+def _pooled(features: FeatureSet, count: int) -> dict[str, Tensor]:
+    found: dict[str, list[Tensor]] = {}
+    for _, streams in features.batches(batches(count, BATCH)):
+        for name, tokens in streams.items():
+            found.setdefault(name, []).append(tokens.pooled().float())
+    return {name: torch.cat(values) for name, values in found.items()}
