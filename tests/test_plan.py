@@ -7,7 +7,8 @@ from conftest import WANDER
 from fusetune.backbones.backbone import Frontier
 from fusetune.errors import FusetuneError
 from fusetune.frontier import frontier
-from fusetune.training.loop import Reporter, train
+from fusetune.training.epochs import Reporter
+from fusetune.training.loop import train
 from fusetune.training.settings import TrainSettings
 
 OPEN = {"where": "backbone", "adapter": "unfreeze"}

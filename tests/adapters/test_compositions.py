@@ -12,8 +12,8 @@ from fusetune.bank.artifact import Artifact
 from fusetune.config import build
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
+from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.loop import Reporter
 from fusetune.training.run import train_and_test
 from fusetune.training.settings import TrainSettings
 

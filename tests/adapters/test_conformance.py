@@ -11,7 +11,8 @@ from fusetune.config import build
 from fusetune.frontier import frontier
 from fusetune.plan import Plan
 from fusetune.tokens import Tokens
-from fusetune.training.loop import Reporter, train
+from fusetune.training.epochs import Reporter
+from fusetune.training.loop import train
 from fusetune.training.predicting import predict
 from fusetune.training.settings import TrainSettings
 

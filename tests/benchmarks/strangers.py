@@ -29,9 +29,9 @@ from fusetune.manifest.readers.digits6 import read as read_digits6
 from fusetune.plan import Plan
 from fusetune.training.__main__ import read_parameters
 from fusetune.training.data import DataSettings, TaskRows
+from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
 from fusetune.training.experiment import Experiment
-from fusetune.training.loop import Reporter
 from fusetune.training.run import TrainingResult, train_and_test
 from fusetune.training.settings import TrainSettings, of_method
 

@@ -21,8 +21,9 @@ from fusetune.features.index import CacheSettings
 from fusetune.plan import Plan
 from fusetune.training.__main__ import read_parameters
 from fusetune.training.data import DataSettings
+from fusetune.training.epochs import Reporter
 from fusetune.training.experiment import Experiment, load_backbone
-from fusetune.training.loop import Reporter, assign, train
+from fusetune.training.loop import assign, train
 from fusetune.training.settings import TrainSettings, of_method
 from fusetune.training.together import train_together
 

@@ -14,7 +14,8 @@ from fusetune.backbones.backbone import Frontier
 from fusetune.device import pick_device
 from fusetune.features.index import CacheSettings
 from fusetune.training.account import account
-from fusetune.training.loop import Reporter, _train_epoch
+from fusetune.training.epochs import Reporter
+from fusetune.training.loop import _train_epoch
 from fusetune.training.optimizer import make_optimizer
 from fusetune.training.settings import TrainSettings
 

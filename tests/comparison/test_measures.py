@@ -13,7 +13,8 @@ from fusetune.comparison.energy import Meter
 from fusetune.comparison.measures import Conditions, calibration, calibration_error
 from fusetune.comparison.settings import RobustnessSettings
 from fusetune.tokens import Tokens
-from fusetune.training.loop import Reporter, train
+from fusetune.training.epochs import Reporter
+from fusetune.training.loop import train
 from fusetune.training.predicting import predict
 from fusetune.training.settings import TrainSettings
 

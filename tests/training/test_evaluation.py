@@ -7,8 +7,9 @@ import torch
 from conftest import WANDER
 from fusetune.errors import FusetuneError
 from fusetune.tasks.classification import Classification, ClassificationConfig
+from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings, bootstrap_interval, evaluate
-from fusetune.training.loop import Reporter, train
+from fusetune.training.loop import train
 from fusetune.training.predicting import predict
 from fusetune.training.settings import TrainSettings
 

@@ -11,7 +11,8 @@ import torch
 
 from conftest import ROOT, WANDER
 from fusetune.errors import FusetuneError
-from fusetune.training.loop import Reporter, train
+from fusetune.training.epochs import Reporter
+from fusetune.training.loop import train
 from fusetune.training.predicting import predict
 from fusetune.training.settings import TrainSettings
 

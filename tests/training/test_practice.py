@@ -7,7 +7,8 @@ from conftest import WANDER
 from fusetune.backbones.backbone import Frontier
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
-from fusetune.training.loop import Reporter, train
+from fusetune.training.epochs import Reporter
+from fusetune.training.loop import train
 from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import make_optimizer
 from fusetune.training.predicting import predict

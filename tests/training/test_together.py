@@ -10,7 +10,8 @@ from conftest import WANDER
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
 from fusetune.training.ensemble import Ensemble, refusal
-from fusetune.training.loop import Reporter, assign, train
+from fusetune.training.epochs import Reporter
+from fusetune.training.loop import assign, train
 from fusetune.training.predicting import predict
 from fusetune.training.settings import TrainSettings
 from fusetune.training.together import predict_together, train_together

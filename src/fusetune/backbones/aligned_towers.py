@@ -44,7 +44,7 @@ class AlignedSettings:
     inputs: int
     width: int = 64
     hidden: int = 256
-    side: int = 8
+    side: int = 16
     rate: int = 8000
     window: float = 0.032
     hop: float = 0.01
@@ -142,13 +142,13 @@ class AlignedSequence(AlignedTower):
 
 
 class AlignedImage(AlignedTower):
-    """The first picture of a sample, in grey."""
+    """The first picture of a sample, in colour."""
 
     kind, registered = "image", "aligned_image"
 
     def numbers(self, sample: Any) -> Tensor:
-        grey = sample[0].convert("L").resize((self.settings.side, self.settings.side))
-        return torch.from_numpy(np.asarray(grey, np.float32) / 255).reshape(-1)
+        small = sample[0].convert("RGB").resize((self.settings.side, self.settings.side))
+        return torch.from_numpy(np.asarray(small, np.float32) / 255).reshape(-1)
 
 
 class AlignedText(AlignedTower):

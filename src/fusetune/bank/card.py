@@ -14,6 +14,7 @@ def card(method: str, metrics: Mapping[str, Any], data: DataSettings, model: Ada
     task = to_plain(data.task)
     streams = "\n".join(f"| {m} | {s.width} | {s.max_tokens} |" for m, s in model.streams.items())
     alone = "\n".join(f"| {m} alone | {value:.3f} | |" for m, value in metrics["unimodal"].items())
+    plain = "\n".join(f"| plain: {m} | {value:.3f} | |" for m, value in metrics["plain"].items())
     share = 100 * metrics["trainable_parameters"] / max(metrics["base_parameters"], 1)
     return f"""---
 library_name: fusetune
@@ -30,6 +31,7 @@ Trained by fusetune on {metrics["train_samples"]:,} samples, seed {metrics["seed
 | --- | --- | --- |
 | **{method}** | **{test[name]:.3f}** | {test[name + "_low"]:.3f} to {test[name + "_high"]:.3f} |
 {alone}
+{plain}
 
 | modality | width at the junction | most tokens |
 | --- | --- | --- |

@@ -13,7 +13,8 @@ from fusetune.comparison.settings import SearchSpace
 from fusetune.comparison.variants import Variant
 from fusetune.config import digest
 from fusetune.errors import FusetuneError
-from fusetune.training.loop import Epoch, Reporter, train
+from fusetune.training.epochs import Epoch, Reporter
+from fusetune.training.loop import train
 
 
 def search(shared: Shared, variant: Variant, device: torch.device, tell: Tell) -> Mapping[str, Any]:

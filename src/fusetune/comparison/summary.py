@@ -65,12 +65,17 @@ class Summary:
 
 
 def summarize(
-    found: Sequence[Compared], groups: Sequence[Any] | None, unimodal: Numbers, settings: EvaluationSettings
+    found: Sequence[Compared],
+    groups: Sequence[Any] | None,
+    unimodal: Numbers,
+    settings: EvaluationSettings,
+    plain: Numbers | None = None,
 ) -> Summary:
     """
     Args:
         groups: of the test samples, in the manifest's order.
         unimodal: the metric of each modality alone.
+        plain: that of what scikit-learn reaches on raw inputs.
 
     Raises:
         FusetuneError: no variant has a cell.
@@ -90,7 +95,7 @@ def summarize(
     points = _points(found)
     law = power_law(*([p[key] for p in points] for key in ("size", "samples", "error"))) if points else None
     best = next(one for one in compared if one.name == next(iter(rows)))
-    told = sentences(metric, rows, pairs, unimodal, settings.confidence)
+    told = sentences(metric, rows, pairs, unimodal, plain or {}, settings.confidence)
     count = next(iter(matrices.values())).shape[1]
     return Summary(metric, count, rows, errors, pairs, told, points, law, (best.name, _adapter(best)))
 
@@ -138,7 +143,12 @@ def _row(one: Compared, matrix: np.ndarray, groups: Sequence[Any] | None, settin
 
 
 def sentences(
-    metric: str, rows: Mapping[str, Numbers], pairs: Sequence[Difference], unimodal: Numbers, confidence: float
+    metric: str,
+    rows: Mapping[str, Numbers],
+    pairs: Sequence[Difference],
+    unimodal: Numbers,
+    plain: Numbers,
+    confidence: float,
 ) -> list[str]:
     """What a reader takes home; points are hundredths of the metric."""
     name = metric.replace("_", " ")
@@ -179,6 +189,10 @@ def sentences(
         found.append(
             f"The best modality alone, {modality}, reaches {unimodal[modality]:.3f}: fusion brings {gain:.1f} points."
         )
+    if plain:
+        strongest = max(plain, key=lambda key: plain[key])
+        told = f"Without any of this, {strongest} reaches {plain[strongest]:.3f} (scikit-learn on the raw inputs)"
+        found.append(told + ("." if row["mean"] >= plain[strongest] else ", which is MORE: look for another base."))
     without = row["conditions"].get("without", {})
     if without:
         modality = min(without, key=lambda key: without[key])
@@ -212,7 +226,8 @@ def _adapter(best: Compared) -> str:
 
 def validated(cell: Cell) -> float:
     """The validation metric of the epoch that was kept."""
-    return float(cell.results["curve"][cell.results["metrics"]["best_epoch"] - 1]["val_metric"])
+    best = cell.results["metrics"]["best_epoch"]
+    return next(float(row["val_metric"]) for row in cell.results["curve"] if row["epoch"] == best)
 
 
 def _by_class(one: Compared) -> dict[str, float]:

@@ -15,8 +15,9 @@ from fusetune.comparison.measures import Conditions, calibration
 from fusetune.comparison.variants import Variant
 from fusetune.config import digest, to_plain
 from fusetune.training.ensemble import refusal
+from fusetune.training.epochs import Epoch, Reporter
 from fusetune.training.experiment import Experiment
-from fusetune.training.loop import Epoch, Reporter, assign, train
+from fusetune.training.loop import assign, train
 from fusetune.training.predicting import Split
 from fusetune.training.run import tested
 from fusetune.training.settings import TrainSettings

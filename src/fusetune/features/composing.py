@@ -21,6 +21,7 @@ from fusetune.tasks.task import LinearPart
 
 logger = logging.getLogger(__name__)
 CHUNK = 1024  # samples that are decoded at once
+SURE = 2.0  # standard errors of a gain that counts as one
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _aligned(
     for name, tower in found.items():
         aligned, plain = _probed(tower, name, rows), _probed(tower.plain(), name, rows)
         more = aligned - plain
-        loses = bool(more.mean() <= more.std() / len(more) ** 0.5)  # no gain beyond one standard error
+        loses = bool(more.mean() <= SURE * more.std() / len(more) ** 0.5)
         told = "gives the aligned ones"
         if loses:
             told = "gives the plain numbers" if settings.keep == "better" else f"{told} (align.keep: always)"

@@ -3,7 +3,7 @@
 A check looks at one column of facts and says which rows fail. Names are the keys of `validate.severity`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,6 +169,13 @@ def label_checks(labels: list[str], declared: Mapping[str, Any]) -> Iterator[Che
             )
         elif label in declared:
             yield Check("label.declared", label, _not_among({label_text(value) for value in declared[label]}))
+
+
+def target_checks(columns: Iterable[str]) -> Iterator[Check]:
+    """For targets that are no classes."""
+    for column in columns:
+        yield Check("label.missing", column, lambda s: s.isna())
+        yield Check("label.type", f"{column}: type", pd.notna)
 
 
 def row_checks(modalities: Mapping[str, Modality], limits: Limits) -> Iterator[Check]:

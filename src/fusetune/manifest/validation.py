@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from fusetune.errors import FusetuneError
-from fusetune.manifest.checks import Check, Failure, ValidationSettings, label_checks, row_checks
+from fusetune.manifest.checks import Check, Failure, ValidationSettings, label_checks, row_checks, target_checks
 from fusetune.manifest.contents import content_digest
 from fusetune.manifest.labels import label_problem, label_text
 from fusetune.manifest.probing import column_facts, decode_facts
@@ -40,12 +40,14 @@ def validate(
     settings: ValidationSettings,
     progress: Progress = lambda *_: None,
     needed: Iterable[str] = (),
+    problems: Mapping[str, Callable[[Any], str | None]] | None = None,
 ) -> Outcome:
     """Check the manifest and everything it points to.
 
     Args:
         labels: the columns with the task's answers.
         needed: further columns that the task reads.
+        problems: by column with targets that are no classes: why a cell is none, in words.
 
     Raises:
         FusetuneError: a column is missing; nothing can be said about the rest.
@@ -57,6 +59,10 @@ def validate(
             f"manifest: column {', '.join(map(repr, missing))} is missing. It has {', '.join(table.column_names)}."
         )
     facts = _facts(table, modalities, labels, settings, progress)
+    others = problems or {}
+    for name, problem in others.items():
+        facts[name] = pd.Series(table[name].to_pylist(), dtype=object)
+        facts[f"{name}: type"] = facts[name].map(problem, na_action="ignore")
     failures: list[Failure] = []
     kept = np.ones(len(facts), bool)
 
@@ -71,6 +77,7 @@ def validate(
         judge([Failure(-1, "", "manifest.empty", "0 rows")])
     else:
         judge(_run([*row_checks(modalities, settings.limits), *label_checks(labels, settings.labels)], facts))
+        judge(_run(target_checks(others), facts))
         judge(_contents(table, modalities, facts["split"], kept))
         for label in labels:
             judge(_trained(facts, label, kept))

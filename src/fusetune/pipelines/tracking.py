@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fusetune.pipelines.progress import Bar
-from fusetune.training.loop import Epoch, Reporter
+from fusetune.training.epochs import Epoch, Reporter
 from fusetune.training.settings import TrainSettings
 
 FLUSH_EVERY = 2.0  # seconds: a write to SQLite costs as much as several training steps

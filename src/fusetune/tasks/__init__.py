@@ -6,6 +6,8 @@ tasks = Registry(
     "tasks",
     {
         "classification": "fusetune.tasks.classification:Classification",
+        "regression": "fusetune.tasks.regression:Regression",
+        "multi_label": "fusetune.tasks.multi_label:MultiLabel",
         "vqa": "fusetune.tasks.vqa:VQA",
         "multi_task": "fusetune.tasks.multi_task:MultiTask",
         "retrieval": "fusetune.tasks.retrieval:Retrieval",

@@ -1,5 +1,6 @@
 """One label out of a closed set."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusetune.config import check
 from fusetune.errors import FusetuneError
 from fusetune.manifest.labels import label_problem, label_text
+from fusetune.tasks.class_metrics import auroc, macro_f1
 from fusetune.tasks.joined_head import JoinedHead
+from fusetune.tasks.pseudo_values import pseudo_values
 from fusetune.tasks.task import HeadMaker, LinearPart, Task, finite_rows
+
+CURVES = {"macro_f1": macro_f1, "auroc": auroc}  # metrics that are no means over samples
+METRICS = ("accuracy", "balanced_accuracy", *CURVES)
+SKEWED = 10  # times the rows of the rarest label
 
 
 @dataclass(frozen=True)
@@ -20,32 +28,53 @@ class ClassificationConfig:
     """
     Attributes:
         label: the manifest column that holds the answer.
+        metric: accuracy, balanced_accuracy, macro_f1 or auroc: what early stopping and the champion go by. None:
+            accuracy, or macro_f1 where the most frequent label has at least 10 times the training rows of the rarest.
+        class_weights: none, or balanced: every label weighs the same in the loss, however many rows it has.
+        label_smoothing: share of the target that is spread over all labels.
     """
 
     label: str
+    metric: str | None = None
+    class_weights: str = "none"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self.metric in (None, *METRICS), f"metric: expected one of {', '.join(METRICS)}, found '{self.metric}'.")
+        known = ("none", "balanced")
+        check(self.class_weights in known, f"class_weights: expected none or balanced, found '{self.class_weights}'.")
+        check(0 <= self.label_smoothing < 1, f"label_smoothing: expected a share, found {self.label_smoothing}.")
 
 
 class Classification(Task):
     """Cross-entropy over the labels of the training rows."""
 
-    metric = "accuracy"
     Config = ClassificationConfig
+    skewed_metric = "macro_f1"
+    plain = "classes"
 
     def __init__(self, config: ClassificationConfig) -> None:
         self.config = config
+        self.metric = config.metric or "accuracy"
         self.labels: list[str] = []
+        self.weights: list[float] = []
 
     def columns(self) -> list[str]:
         return [self.config.label]
 
     def fit(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        found = {label_text(value) for value in columns[self.config.label]}
-        self.labels = sorted(label for label in found if label is not None)
+        counts = Counter(label_text(value) for value in columns[self.config.label])
+        self.labels = sorted(label for label in counts if label is not None)
         if len(self.labels) < 2:
             raise FusetuneError(
                 f"column '{self.config.label}': a classification needs at least two labels among the training rows, "
                 f"found {self.labels}."
             )
+        rows = [counts[label] for label in self.labels]
+        if self.config.metric is None:
+            self.metric = self.skewed_metric if max(rows) >= SKEWED * min(rows) else "accuracy"
+        balanced = self.config.class_weights == "balanced"
+        self.weights = [sum(rows) / len(rows) / count for count in rows] if balanced else []
 
     def targets(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
         index = {label: i for i, label in enumerate(self.labels)}
@@ -69,11 +98,30 @@ class Classification(Task):
         return {"": LinearPart(self, len(self.labels))}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets)
+        weight = outputs.new_tensor(self.weights) if self.weights else None
+        return F.cross_entropy(outputs, targets, weight, label_smoothing=self.config.label_smoothing)
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
         right = (outputs.argmax(-1) == targets) & finite_rows(outputs)
-        return {"accuracy": right.float().cpu().numpy()}
+        found = {"accuracy": right.float().cpu().numpy()}
+        counts = torch.bincount(targets, minlength=len(self.labels))
+        share = counts[targets].float() * (counts > 0).sum() / len(targets)
+        found["balanced_accuracy"] = (right / share).cpu().numpy()
+        if self.metric in CURVES:
+            found[self.metric] = pseudo_values(CURVES[self.metric], outputs.cpu(), targets.cpu())
+        return found
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        right = ((outputs.argmax(-1) == targets) & finite_rows(outputs)).float()
+        found = {"accuracy": float(right.mean())}
+        if self.metric == "balanced_accuracy":
+            found[self.metric] = float(self.per_sample(outputs, targets)[self.metric].mean())
+        elif self.metric in CURVES:
+            found[self.metric] = CURVES[self.metric](outputs, targets)
+        return found
+
+    def aggregates(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {name: curve(outputs, targets) for name, curve in CURVES.items() if name != self.metric}
 
     def decode(self, outputs: Tensor, contents: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Any]]:
         probabilities, best = outputs.float().softmax(-1).max(-1)
@@ -87,7 +135,9 @@ class Classification(Task):
         return {"probabilities": (self.labels, outputs.float().softmax(-1))}
 
     def state(self) -> dict[str, Any]:
-        return {"labels": self.labels}
+        return {"labels": self.labels, "metric": self.metric, "weights": self.weights}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.labels = list(state["labels"])
+        self.metric = state.get("metric", "accuracy")  # adapters of before knew no other
+        self.weights = list(state.get("weights", []))

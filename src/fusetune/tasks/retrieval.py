@@ -62,6 +62,7 @@ class Retrieval(Task):
     metric = "recall_at_1"
     fuses = False
     by_row = False
+    plain = "pairs"
     Config = RetrievalConfig
 
     def __init__(self, config: RetrievalConfig) -> None:

@@ -40,12 +40,14 @@ class Task(ABC):
     Attributes:
         metric: name of the metric that early stopping and the champion go by; higher is better.
         fuses: whether the streams may meet before the head; a task that compares them must keep them apart.
+        plain: what a plain baseline predicts: ``classes``, ``labels``, ``numbers`` or ``pairs``; None: there is none.
         by_row: whether what `decode` says of a row depends on that row alone.
     """
 
-    metric: ClassVar[str]
+    metric: str
     fuses: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
+    plain: ClassVar[str | None] = None
     Config: ClassVar[type[Any]]
 
     @abstractmethod
@@ -67,6 +69,10 @@ class Task(ABC):
     def targets(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
         """One target a row."""
 
+    def problems(self) -> dict[str, Callable[[Any], str | None]]:
+        """By target column that holds no classes: why a cell is no target, in words; None for one that is."""
+        return {}
+
     def known(self, columns: Mapping[str, Sequence[Any]]) -> list[bool]:
         """Of each row, whether `targets` can take it."""
         return [None not in row for row in zip(*(columns[name] for name in self.columns()), strict=True)]
@@ -86,6 +92,10 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+
+    def settle(self, outputs: Tensor, targets: Tensor) -> None:
+        """Choose what is chosen after training (a threshold), by outputs of validation rows."""
+        del outputs, targets
 
     @abstractmethod
     def per_sample(self, outputs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:

@@ -45,9 +45,9 @@ def run(options: argparse.Namespace) -> None:
     from fusetune.features.index import CacheSettings
     from fusetune.plan import Plan
     from fusetune.training.data import DataSettings
+    from fusetune.training.epochs import Epoch, Reporter
     from fusetune.training.evaluation import EvaluationSettings
     from fusetune.training.experiment import Experiment, load_backbone
-    from fusetune.training.loop import Epoch, Reporter
     from fusetune.training.run import train_and_test
     from fusetune.training.settings import of_method
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fusetune.features.dataset import batches
 from fusetune.plan import AdaptedModel
 from fusetune.schedule import warmup_cosine
 from fusetune.training import checkpoint
+from fusetune.training.epochs import Epoch, Reporter, counted, stale
 from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import TOTAL, clip, gradient_norms, make_optimizer
 from fusetune.training.predicting import Split, predict
@@ -25,35 +26,6 @@ from fusetune.training.settings import TrainSettings
 LOOKED_AT = {
     "cuda": 20
 }  # steps after which losses are read; reading one waits for the device, a CPU has nothing to wait
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What an epoch showed; `seconds` covers training and validation, `samples_per_second` training alone.
-
-    `gradient_norm` and, by site, `gradient_norms` are means over the steps, before clipping. Epoch 0 is the model
-    before any training.
-    """
-
-    number: int
-    train_loss: float | None
-    val_loss: float
-    val_metric: float
-    gradient_norm: float
-    learning_rate: float
-    seconds: float
-    samples_per_second: float
-    gradient_norms: Mapping[str, float] = field(default_factory=dict)
-
-
-class Reporter:
-    """What wants to know how training goes; every method may be overridden, none does anything here."""
-
-    def stage(self, text: str) -> None: ...
-    def started(self, settings: TrainSettings, steps: int, resumed_at: int) -> None: ...
-    def step(self, done: int, steps: int, loss: float) -> None: ...
-    def epoch(self, epoch: Epoch, best: bool) -> None: ...
-    def ended(self) -> None: ...
 
 
 def train(
@@ -151,11 +123,6 @@ def _before(model: AdaptedModel, split: Split, settings: TrainSettings) -> Epoch
     outputs, loss = predict(model, split, settings.batch_size, 1)
     metric = model.task.metrics(outputs, split.targets)[model.task.metric]
     return Epoch(0, None, loss, metric, 0.0, 0.0, time.perf_counter() - begun, 0.0)
-
-
-def counted(history: list[Epoch], last_stage: int) -> list[Epoch]:
-    """The epochs that the best one is chosen from: all, or those in which everything of the plan acts."""
-    return history if last_stage == 1 else history[last_stage:]
 
 
 def _train_epoch(
@@ -276,13 +243,6 @@ def not_finite(loss: float, number: int, step: int, settings: TrainSettings) -> 
 def epoch_seed(settings: TrainSettings, number: int) -> int:
     """Of order and random numbers in an epoch, from 0."""
     return settings.seed * 100_003 + number
-
-
-def stale(history: list[Epoch], patience: int) -> bool:
-    if len(history) <= patience:
-        return False
-    best = max(range(len(history)), key=lambda i: history[i].val_metric)
-    return len(history) - 1 - best >= patience
 
 
 def _resume(

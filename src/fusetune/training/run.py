@@ -22,10 +22,12 @@ from fusetune.features.index import CacheSettings, Features
 from fusetune.features.storage import Store
 from fusetune.plan import Plan
 from fusetune.report.figures import Figures, compared, confusion_matrix, distributions, learning_curve
+from fusetune.training.baselines import best_of
 from fusetune.training.data import DataSettings, make_task
+from fusetune.training.epochs import Epoch, Reporter, counted
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.experiment import Experiment, load_backbone
-from fusetune.training.loop import Epoch, Reporter, counted, train
+from fusetune.training.loop import train
 from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
 
@@ -61,6 +63,7 @@ class TrainingResult:
         """The metrics that are single numbers, for a tracker."""
         flat = {f"test_{name}": v for name, v in self.metrics["test"].items() if isinstance(v, float)}
         flat |= {f"test_only_{name}": value for name, value in self.metrics["unimodal"].items()}
+        flat |= {f"test_plain_{_key(name)}": value for name, value in self.metrics["plain"].items()}
         flat |= {f"{name}": float(v) for name, v in self.metrics.items() if isinstance(v, int)}
         for name, means in self.metrics.get("observed", {}).items():
             flat |= {f"{name}_{i}" if len(means) > 1 else name: value for i, value in enumerate(means)}
@@ -71,10 +74,25 @@ class TrainingResult:
     def sentence(self) -> str:
         test, name = self.metrics["test"], self.metrics["metric"]
         alone = ", ".join(f"{m} alone {value:.3f}" for m, value in self.metrics["unimodal"].items())
+        plain = ", ".join(f"{m} {value:.3f}" for m, value in self.metrics["plain"].items())
         return (
             f"test {name} {test[name]:.3f} ({test[name + '_low']:.3f} to {test[name + '_high']:.3f}), "
             f"{self.metrics['trainable_parameters']:,} trainable parameters; {alone}"
+            + (f"; plain baselines: {plain}" if plain else "")
+            + below(test[name], self.metrics["plain"])
         )
+
+
+def below(value: float, plain: Mapping[str, float]) -> str:
+    """What to say of a result that a plain baseline beats; '' where none does."""
+    best = best_of(plain)
+    if best is None or value >= best[1]:
+        return ""
+    return f". BELOW what {best[0]} reaches without any of this, {best[1]:.3f}: look for another base"
+
+
+def _key(name: str) -> str:
+    return name.replace(" ", "_").replace("-", "_").lower()
 
 
 def train_and_test(
@@ -87,6 +105,7 @@ def train_and_test(
     reporter: Reporter,
     method: str,
     unimodal: Mapping[str, float],
+    plain: Mapping[str, float] | None = None,
 ) -> TrainingResult:
     """Train, evaluate on the test split, and put everything that a user keeps into one result."""
     model, device = experiment.model, pick_device(settings.device)
@@ -96,7 +115,7 @@ def train_and_test(
     key = experiment.key(features, settings)
     folder = checkpoints / key[:16]
     epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter)
-    result = tested(experiment, splits, epochs, settings, evaluation, method, unimodal)
+    result = tested(experiment, splits, epochs, settings, evaluation, method, unimodal, plain)
     shutil.rmtree(folder, ignore_errors=True)
     return replace(result, scores=_scores(experiment, splits["val"], result, settings))
 
@@ -109,11 +128,13 @@ def tested(
     evaluation: EvaluationSettings,
     method: str,
     unimodal: Mapping[str, float],
+    plain: Mapping[str, float] | None = None,
 ) -> TrainingResult:
     """What is to be said of a trained model, by the test split; what only training needs is dropped from it."""
     model, task = experiment.model, experiment.task
     trainable = model.trainable_count()
     model.fold()
+    task.settle(predict(model, splits["val"], settings.batch_size)[0], splits["val"].targets)
     parts: dict[str, list[Tensor]] = {}
     outputs, _ = predict(model, splits["test"], settings.batch_size, observed=parts)
     observed = {name: torch.cat(several) for name, several in parts.items()}
@@ -125,6 +146,7 @@ def tested(
         "target_columns": task.columns(),
         "test": evaluate(task, outputs, splits["test"].targets, evaluation, kinds, groups),
         "unimodal": dict(unimodal),
+        "plain": dict(plain or {}),
         "trainable_parameters": trainable,
         "kept_parameters": sum(tensor.numel() for tensor in model.kept().values()),
         "base_parameters": model.base_count(),
@@ -234,6 +256,7 @@ def _figures(
 ) -> Figures:
     test, name = metrics["test"], metrics["metric"]
     bars = {method: test[name]} | {f"{m} alone": value for m, value in metrics["unimodal"].items()}
+    bars |= {f"plain: {m}": value for m, value in metrics["plain"].items()}
     bars |= {f"{method}, on '{group}'": value for group, value in test.get("by_group", {}).items()}
     low, high, on_test = test[f"{name}_low"], test[f"{name}_high"], f"{method} on the test split"
     figures: dict[str, Callable[[], Any]] = {

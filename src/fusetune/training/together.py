@@ -23,7 +23,8 @@ from fusetune.schedule import warmup_cosine
 from fusetune.tokens import Tokens
 from fusetune.training import checkpoint
 from fusetune.training.ensemble import Ensemble, Values
-from fusetune.training.loop import Epoch, epoch_seed, not_finite, stale
+from fusetune.training.epochs import Epoch, stale
+from fusetune.training.loop import epoch_seed, not_finite
 from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import TOTAL
 from fusetune.training.predicting import Split, check_finite

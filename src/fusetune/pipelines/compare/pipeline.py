@@ -34,6 +34,7 @@ def create_pipeline(methods: Sequence[str]) -> Pipeline:
                     "comparison_cells",
                     "validated_manifest",
                     "unimodal",
+                    "baselines",
                     "params:experiment",
                     "params:evaluate",
                 ],

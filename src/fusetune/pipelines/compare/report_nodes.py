@@ -13,6 +13,7 @@ def report_comparison(
     folder: Path,
     manifest: Any,
     unimodal: Mapping[str, float],
+    baselines: Mapping[str, float],
     experiment: str,
     evaluate: Mapping[str, Any],
 ) -> tuple[Any, Any, Any, str, Any, Any]:
@@ -29,7 +30,7 @@ def report_comparison(
     found = opened(comparison, folder)
     splits, groups = manifest["split"].to_pylist(), manifest["group_id"].to_pylist()
     of_test = [group for group, split in zip(groups, splits, strict=True) if split == "test"]
-    summary = summarize(found, of_test, unimodal, build(EvaluationSettings, evaluate, "evaluate"))
+    summary = summarize(found, of_test, unimodal, build(EvaluationSettings, evaluate, "evaluate"), baselines)
     label = comparison["scaling"]["path"].rpartition(".")[2].replace("_", " ") or "size"
     page = comparison_page(summary, found, f"{experiment}: methods compared", label)
     for sentence in summary.sentences:

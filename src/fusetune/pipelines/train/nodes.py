@@ -21,6 +21,7 @@ def train_method(name: str):
         checkpoints: Path,
         features: Any,
         unimodal: Mapping[str, float],
+        baselines: Mapping[str, float],
         data: Mapping[str, Any],
         train: Mapping[str, Any],
         evaluate: Mapping[str, Any],
@@ -51,6 +52,7 @@ def train_method(name: str):
             reporter,
             name,
             unimodal,
+            baselines,
         )
         log_tags({"mlflow.note.content": f"{name}: {result.sentence()}"})  # what the run's page shows first
         log_metrics(result.scalars())

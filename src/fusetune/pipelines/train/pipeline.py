@@ -16,6 +16,7 @@ def create_pipeline(method: str) -> Pipeline:
                     "checkpoints",
                     f"{method}_features",
                     "unimodal",
+                    "baselines",
                     "params:data",
                     "params:train",
                     "params:evaluate",

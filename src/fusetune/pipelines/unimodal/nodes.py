@@ -44,3 +44,16 @@ def test_each_alone(
         )
     logger.info("each modality alone: %s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     return metrics, features
+
+
+def plain_baselines(manifest: Any, data: Mapping[str, Any]) -> dict[str, float]:
+    """What scikit-learn reaches on the raw inputs; see `training.baselines`."""
+    from fusetune.config import build
+    from fusetune.pipelines.tracking import log_metrics
+    from fusetune.training.baselines import plain_baselines as found_by
+    from fusetune.training.data import DataSettings, TaskRows
+
+    found = found_by(TaskRows(manifest, build(DataSettings, data, "data")))
+    logger.info("plain baselines: %s", ", ".join(f"{name} {value:.3f}" for name, value in found.items()) or "none")
+    log_metrics({f"plain_{name.replace(' ', '_').replace('-', '_')}": value for name, value in found.items()})
+    return found

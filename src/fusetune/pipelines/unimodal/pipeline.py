@@ -1,6 +1,6 @@
 from kedro.pipeline import Node, Pipeline
 
-from fusetune.pipelines.unimodal.nodes import test_each_alone
+from fusetune.pipelines.unimodal.nodes import plain_baselines, test_each_alone
 
 
 def create_pipeline() -> Pipeline:
@@ -21,6 +21,7 @@ def create_pipeline() -> Pipeline:
                 ],
                 ["unimodal", "unimodal_features"],
                 name="unimodal",
-            )
+            ),
+            Node(plain_baselines, ["validated_manifest", "params:data"], "baselines", name="baselines"),
         ]
     )

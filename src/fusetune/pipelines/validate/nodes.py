@@ -19,15 +19,17 @@ def check_manifest(
 
     settings = build(DataSettings, data, "data")
     task = make_task(settings.task)
+    problems = task.problems()
     label = getattr(task.config, "label", None)  # type: ignore[attr-defined]
     with DecodeProgress() as progress:
         outcome = run_checks(
             manifest,
             settings.modalities,
-            [label] if label else [],
+            [label] if label and label not in problems else [],
             build(ValidationSettings, validate, "validate"),
             progress,
             task.columns(),
+            problems,
         )
     page = validation_page(outcome.report, f"Validation of {experiment}")
     log_dict(outcome.report, "validation.json")
