@@ -13,6 +13,7 @@ from fusetune.assembly import Assembly
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import check
 from fusetune.errors import FusetuneError
+from fusetune.tasks.joined_head import heard
 from fusetune.tasks.task import Task
 from fusetune.tokens import Tokens
 
@@ -94,17 +95,18 @@ class AdaptedModel(nn.Module):
     def forward(self, states: Mapping[str, Tokens], start: Frontier) -> Tensor:
         """Outputs of the task from streams at the frontier `start`."""
         streams = self._met(states, start)
+        entered = _pooled(streams)
         for adapter in self.junction:
             streams = adapter(streams) if adapter.active else streams
         if not self.branches:
-            return self.head(_pooled(streams))
+            return heard(self.head, _pooled(streams), entered)
         parts = dict.fromkeys(self.head.tasks, _pooled(streams))  # type: ignore[arg-type]
         for task, adapters in self.branches.items():
             own = streams
             for adapter in adapters:  # type: ignore[attr-defined]
                 own = adapter(own) if adapter.active else own
             parts[task] = _pooled(own)
-        return self.head.apart(parts)  # type: ignore[operator]
+        return self.head.apart(parts, entered)  # type: ignore[operator]
 
     def _met(self, states: Mapping[str, Tokens], start: Frontier) -> dict[str, Tokens]:
         """The streams at the junction: through towers, connectors and trunk."""

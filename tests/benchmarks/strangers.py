@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -50,11 +51,13 @@ class Protocol:
         table: the manifest, in three splits.
         data: as in conf.
         towers: the sources of the towers, by modality.
+        unlabelled: training rows that are left out of the table, their labels not known.
     """
 
     table: pa.Table
     data: DataSettings
     towers: Mapping[str, Mapping[str, Any]]
+    unlabelled: pa.Table | None = None
 
 
 def data_of(kinds: Mapping[str, Any], task: Mapping[str, Any]) -> DataSettings:
@@ -109,13 +112,14 @@ def fsdd(noise: bool = False, per_class: int | None = None, unheard: str | None 
         row["sound"] = (folder / row["sound"]).read_bytes()
         if noise:
             row["image"], row["sound"] = _noisy_picture(row["image"], rng), _noisy_sound(row["sound"], rng)
-    table = pa.Table.from_pylist(rows)
+    table = whole = pa.Table.from_pylist(rows)
     if per_class:
         table = few_shot(table, FewShotSettings("label", per_class, 0))
     return Protocol(
         table,
         data_of({"image": "image", "sound": "audio"}, CLASSES),
         {"image": {"source": "align"}, "sound": {"source": "align"}},
+        whole.filter(pc.equal(whole["split"], "train")) if per_class else None,
     )
 
 
@@ -182,7 +186,8 @@ def base_of(protocol: Protocol, bases: Path) -> Path:
     chosen = build(BackboneSettings, {"source": "features", "towers": protocol.towers}, "backbone")
     kinds = {name: modality.kind for name, modality in protocol.data.modalities.items()}
     part = own.task.linear_parts().get("")
-    rows = FittingRows(own.source, own.rows["train"], own.rows["val"], part, own.targets)
+    more = Source(protocol.unlabelled, own.data.modalities) if protocol.unlabelled else None
+    rows = FittingRows(own.source, own.rows["train"], own.rows["val"], part, own.targets, more)
     made = compose(chosen.sources(kinds), rows, lambda: Backbone.from_pretrained(EMBEDDED), AlignSettings(), _quiet)
     return save_base(made, bases)
 

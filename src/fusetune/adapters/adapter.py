@@ -192,12 +192,6 @@ class HeadAdapter(Adapter, ABC):
     @abstractmethod
     def forward(self, pooled: Tensor) -> Tensor: ...
 
-    def silence(self) -> None:
-        """Begin at outputs of 0: the last linear layer's weights become 0."""
-        last = [module for module in self.modules() if isinstance(module, nn.Linear)][-1]
-        for parameter in last.parameters():
-            nn.init.zeros_(parameter)
-
 
 class BlockAdapter(Adapter, ABC):
     """Acts inside blocks of one tower or of the trunk; `__init__(config, stack, blocks)`, then `attach()`.

@@ -226,8 +226,7 @@ def _adapter(best: Compared) -> str:
 
 def validated(cell: Cell) -> float:
     """The validation metric of the epoch that was kept."""
-    best = cell.results["metrics"]["best_epoch"]
-    return next(float(row["val_metric"]) for row in cell.results["curve"] if row["epoch"] == best)
+    return float(cell.results["metrics"]["validation"])
 
 
 def _by_class(one: Compared) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The head over all streams: it starts from linear models of the frozen streams, and learns what they lack."""
+"""The head over all streams, and linear models of the frozen streams beside it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,25 +75,30 @@ def standardised(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 class JoinedHead(nn.Module):
-    """All pooled streams, standardised, side by side, in the order of the modalities at training.
+    """All pooled streams side by side, in the order of the modalities at training, into the head that is trained.
 
-    Outputs are those of the start, which stays as it is, plus those of the head that is trained and begins at 0.
-    Without a start that part is 0 and the streams are taken as they are.
+    Where linear models of the frozen streams are known (`begin`), outputs are theirs, on the streams as they come to
+    the junction, times one share, plus those of the trained head on what leaves it, times another. While it is trained
+    the head has the whole share; afterwards the two are mixed as validation rows say (`training.mixing`).
     """
 
     def __init__(self, widths: Mapping[str, int], outputs: int, make: HeadMaker) -> None:
         super().__init__()
         self.widths = dict(widths)
+        self.norm = nn.LayerNorm(sum(widths.values()), elementwise_affine=False)
         self.head: Any = make(sum(widths.values()), outputs)
         self.mean = nn.ParameterDict({n: _frozen(torch.zeros(width)) for n, width in widths.items()})
         self.scale = nn.ParameterDict({n: _frozen(torch.ones(width)) for n, width in widths.items()})
         self.weight = nn.ParameterDict({n: _frozen(torch.zeros(outputs, width)) for n, width in widths.items()})
         self.bias = nn.ParameterDict({n: _frozen(torch.zeros(outputs)) for n in widths})
         self.prior = _frozen(torch.zeros(outputs))
+        self.shares = _frozen(torch.tensor([0.0, 1.0]))  # of the linear models, of what is trained
+        self.begun = False
 
     @torch.no_grad()
     def begin(self, start: LinearStart) -> None:
-        """Begin where linear models of the frozen streams end."""
+        """Know these linear models; they are heard as soon as they have a share."""
+        self.begun = True
         one = start.of(list(self.widths))
         self.prior.copy_(one.prior)
         for name, share in one.shares.items():
@@ -101,19 +106,34 @@ class JoinedHead(nn.Module):
             self.scale[name].copy_(1 / one.std[name])
             self.weight[name].copy_(share * one.weight[name])
             self.bias[name].copy_(share * (one.bias[name] - one.prior))
-        self.head.silence()
 
-    def forward(self, pooled: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, pooled: Mapping[str, Tensor], entered: Mapping[str, Tensor] | None = None) -> Tensor:
+        """
+        Args:
+            pooled: behind the junction.
+            entered: in front of it; None: nothing stands between.
+        """
         batch = next(iter(pooled.values()))
-        outputs: Tensor = self.prior
+        known: Tensor = self.prior
         parts = []
         for name, width in self.widths.items():
-            values = pooled.get(name, batch.new_zeros(len(batch), width))
+            nothing = batch.new_zeros(len(batch), width)
+            values = (entered or pooled).get(name, nothing)
             present = (values != 0).any(-1, keepdim=True)
-            values = (values - self.mean[name]) * self.scale[name] * present
-            outputs = outputs + values.clamp(-CLIP, CLIP) @ self.weight[name].T + present * self.bias[name]
-            parts.append(values)
-        return outputs + self.head(torch.cat(parts, -1))
+            x = ((values - self.mean[name]) * self.scale[name]).clamp(-CLIP, CLIP) * present
+            known = known + x @ self.weight[name].T + present * self.bias[name]
+            parts.append(pooled.get(name, nothing))
+        return self.shares[0] * known + self.shares[1] * self.head(self.norm(torch.cat(parts, -1)))
+
+
+def heard(head: nn.Module, pooled: Mapping[str, Tensor], entered: Mapping[str, Tensor] | None) -> Tensor:
+    """A head's outputs; one that knows no linear models takes what leaves the junction alone."""
+    return head(pooled, entered) if hasattr(head, "shares") or hasattr(head, "apart") else head(pooled)
+
+
+def joined_heads(head: nn.Module) -> list[JoinedHead]:
+    """Those in a task's head that know linear models."""
+    return [module for module in head.modules() if isinstance(module, JoinedHead) and module.begun]
 
 
 def _frozen(values: Tensor) -> nn.Parameter:

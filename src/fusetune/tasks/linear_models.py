@@ -117,18 +117,19 @@ def _fit(
     weight = start[0].clone() if start else x.new_zeros(outputs, x.shape[1])
     bias = start[1].clone() if start else x.new_zeros(outputs)
     penalty = 1 / (2 * strength * len(x))
-    _minimised([weight, bias], lambda: loss(x @ weight.T + bias, targets) + penalty * weight.square().sum(), STEPS)
+    minimised([weight, bias], lambda: loss(x @ weight.T + bias, targets) + penalty * weight.square().sum(), STEPS)
     return weight.detach(), bias.detach()
 
 
 def _shares(held: Mapping[str, Tensor], targets: Tensor, loss: Loss, prior: Tensor) -> dict[str, float]:
     roots = torch.full((len(held),), len(held) ** -0.5, dtype=torch.float64)
     away = torch.stack([outputs - prior for outputs in held.values()])
-    _minimised([roots], lambda: loss(prior + torch.einsum("m,mno->no", roots.square(), away), targets), STEPS)
+    minimised([roots], lambda: loss(prior + torch.einsum("m,mno->no", roots.square(), away), targets), STEPS)
     return dict(zip(held, roots.detach().square().tolist(), strict=True))
 
 
-def _minimised(parameters: list[Tensor], value: Callable[[], Tensor], steps: int) -> None:
+def minimised(parameters: list[Tensor], value: Callable[[], Tensor], steps: int = STEPS) -> None:
+    """Change parameters in place so that a scalar of them is least, by L-BFGS."""
     for parameter in parameters:
         parameter.requires_grad_()
     optimizer = torch.optim.LBFGS(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusetune.config import build, check
 from fusetune.errors import FusetuneError
+from fusetune.tasks.joined_head import heard
 from fusetune.tasks.task import HeadMaker, LinearPart, Task
 
 
@@ -38,12 +39,12 @@ class TaskHeads(nn.Module):
     def tasks(self) -> list[str]:
         return list(self.heads)
 
-    def forward(self, pooled: Mapping[str, Tensor]) -> Tensor:
-        return self.apart(dict.fromkeys(self.heads, pooled))
+    def forward(self, pooled: Mapping[str, Tensor], entered: Mapping[str, Tensor] | None = None) -> Tensor:
+        return self.apart(dict.fromkeys(self.heads, pooled), entered)
 
-    def apart(self, pooled: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+    def apart(self, pooled: Mapping[str, Mapping[str, Tensor]], entered: Mapping[str, Tensor] | None = None) -> Tensor:
         """The same with the streams that each task's own adapters have made."""
-        return torch.cat([head(pooled[name]) for name, head in self.heads.items()], -1)
+        return torch.cat([heard(head, pooled[name], entered) for name, head in self.heads.items()], -1)
 
 
 class MultiTask(Task):

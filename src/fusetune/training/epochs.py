@@ -10,8 +10,8 @@ from fusetune.training.settings import TrainSettings
 class Epoch:
     """What an epoch showed; `seconds` covers training and validation, `samples_per_second` training alone.
 
-    `gradient_norm` and, by site, `gradient_norms` are means over the steps, before clipping. Epoch 0 is the model
-    before any training.
+    `gradient_norm` and, by site, `gradient_norms` are means over the steps, before clipping. Epoch 0 is before
+    any training: what linear models of the frozen streams give, where the head knows some.
     """
 
     number: int
@@ -36,8 +36,8 @@ class Reporter:
 
 
 def counted(history: list[Epoch], last_stage: int) -> list[Epoch]:
-    """The epochs that the best one is chosen from: all, or those in which everything of the plan acts."""
-    return history if last_stage == 1 else history[last_stage:]
+    """The epochs that the best one is chosen from: those that trained, in which everything of the plan acts."""
+    return [epoch for epoch in history if epoch.number >= last_stage]
 
 
 def stale(history: list[Epoch], patience: int) -> bool:

@@ -19,6 +19,7 @@ from fusetune.schedule import warmup_cosine
 from fusetune.training import checkpoint
 from fusetune.training.epochs import Epoch, Reporter, counted, stale
 from fusetune.training.missing import with_dropped_modalities
+from fusetune.training.mixing import linear_models_alone
 from fusetune.training.optimizer import TOTAL, clip, gradient_norms, make_optimizer
 from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
@@ -120,7 +121,8 @@ def _before(model: AdaptedModel, split: Split, settings: TrainSettings) -> Epoch
     """Epoch 0."""
     begun = time.perf_counter()
     model.set_epoch(1)
-    outputs, loss = predict(model, split, settings.batch_size, 1)
+    with linear_models_alone(model):
+        outputs, loss = predict(model, split, settings.batch_size, 1)
     metric = model.task.metrics(outputs, split.targets)[model.task.metric]
     return Epoch(0, None, loss, metric, 0.0, 0.0, time.perf_counter() - begun, 0.0)
 

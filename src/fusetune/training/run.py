@@ -28,6 +28,7 @@ from fusetune.training.epochs import Epoch, Reporter, counted
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.experiment import Experiment, load_backbone
 from fusetune.training.loop import train
+from fusetune.training.mixing import mix
 from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
 
@@ -134,7 +135,9 @@ def tested(
     model, task = experiment.model, experiment.task
     trainable = model.trainable_count()
     model.fold()
-    task.settle(predict(model, splits["val"], settings.batch_size)[0], splits["val"].targets)
+    mix(model, splits["val"], settings)
+    validated, _ = predict(model, splits["val"], settings.batch_size)
+    task.settle(validated, splits["val"].targets)
     parts: dict[str, list[Tensor]] = {}
     outputs, _ = predict(model, splits["test"], settings.batch_size, observed=parts)
     observed = {name: torch.cat(several) for name, several in parts.items()}
@@ -145,6 +148,7 @@ def tested(
         "metric": task.metric,
         "target_columns": task.columns(),
         "test": evaluate(task, outputs, splits["test"].targets, evaluation, kinds, groups),
+        "validation": task.metrics(validated, splits["val"].targets)[task.metric],
         "unimodal": dict(unimodal),
         "plain": dict(plain or {}),
         "trainable_parameters": trainable,
@@ -204,6 +208,7 @@ def unimodal_metrics(
         splits = {s: experiment.split(s, features, store, device) for s in ("train", "val", "test")}
         key = experiment.key(features, settings)
         train(experiment.model, splits["train"], splits["val"], settings, key, checkpoints / key[:16], Reporter())
+        mix(experiment.model, splits["val"], settings)
         outputs, _ = predict(experiment.model, splits["test"], settings.batch_size)
         found[name] = experiment.task.metrics(outputs, splits["test"].targets)[experiment.task.metric]
         shutil.rmtree(checkpoints / key[:16], ignore_errors=True)

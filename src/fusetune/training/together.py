@@ -23,9 +23,10 @@ from fusetune.schedule import warmup_cosine
 from fusetune.tokens import Tokens
 from fusetune.training import checkpoint
 from fusetune.training.ensemble import Ensemble, Values
-from fusetune.training.epochs import Epoch, stale
+from fusetune.training.epochs import Epoch, counted, stale
 from fusetune.training.loop import epoch_seed, not_finite
 from fusetune.training.missing import with_dropped_modalities
+from fusetune.training.mixing import linear_models_alone
 from fusetune.training.optimizer import TOTAL
 from fusetune.training.predicting import Split, check_finite
 from fusetune.training.settings import TrainSettings
@@ -45,7 +46,7 @@ class Member:
     error: str | None = None
 
     def best_metric(self) -> float:
-        return max((epoch.val_metric for epoch in self.history), default=-math.inf)
+        return max((epoch.val_metric for epoch in counted(self.history, 1)), default=-math.inf)
 
 
 def train_together(
@@ -109,7 +110,7 @@ def train_together(
                 member.best = ensemble.member(place)
             member.history.append(epoch)
             epochs.append((number_of_member, epoch))
-            if not stale(member.history, one.patience):
+            if not stale(counted(member.history, 1), one.patience):
                 going.append(place)
         if len(going) < len(active):
             active = [active[place] for place in going]
@@ -124,7 +125,9 @@ def train_together(
 def _before(ensemble: Ensemble, members: Sequence[Member], split: Split) -> None:
     """Epoch 0 of each: nothing has been trained yet."""
     begun = time.perf_counter()
-    for member, evaluated in zip(members, found := _evaluated(ensemble, split, 1), strict=True):
+    with linear_models_alone(ensemble.model):
+        found = _evaluated(ensemble, split, 1)
+    for member, evaluated in zip(members, found, strict=True):
         if isinstance(evaluated, str):
             raise FusetuneError(evaluated)
         seconds = (time.perf_counter() - begun) / len(found)

@@ -12,22 +12,32 @@ logger = logging.getLogger(__name__)
 
 
 def read_source(
-    pretraining_data: Mapping[str, Any], backbone: Mapping[str, Any], data: Mapping[str, Any], align: Mapping[str, Any]
+    pretraining_data: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    data: Mapping[str, Any],
+    align: Mapping[str, Any],
+    ingest: Mapping[str, Any],
 ) -> tuple[Any, Any]:
-    """What the embedded base is pretrained on, and more rows for `align`; empty tables where nothing needs them."""
+    """What the embedded base is pretrained on, and more rows for `align`; empty tables where nothing needs them.
+
+    Rows that `ingest.few_shot` leaves out of training are rows without labels: `align` sees them.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     nothing = pa.table({})
     used = {chosen.source for chosen in _chosen(backbone, data)[1].values()}
-    unlabelled = align.get("unlabelled")
+    few = {**ingest, "few_shot": None} if ingest.get("few_shot") else None
+    named = (align.get("unlabelled") or few) if "align" in used else None
+    unlabelled = read_manifest(named) if named else None
     return (
         read_manifest(pretraining_data) if "embedded" in used else nothing,
-        read_manifest(unlabelled) if unlabelled and "align" in used else nothing,
+        nothing if unlabelled is None else unlabelled.filter(pc.equal(unlabelled["split"], "train")),
     )
 
 
 def _files_read(inputs: Mapping[str, Any]) -> list[str]:
-    more = {"unlabelled": inputs["params:align"].get("unlabelled") or {}}
+    more = {"unlabelled": inputs["params:align"].get("unlabelled") or {}}  # those of ingest stand among the inputs
     return files_read({**inputs, **more})
 
 

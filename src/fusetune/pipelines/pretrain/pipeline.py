@@ -8,7 +8,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 read_source,
-                ["params:pretraining_data", "params:backbone", "params:data", "params:align"],
+                ["params:pretraining_data", "params:backbone", "params:data", "params:align", "params:ingest"],
                 ["source_manifest", "unlabelled_rows"],
                 name="ingest_source",
             ),
