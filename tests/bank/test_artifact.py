@@ -53,7 +53,7 @@ def test_loaded_equals_trained_and_the_card_says_what_was_measured(saved, toy):
         assert torch.equal(model(inputs, start), experiment.model.eval()(inputs, start))
     card = (folder / "README.md").read_text()
     config = json.loads((folder / CONFIG).read_text())
-    assert config["task_state"] == {"labels": ["other", "same"]} and config["frontier"]["towers"] == {
+    assert config["task_state"]["labels"] == ["other", "same"] and config["frontier"]["towers"] == {
         "left": 2,
         "right": 1,
     }

@@ -23,6 +23,7 @@ from fusetune.backbones.sources import BackboneSettings
 from fusetune.config import build
 from fusetune.features.composing import FittingRows, compose
 from fusetune.features.index import CacheSettings
+from fusetune.features.source import Source
 from fusetune.manifest.few_shot import FewShotSettings, few_shot
 from fusetune.manifest.readers.avdigits import read as read_avdigits
 from fusetune.manifest.readers.digits6 import VIEWS

@@ -86,7 +86,7 @@ def test_a_hub_tower_and_features_train_cache_register_and_predict(project, env)
     assert test[name] > plain["majority or mean"] + 0.2
     assert "plain baselines: majority or mean" in text and "champion" in text
     predicted = run(project, env, "--pipelines", "predict")
-    assert "300 rows predicted, 0 could not be read" in predicted
+    assert "50 rows predicted, 0 could not be read" in predicted, "those of the test split"
     scored = pq.read_table(project / "data/07_model_output" / env / "scored.parquet")
     column = {"kinds": "prediction", "prices": "value", "tags": "labels"}[env]
     assert scored[column].null_count == 0 and len(set(map(str, scored[column].to_pylist()))) > 3
@@ -95,24 +95,22 @@ def test_a_hub_tower_and_features_train_cache_register_and_predict(project, env)
 
 
 def test_the_comparison_is_of_numbers_too(project):
-    changes = "compare.methods={linear_probe: {}, wander: {set: {train.epochs: 2}}},compare.seeds=[0, 1]"
     (project / "conf/prices/parameters_compare.yml").write_text(
         yaml.safe_dump({"compare": {"methods": {"linear_probe": {}, "wander": {"set": {"train.epochs": 2}}},
                                     "seeds": [0, 1], "scaling": {"method": ""}, "workers": 1}})
     )  # fmt: skip
-    assert changes
     run(project, "prices", "--pipelines", "compare")
     summary = json.loads((project / "data/08_reporting/prices/comparison/summary.json").read_text())
     assert summary["metric"] == "r2" and set(summary["rows"]) == {"linear_probe", "wander"}
     assert len(summary["differences"]) == 1
     told = " ".join(summary["sentences"])
-    assert "Without any of this, their late fusion reaches" in told or "Without any of this," in told
+    assert "Without any of this, their late fusion reaches" in told
     assert (project / "data/08_reporting/prices/comparison/comparison.html").stat().st_size > 10_000
 
 
 def test_rows_without_a_number_or_labels_are_set_aside_by_name(project):
     rows = pq.read_table(project / "reviews.parquet").to_pylist()
-    rows[3]["price"], rows[4]["price"] = float("nan"), None
+    rows[3]["price"], rows[4]["price"] = float("inf"), None
     table = pa.Table.from_pylist(rows)
     pq.write_table(table, project / "broken.parquet")
     run(project, "prices", "--pipelines", "validate", "--params", "ingest.settings.file=broken.parquet")
@@ -120,4 +118,4 @@ def test_rows_without_a_number_or_labels_are_set_aside_by_name(project):
     assert [(row["row"], row["column"], row["check"]) for row in aside] == [
         (4, "price", "label.missing"), (3, "price", "label.type")
     ]  # fmt: skip
-    assert "nan is no finite number" in aside[1]["value"]
+    assert "inf is no finite number" in aside[1]["value"]

@@ -183,7 +183,7 @@ class _Members:
         }
         cost = {
             "train_seconds": sum(epoch.seconds for epoch in epochs),
-            "epochs": len(epochs) - 1,
+            "epochs": len(epochs),
             "how": how,
             "peak_bytes": _peak(self.device),
             "joules": joules,

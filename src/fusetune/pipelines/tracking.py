@@ -79,7 +79,7 @@ class TrainingReporter(Reporter):
             "samples_per_second": epoch.samples_per_second,
             **{f"gradient_norm_{site}": norm for site, norm in epoch.gradient_norms.items()},
         }
-        self._buffer += [(name, value, epoch.number) for name, value in values.items() if value is not None]
+        self._buffer += [(name, value, epoch.number) for name, value in values.items()]
         if time.perf_counter() - self._flushed > FLUSH_EVERY:
             self._flush()
 

@@ -33,8 +33,7 @@ def learning_curve(history: Sequence[Mapping[str, Any]], metric: str, title: str
     figure = blank(8.0, 3.4)
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
-    trained = [row for row in history if row["train_loss"] is not None]  # epoch 0 is before any training
-    left.plot([row["epoch"] for row in trained], [row["train_loss"] for row in trained], color=ACCENT, label="training")
+    left.plot(epochs, [row["train_loss"] for row in history], color=ACCENT, label="training")
     left.plot(epochs, [row["val_loss"] for row in history], color=INK, linestyle="--", label="validation")
     left.set(xlabel="epoch", ylabel="loss", title="Loss")
     left.legend(frameon=False)

@@ -58,9 +58,6 @@ def run(options: argparse.Namespace) -> None:
             print(text, flush=True)
 
         def epoch(self, epoch: Epoch, best: bool) -> None:
-            if epoch.train_loss is None:
-                print(f"before training: validation {epoch.val_metric:.3f}", flush=True)
-                return
             print(
                 f"epoch {epoch.number}: loss {epoch.train_loss:.3f}, validation {epoch.val_metric:.3f}, "
                 f"{epoch.samples_per_second:.0f} samples/s{' *' if best else ''}",

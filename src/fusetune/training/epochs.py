@@ -10,12 +10,11 @@ from fusetune.training.settings import TrainSettings
 class Epoch:
     """What an epoch showed; `seconds` covers training and validation, `samples_per_second` training alone.
 
-    `gradient_norm` and, by site, `gradient_norms` are means over the steps, before clipping. Epoch 0 is before
-    any training: what linear models of the frozen streams give, where the head knows some.
+    `gradient_norm` and, by site, `gradient_norms` are means over the steps, before clipping.
     """
 
     number: int
-    train_loss: float | None
+    train_loss: float
     val_loss: float
     val_metric: float
     gradient_norm: float
@@ -36,7 +35,7 @@ class Reporter:
 
 
 def counted(history: list[Epoch], last_stage: int) -> list[Epoch]:
-    """The epochs that the best one is chosen from: those that trained, in which everything of the plan acts."""
+    """The epochs that the best one is chosen from: those in which everything of the plan acts."""
     return [epoch for epoch in history if epoch.number >= last_stage]
 
 

@@ -19,7 +19,6 @@ from fusetune.schedule import warmup_cosine
 from fusetune.training import checkpoint
 from fusetune.training.epochs import Epoch, Reporter, counted, stale
 from fusetune.training.missing import with_dropped_modalities
-from fusetune.training.mixing import linear_models_alone
 from fusetune.training.optimizer import TOTAL, clip, gradient_norms, make_optimizer
 from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
@@ -69,13 +68,10 @@ def train(
         adapter.on_start(steps)
     scaler = torch.amp.GradScaler(device.type, enabled=training_dtype(device, settings.autocast) == torch.float16)
     history, best = _resume(model, optimizer, scaler, names, key, folder)
-    reporter.started(settings, steps, max(0, len(history) - 1) * steps_per_epoch)
+    reporter.started(settings, steps, len(history) * steps_per_epoch)
     try:
-        if not history:
-            history.append(_before(model, val_split, settings))
-            reporter.epoch(history[0], True)
         best_metric = max((epoch.val_metric for epoch in counted(history, last_stage)), default=-math.inf)
-        for number in range(len(history) - 1, settings.epochs):
+        for number in range(len(history), settings.epochs):
             if stale(counted(history, last_stage), settings.patience):
                 break
             model.set_epoch(number + 1)
@@ -112,19 +108,9 @@ def train(
             after_epoch(number + 1)
     finally:
         reporter.ended()
-    model.set_epoch(max(last_stage, len(history) - 1))
+    model.set_epoch(max(last_stage, len(history)))
     assign(model, best)
     return history
-
-
-def _before(model: AdaptedModel, split: Split, settings: TrainSettings) -> Epoch:
-    """Epoch 0."""
-    begun = time.perf_counter()
-    model.set_epoch(1)
-    with linear_models_alone(model):
-        outputs, loss = predict(model, split, settings.batch_size, 1)
-    metric = model.task.metrics(outputs, split.targets)[model.task.metric]
-    return Epoch(0, None, loss, metric, 0.0, 0.0, time.perf_counter() - begun, 0.0)
 
 
 def _train_epoch(

@@ -22,13 +22,14 @@ from fusetune.features.index import CacheSettings, Features
 from fusetune.features.storage import Store
 from fusetune.plan import Plan
 from fusetune.report.figures import Figures, compared, confusion_matrix, distributions, learning_curve
+from fusetune.tasks.joined_head import joined_heads
 from fusetune.training.baselines import best_of
 from fusetune.training.data import DataSettings, make_task
 from fusetune.training.epochs import Epoch, Reporter, counted
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.experiment import Experiment, load_backbone
 from fusetune.training.loop import train
-from fusetune.training.mixing import mix
+from fusetune.training.mixing import linear_models_alone, mix
 from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
 
@@ -64,6 +65,8 @@ class TrainingResult:
         """The metrics that are single numbers, for a tracker."""
         flat = {f"test_{name}": v for name, v in self.metrics["test"].items() if isinstance(v, float)}
         flat |= {f"test_only_{name}": value for name, value in self.metrics["unimodal"].items()}
+        if "linear_models" in self.metrics:
+            flat["test_linear_models"] = self.metrics["linear_models"]
         flat |= {f"test_plain_{_key(name)}": value for name, value in self.metrics["plain"].items()}
         flat |= {f"{name}": float(v) for name, v in self.metrics.items() if isinstance(v, int)}
         for name, means in self.metrics.get("observed", {}).items():
@@ -75,6 +78,8 @@ class TrainingResult:
     def sentence(self) -> str:
         test, name = self.metrics["test"], self.metrics["metric"]
         alone = ", ".join(f"{m} alone {value:.3f}" for m, value in self.metrics["unimodal"].items())
+        if "linear_models" in self.metrics:
+            alone += f", linear models of all {self.metrics['linear_models']:.3f}"
         plain = ", ".join(f"{m} {value:.3f}" for m, value in self.metrics["plain"].items())
         return (
             f"test {name} {test[name]:.3f} ({test[name + '_low']:.3f} to {test[name + '_high']:.3f}), "
@@ -161,6 +166,10 @@ def tested(
     }
     if observed:
         metrics["observed"] = {name: values.mean(0).tolist() for name, values in observed.items()}
+    if joined_heads(model.head):
+        with linear_models_alone(model):
+            before, _ = predict(model, splits["test"], settings.batch_size)
+        metrics["linear_models"] = task.metrics(before, splits["test"].targets)[task.metric]
     if model.apart:
         metrics["overlap"] = model.apart.overlap()
     curve = [

@@ -23,10 +23,9 @@ from fusetune.schedule import warmup_cosine
 from fusetune.tokens import Tokens
 from fusetune.training import checkpoint
 from fusetune.training.ensemble import Ensemble, Values
-from fusetune.training.epochs import Epoch, counted, stale
+from fusetune.training.epochs import Epoch, stale
 from fusetune.training.loop import epoch_seed, not_finite
 from fusetune.training.missing import with_dropped_modalities
-from fusetune.training.mixing import linear_models_alone
 from fusetune.training.optimizer import TOTAL
 from fusetune.training.predicting import Split, check_finite
 from fusetune.training.settings import TrainSettings
@@ -46,7 +45,7 @@ class Member:
     error: str | None = None
 
     def best_metric(self) -> float:
-        return max((epoch.val_metric for epoch in counted(self.history, 1)), default=-math.inf)
+        return max((epoch.val_metric for epoch in self.history), default=-math.inf)
 
 
 def train_together(
@@ -70,8 +69,6 @@ def train_together(
     members = [Member(best={n: v.detach().clone() for n, v in own.items()}) for own in values]
     ensemble, one, active = Ensemble(model, values, settings), settings[0], list(range(len(settings)))
     first, active = _resumed(ensemble, members, active, key, folder)
-    if not first:
-        _before(ensemble, members, val_split)
     count = len(train_split.targets)
     steps_per_epoch = math.ceil(count / one.batch_size)
     rows = torch.tensor([len(part) / count for part in torch.arange(count).split(one.batch_size)])  # of each step
@@ -110,7 +107,7 @@ def train_together(
                 member.best = ensemble.member(place)
             member.history.append(epoch)
             epochs.append((number_of_member, epoch))
-            if not stale(counted(member.history, 1), one.patience):
+            if not stale(member.history, one.patience):
                 going.append(place)
         if len(going) < len(active):
             active = [active[place] for place in going]
@@ -120,18 +117,6 @@ def train_together(
         for number_of_member, epoch in epochs:
             epoch_done(number_of_member, epoch)
     return members
-
-
-def _before(ensemble: Ensemble, members: Sequence[Member], split: Split) -> None:
-    """Epoch 0 of each: nothing has been trained yet."""
-    begun = time.perf_counter()
-    with linear_models_alone(ensemble.model):
-        found = _evaluated(ensemble, split, 1)
-    for member, evaluated in zip(members, found, strict=True):
-        if isinstance(evaluated, str):
-            raise FusetuneError(evaluated)
-        seconds = (time.perf_counter() - begun) / len(found)
-        member.history.append(Epoch(0, None, evaluated[1], evaluated[0], 0.0, 0.0, seconds, 0.0))
 
 
 def _epoch(ensemble: Ensemble, split: Split, number: int, step: int, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
