@@ -97,7 +97,7 @@ def test_settings_and_winner_are_chosen_on_validation_and_reported_on_test():
     )
     for one, val_metric in ((small, 0.9), (large, 0.5), (other, 0.7)):
         for cell in one.cells.values():
-            cell.results["curve"][0]["val_metric"] = val_metric
+            cell.results["metrics"]["validation"] = val_metric
     grid = [replace(small, method="wander"), replace(large, method="wander"), other]
     summary = summed(*grid)
     assert list(summary.rows) == ["wander, rank 4", "lora", "wander, rank 8"] and summary.winner[0] == "wander, rank 4"
