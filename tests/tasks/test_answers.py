@@ -8,6 +8,7 @@ from fusetune.errors import FusetuneError
 from fusetune.tasks.class_metrics import auroc, average_precision, f1, macro_f1, mean_average_precision
 from fusetune.tasks.classification import Classification, ClassificationConfig
 from fusetune.tasks.multi_label import MultiLabel, MultiLabelConfig
+from fusetune.tasks.multi_task import MultiTask, MultiTaskConfig
 from fusetune.tasks.pseudo_values import BLOCKS, pseudo_values
 from fusetune.tasks.regression import Regression, RegressionConfig
 from fusetune.tasks.vqa import VQA, VQAConfig
@@ -161,3 +162,11 @@ def test_a_number_that_is_none_is_named():
         task.fit({"valence": [1.0, 1.0], "arousal": [3, 5]})
     with pytest.raises(FusetuneError, match="expected one of label and labels"):
         RegressionConfig()
+
+
+def test_several_tasks_are_of_classes():
+    tasks = {"kind": {"name": "classification", "label": "kind"}, "price": {"name": "regression", "label": "price"}}
+    with pytest.raises(
+        FusetuneError, match="data.task.tasks.price: several tasks are of classes; this one is of numbers"
+    ):
+        MultiTask(MultiTaskConfig(tasks))

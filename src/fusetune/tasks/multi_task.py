@@ -48,7 +48,7 @@ class TaskHeads(nn.Module):
 
 
 class MultiTask(Task):
-    """The losses add up; `accuracy` is the mean of the tasks' main metrics. Each needs a target in every row."""
+    """The losses add up; `accuracy` is the mean of the tasks' main metrics. Each has a class in every row."""
 
     metric = "accuracy"
     Config = MultiTaskConfig
@@ -64,6 +64,10 @@ class MultiTask(Task):
             self.tasks[name] = cls(build(cls.Config, options, f"data.task.tasks.{name}"))
             if not cls.fuses:
                 raise FusetuneError(f"data.task.tasks.{name}: a task that compares streams can't share their fusion.")
+            if cls.plain != "classes":
+                raise FusetuneError(
+                    f"data.task.tasks.{name}: several tasks are of classes; this one is of {cls.plain}."
+                )
         self._outputs: dict[str, int] = {}
 
     def columns(self) -> list[str]:
