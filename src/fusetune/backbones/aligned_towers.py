@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.audio_towers import resampled
-from fusetune.backbones.given_features import Standardise
-from fusetune.backbones.own_tower import OwnTower
+from fusetune.backbones.given_features import LayersTower, Standardise
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens, pad
 
@@ -53,7 +52,7 @@ class AlignedSettings:
     mlp: bool = True
 
 
-class AlignedTower(OwnTower):
+class AlignedTower(LayersTower):
     """Two blocks, the standardisation and the MLP, or the first alone; a sample is one token."""
 
     Settings = AlignedSettings
@@ -106,15 +105,6 @@ class AlignedTower(OwnTower):
                 )
             rows.append(row)
         return pad(rows)
-
-    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
-        values = tokens.values
-        for block in self.layers[start:stop]:
-            values = block(values) * tokens.mask.unsqueeze(-1)
-        return Tokens(values, tokens.mask)
-
-    def blocks(self) -> nn.ModuleList:
-        return self.layers
 
     def roles(self) -> Mapping[str, str]:
         return {"mlp_input": "0", "mlp_output": "2"} if self.settings.mlp else {}  # of the second block

@@ -27,7 +27,7 @@ class AudioTower:
     def from_pretrained(source: str | Path, revision: str | None = None, **options: Any) -> TransformersTower:
         from transformers import AutoFeatureExtractor
 
-        processor = load(AutoFeatureExtractor, source, **({"revision": revision} if revision else {}))
+        processor = load(AutoFeatureExtractor, source, revision)
         values = _features(processor, SpectrogramTower.blank())
         cls = WaveTower if values.ndim == 2 else SpectrogramTower
         return cls.from_pretrained(source, revision=revision, **options)

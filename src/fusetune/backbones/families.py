@@ -127,8 +127,7 @@ def load_model(source: str | Path, kind: str, revision: str | None = None) -> tu
     """
     from transformers import AutoConfig, AutoModel
 
-    version = {"revision": revision} if revision else {}
-    config = load(AutoConfig, source, **version)
+    config = load(AutoConfig, source, revision)
     path, key_mapping = _PARTS.get((config.model_type, kind), ("", None))
     if path:
         module, _, name = path.partition(":")
@@ -136,16 +135,18 @@ def load_model(source: str | Path, kind: str, revision: str | None = None) -> tu
     else:
         cls = AutoModel
     family = FAMILIES.get(config.model_type)
-    options = (dict(family.options) if family else {}) | version
+    options = dict(family.options) if family else {}
     if key_mapping:
         options["key_mapping"] = key_mapping
-    model, info = load(cls, source, output_loading_info=True, **options)
+    model, info = load(cls, source, revision, output_loading_info=True, **options)
     return model, set(info["missing_keys"])
 
 
-def load(cls: Any, source: str | Path, **options: Any) -> Any:
+def load(cls: Any, source: str | Path, revision: str | None = None, **options: Any) -> Any:
     """`cls.from_pretrained`; what goes wrong becomes one sentence for the user."""
     quiet()
+    if revision:
+        options["revision"] = revision
     try:
         return cls.from_pretrained(source, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:

@@ -1,6 +1,6 @@
 """Towers that learn nothing: what somebody else extracted, standardised and passed through."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, Self
@@ -63,7 +63,22 @@ class FeaturesSettings:
     max_tokens: int | None = None
 
 
-class FeaturesTower(OwnTower):
+class LayersTower(OwnTower):
+    """Blocks one after the other on each token; what is missing stays 0."""
+
+    layers: nn.ModuleList
+
+    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+        values = tokens.values
+        for block in self.layers[start:stop]:
+            values = block(values) * tokens.mask.unsqueeze(-1)
+        return Tokens(values, tokens.mask)
+
+    def blocks(self) -> nn.ModuleList:
+        return self.layers
+
+
+class FeaturesTower(LayersTower):
     """One block without a parameter; its statistics are those of the training rows, saved and fingerprinted as weights.
 
     A sample is (tokens, inputs) floats; a vector is one token.
@@ -105,18 +120,6 @@ class FeaturesTower(OwnTower):
                 for i, sample in enumerate(samples)
             ]
         )
-
-    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
-        values = tokens.values
-        for block in self.layers[start:stop]:
-            values = block(values) * tokens.mask.unsqueeze(-1)
-        return Tokens(values, tokens.mask)
-
-    def blocks(self) -> nn.ModuleList:
-        return self.layers
-
-    def roles(self) -> Mapping[str, str]:
-        return {}
 
     def tokens_out(self, tokens_in: int) -> int:
         return min(tokens_in, self.max_tokens or tokens_in)

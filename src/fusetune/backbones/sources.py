@@ -81,7 +81,7 @@ def kinds_of(chosen: TowerSource) -> list[str]:
     """The kinds of modality that a model has an encoder for, by its configuration alone."""
     from transformers import MODEL_MAPPING, AutoConfig
 
-    config = load(AutoConfig, chosen.source, **({"revision": chosen.revision} if chosen.revision else {}))
+    config = load(AutoConfig, chosen.source, chosen.revision)
     parts = parts_of(config.model_type)
     if parts or type(config) not in MODEL_MAPPING:
         return parts

@@ -66,8 +66,7 @@ class TransformersTower(Tower):
         import transformers
 
         model, missing = load_model(source, part or cls.kind, revision)
-        version = {"revision": revision} if revision else {}
-        tower = cls(model, load(getattr(transformers, cls.processor_class), source, **version), max_tokens)
+        tower = cls(model, load(getattr(transformers, cls.processor_class), source, revision), max_tokens)
         tower._settle(missing, source)
         return tower
 

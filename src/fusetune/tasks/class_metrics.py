@@ -27,10 +27,14 @@ def area(scores: Tensor, positive: Tensor) -> float | None:
     others = len(positive) - count
     if not count or not others:
         return None
-    _, place, ties = scores.double().unique(return_inverse=True, return_counts=True)
-    last = ties.cumsum(0).double()
-    ranks = (last - (ties.double() - 1) / 2)[place]  # from 1, ties share the mean
+    ranks = mean_ranks(scores)
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * others))
+
+
+def mean_ranks(values: Tensor) -> Tensor:
+    """(rows,): from 1 for the smallest; equal values share the mean of theirs."""
+    _, place, ties = values.double().unique(return_inverse=True, return_counts=True)
+    return (ties.cumsum(0).double() - (ties.double() - 1) / 2)[place]
 
 
 def mean_average_precision(outputs: Tensor, targets: Tensor) -> float:

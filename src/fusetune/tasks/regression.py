@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusetune.config import check
 from fusetune.errors import FusetuneError
+from fusetune.tasks.class_metrics import mean_ranks
 from fusetune.tasks.joined_head import JoinedHead
 from fusetune.tasks.pseudo_values import pseudo_values
 from fusetune.tasks.task import HeadMaker, LinearPart, Task, finite_rows
@@ -181,11 +182,7 @@ def _spearman(values: Tensor, wanted: Tensor) -> float:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    columns = []
-    for column in values.T:
-        _, place, ties = column.unique(return_inverse=True, return_counts=True)
-        columns.append((ties.cumsum(0).double() - (ties.double() - 1) / 2)[place])
-    return torch.stack(columns, 1)
+    return torch.stack([mean_ranks(column) for column in values.T], 1)
 
 
 def _sentiment(values: Tensor, wanted: Tensor) -> dict[str, float]:

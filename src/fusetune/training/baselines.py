@@ -17,6 +17,7 @@ from fusetune.training.data import TaskRows
 
 MOST_ROWS = 10_000  # training rows; of more, these many, evenly spread
 MOST_WORDS = 20_000  # n-grams of letters
+MEASURES = {"image": AlignedImage, "video": AlignedImage, "audio": AlignedAudio}  # whose plain numbers are taken
 MAJORITY, FUSION = "majority or mean", "their late fusion"
 NAMES = {"text": "TF-IDF", "image": "pixels", "video": "pixels", "audio": "log-mel", "vector": "numbers",
          "sequence": "mean and spread"}  # fmt: skip
@@ -49,6 +50,11 @@ def plain_baselines(rows: TaskRows) -> dict[str, float]:
     if len(outputs) > 1:
         found[FUSION] = scored([_fused(kind, parts) for parts in zip(*outputs.values(), strict=True)])
     return found
+
+
+def metric_key(name: str) -> str:
+    """What a baseline is called where names have no blanks."""
+    return name.replace(" ", "_").replace("-", "_").lower()
 
 
 def best_of(plain: Mapping[str, float]) -> tuple[str, float] | None:
@@ -125,19 +131,19 @@ def _raw(rows: TaskRows, name: str, splits: Sequence[Sequence[int]]) -> list[Any
         texts = [[text or "" for text in rows.source.decoded(name, split)] for split in splits]
         words = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, max_features=MOST_WORDS)
         return [words.fit_transform(texts[0]), *(words.transform(part) for part in texts[1:])]
-    numbers = [[_numbers(modality, sample) for sample in rows.source.decoded(name, split)] for split in splits]
+    tower = MEASURES[modality.kind](AlignedSettings(1, segments=1, mlp=False)) if modality.kind in MEASURES else None
+    numbers = [[_numbers(modality, tower, sample) for sample in rows.source.decoded(name, split)] for split in splits]
     present = [values for values in numbers[0] if values is not None]
     mean = np.mean(present, 0)
     return [np.stack([mean if values is None else values for values in part]) for part in numbers]
 
 
-def _numbers(modality: Modality, sample: Any) -> np.ndarray | None:
+def _numbers(modality: Modality, tower: Any, sample: Any) -> np.ndarray | None:
     if sample is None:
         return None
     if modality.kind in ("image", "video"):
-        tower = AlignedImage(AlignedSettings(1))
         return np.mean([tower.numbers([picture]).numpy() for picture in sample], 0)
     if modality.kind == "audio":
-        return AlignedAudio(AlignedSettings(1, segments=1)).numbers(sample).numpy()
+        return tower.numbers(sample).numpy()
     values = np.asarray(sample, np.float32).reshape(-1, np.asarray(sample).shape[-1])
     return values[0] if modality.kind == "vector" else np.concatenate([values.mean(0), values.std(0)])

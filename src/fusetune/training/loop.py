@@ -68,9 +68,9 @@ def train(
         adapter.on_start(steps)
     scaler = torch.amp.GradScaler(device.type, enabled=training_dtype(device, settings.autocast) == torch.float16)
     history, best = _resume(model, optimizer, scaler, names, key, folder)
+    best_metric = max((epoch.val_metric for epoch in counted(history, last_stage)), default=-math.inf)
     reporter.started(settings, steps, len(history) * steps_per_epoch)
     try:
-        best_metric = max((epoch.val_metric for epoch in counted(history, last_stage)), default=-math.inf)
         for number in range(len(history), settings.epochs):
             if stale(counted(history, last_stage), settings.patience):
                 break

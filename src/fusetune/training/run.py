@@ -23,7 +23,7 @@ from fusetune.features.storage import Store
 from fusetune.plan import Plan
 from fusetune.report.figures import Figures, compared, confusion_matrix, distributions, learning_curve
 from fusetune.tasks.joined_head import joined_heads
-from fusetune.training.baselines import best_of
+from fusetune.training.baselines import best_of, metric_key
 from fusetune.training.data import DataSettings, make_task
 from fusetune.training.epochs import Epoch, Reporter, counted
 from fusetune.training.evaluation import EvaluationSettings, evaluate
@@ -48,6 +48,7 @@ class TrainingResult:
         figures: PNGs.
         outputs: of the test split, (rows, ...), as the task decodes them.
         epochs: with times.
+        validated: outputs of the validation split.
         scores: of each validation and test sample, with its group and its targets: what decides who is better; None
             where nobody asks.
     """
@@ -59,6 +60,7 @@ class TrainingResult:
     figures: Figures
     epochs: list[Epoch]
     outputs: Tensor
+    validated: Tensor
     scores: pa.Table | None = None
 
     def scalars(self) -> dict[str, float]:
@@ -67,7 +69,7 @@ class TrainingResult:
         flat |= {f"test_only_{name}": value for name, value in self.metrics["unimodal"].items()}
         if "linear_models" in self.metrics:
             flat["test_linear_models"] = self.metrics["linear_models"]
-        flat |= {f"test_plain_{_key(name)}": value for name, value in self.metrics["plain"].items()}
+        flat |= {f"test_plain_{metric_key(name)}": value for name, value in self.metrics["plain"].items()}
         flat |= {f"{name}": float(v) for name, v in self.metrics.items() if isinstance(v, int)}
         for name, means in self.metrics.get("observed", {}).items():
             flat |= {f"{name}_{i}" if len(means) > 1 else name: value for i, value in enumerate(means)}
@@ -97,10 +99,6 @@ def below(value: float, plain: Mapping[str, float]) -> str:
     return f". BELOW what {best[0]} reaches without any of this, {best[1]:.3f}: look for another base"
 
 
-def _key(name: str) -> str:
-    return name.replace(" ", "_").replace("-", "_").lower()
-
-
 def train_and_test(
     experiment: Experiment,
     features: Features,
@@ -123,7 +121,7 @@ def train_and_test(
     epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter)
     result = tested(experiment, splits, epochs, settings, evaluation, method, unimodal, plain)
     shutil.rmtree(folder, ignore_errors=True)
-    return replace(result, scores=_scores(experiment, splits["val"], result, settings))
+    return replace(result, scores=_scores(experiment, splits["val"], result))
 
 
 def tested(
@@ -185,6 +183,7 @@ def tested(
         _figures(experiment, outputs, metrics, curve, method, observed),
         epochs,
         outputs,
+        validated,
     )
 
 
@@ -234,10 +233,9 @@ def _told(features: FeatureSet, settings: TrainSettings) -> Iterator[str]:
         yield f"{shares[name]:.0%} of a batch of '{name}' is padding; train.length_buckets=true would spare most of it"
 
 
-def _scores(experiment: Experiment, val: Split, result: TrainingResult, settings: TrainSettings) -> pa.Table:
+def _scores(experiment: Experiment, val: Split, result: TrainingResult) -> pa.Table:
     task, of_test = experiment.task, result.predictions["score"].to_pylist()
-    outputs, _ = predict(experiment.model, val, settings.batch_size)
-    of_val = task.per_sample(outputs, val.targets)[task.metric].tolist()
+    of_val = task.per_sample(result.validated, val.targets)[task.metric].tolist()
     columns: dict[str, list[Any]] = {
         "split": ["val"] * len(of_val) + ["test"] * len(of_test),
         "score": of_val + of_test,

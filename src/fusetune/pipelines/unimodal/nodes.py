@@ -50,10 +50,11 @@ def plain_baselines(manifest: Any, data: Mapping[str, Any]) -> dict[str, float]:
     """What scikit-learn reaches on the raw inputs; see `training.baselines`."""
     from fusetune.config import build
     from fusetune.pipelines.tracking import log_metrics
+    from fusetune.training.baselines import metric_key
     from fusetune.training.baselines import plain_baselines as found_by
     from fusetune.training.data import DataSettings, TaskRows
 
     found = found_by(TaskRows(manifest, build(DataSettings, data, "data")))
     logger.info("plain baselines: %s", ", ".join(f"{name} {value:.3f}" for name, value in found.items()) or "none")
-    log_metrics({f"plain_{name.replace(' ', '_').replace('-', '_')}": value for name, value in found.items()})
+    log_metrics({f"plain_{metric_key(name)}": value for name, value in found.items()})
     return found
