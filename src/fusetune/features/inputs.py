@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusetune.features.source import Source
-from fusetune.features.texts import EXAMPLES, chunks, text_checks, text_facts
+from fusetune.features.texts import EXAMPLES, chunks, failed_check, text_checks, text_facts
 
 if TYPE_CHECKING:  # its room needs pandas, which a bare GPU machine may lack
     from fusetune.manifest.checks import ValidationSettings
@@ -74,15 +74,6 @@ def _cut(source: Source, name: str, tower: Any, settings: "ValidationSettings") 
     places = np.flatnonzero(np.array(lengths) > most)
     if not len(places) or level == "off":
         return
-    ids = source.table["sample_id"] if "sample_id" in source.table.column_names else None
-    examples = [
-        {
-            "row": int(row),
-            "sample_id": str(ids[int(row)]) if ids else None,
-            "value": f"{lengths[row]:g} {unit}, {most:g} are read",
-        }
-        for row in places[:EXAMPLES]
-    ]
+    shown = [(int(row), f"{lengths[row]:g} {unit}, {most:g} are read") for row in places[:EXAMPLES]]
     share = len(places) / len(lengths)
-    yield {"check": "input.truncated", "severity": level, "column": source.modalities[name].column_of(name),
-           "rows": len(places), "share": share, "says": "of the rows are cut", "examples": examples}  # fmt: skip
+    yield failed_check(source, name, "input.truncated", level, len(places), share, "of the rows are cut", shown)

@@ -92,18 +92,30 @@ def text_checks(
         "text.identical": (shares["identical"], "of the rows are the same to the base as another text", facts.like >= 0,
                            lambda i: f"reads like row {facts.like[i]}: {short(i)}"),
     }  # fmt: skip
-    ids = source.table["sample_id"] if "sample_id" in source.table.column_names else None
     for check, (share, says, fails, value) in found.items():
         level = settings.level(check)
         if share <= limits.text_share or level == "off":
             continue
         places = np.flatnonzero(fails)
-        examples = [
-            {"row": int(facts.rows[i]), "sample_id": str(ids[int(facts.rows[i])]) if ids else None, "value": value(i)}
-            for i in places[:EXAMPLES]
-        ]
-        yield {"check": check, "severity": level, "column": source.modalities[name].column_of(name),
-               "rows": len(places), "share": share, "says": says, "examples": examples}  # fmt: skip
+        shown = [(int(facts.rows[i]), value(i)) for i in places[:EXAMPLES]]
+        yield failed_check(source, name, check, level, len(places), share, says, shown)
+
+
+def failed_check(
+    source: Source,
+    name: str,
+    check: str,
+    level: str,
+    rows: int,
+    share: float,
+    says: str,
+    shown: Sequence[tuple[int, str]],
+) -> dict[str, Any]:
+    """A check of modality `name` that fails, as the report holds one; `shown`: some rows, and what of them."""
+    ids = source.table["sample_id"] if "sample_id" in source.table.column_names else None
+    examples = [{"row": row, "sample_id": str(ids[row]) if ids else None, "value": value} for row, value in shown]
+    return {"check": check, "severity": level, "column": source.modalities[name].column_of(name),
+            "rows": rows, "share": share, "says": says, "examples": examples}  # fmt: skip
 
 
 def _readings(tower: Any, texts: Sequence[str]) -> Iterator[Reading]:
