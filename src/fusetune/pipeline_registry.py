@@ -5,6 +5,7 @@ from kedro.pipeline import Pipeline
 from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_pipeline
 from fusetune.pipelines.compare.pipeline import create_pipeline as compare_pipeline
 from fusetune.pipelines.conf_source import conf_source, method_names
+from fusetune.pipelines.evaluate.pipeline import create_pipeline as evaluate_pipeline
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
 from fusetune.pipelines.inputs.pipeline import create_pipeline as inputs_pipeline
 from fusetune.pipelines.merge.pipeline import create_pipeline as merge_pipeline
@@ -40,6 +41,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "promote": promote_pipeline(),
         "rollback": rollback_pipeline(),
         "predict": predict_pipeline(),
+        "evaluate": validated + evaluate_pipeline(),
         "merge": merge_pipeline(),
     }
     for method in methods:

@@ -99,13 +99,81 @@ def test_the_comparison_is_of_numbers_too(project):
         yaml.safe_dump({"compare": {"methods": {"linear_probe": {}, "wander": {"set": {"train.epochs": 2}}},
                                     "seeds": [0, 1], "scaling": {"method": ""}, "workers": 1}})
     )  # fmt: skip
+    noisy = {"noisy": {"changes": {"prosody": {"name": "noise", "share": 2.0}}}}
+    (project / "conf/prices/parameters_second.yml").write_text(yaml.safe_dump({"evaluate_on": noisy}))
     run(project, "prices", "--pipelines", "compare")
     summary = json.loads((project / "data/08_reporting/prices/comparison/summary.json").read_text())
     assert summary["metric"] == "r2" and set(summary["rows"]) == {"linear_probe", "wander"}
     assert len(summary["differences"]) == 1
     told = " ".join(summary["sentences"])
     assert "Without any of this, their late fusion reaches" in told
-    assert (project / "data/08_reporting/prices/comparison/comparison.html").stat().st_size > 10_000
+    best = summary["winner"]
+    there = summary["second_sets"]["noisy"][best]
+    assert there["rows"] == 50 and len(there["by_seed"]) == 2 and there["mean"] < summary["rows"][best]["mean"] - 0.1
+    assert f"On 'noisy' (50 rows) {best} has {there['mean']:.3f}" in told
+    page = (project / "data/08_reporting/prices/comparison/comparison.html").read_text()
+    assert "On other data" in page and f"{there['mean']:.3f} ({there['low']:.3f} to {there['high']:.3f})" in page
+
+
+SETS = {
+    "elsewhere": {"reader": "manifest", "settings": {"file": "other.parquet"}, "columns": {"prosody": "measured"}},
+    "misheard": {"changes": {"prosody": {"name": "noise", "share": 5.0}}},
+    "blind": {"columns": {"text": "sample_id"}},
+}
+
+
+def test_other_data_are_evaluated_beside_the_test_split(project):
+    """A table without splits, with a broken row, a strange label and a training row; and the test rows, changed."""
+    rows = pq.read_table(project / "reviews.parquet").to_pylist()[200:]
+    for row in rows:
+        row["measured"] = row.pop("prosody")
+        del row["split"], row["id"]
+    rows[3]["review"], rows[4]["kind"] = None, "unheard of"
+    rows[5] |= {name: pq.read_table(project / "reviews.parquet")[name][7].as_py() for name in ("review", "kind")}
+    rows[5]["measured"] = pq.read_table(project / "reviews.parquet")["prosody"][7].as_py()
+    pq.write_table(pa.Table.from_pylist(rows), project / "other.parquet")
+    (project / "conf/kinds/parameters_second.yml").write_text(yaml.safe_dump({"evaluate_on": SETS}, sort_keys=False))
+    run(project, "kinds", "--pipelines", "train_late_fusion")
+    text = run(project, "kinds", "--pipelines", "evaluate")
+    assert "1 rows fail cell.missing (text), e.g." in text and "'row': 3" in text
+    assert "1 rows are the same as training rows" in text
+    found = json.loads((project / "data/08_reporting/kinds/second_sets/metrics.json").read_text())["late_fusion"]
+    assert list(found) == ["test", *SETS]
+    assert found["test"]["rows"] == 50 and found["test"]["metrics"] == _metrics(project)["test"]
+    elsewhere = found["elsewhere"]
+    assert (elsewhere["rows"], elsewhere["rows_left_out"], elsewhere["set_aside"]) == (98, 1, 1)
+    values = {name: one["metrics"]["accuracy"] for name, one in found.items()}
+    assert abs(values["elsewhere"] - values["test"]) < 0.1 and values["misheard"] < values["test"] - 0.15
+    assert values["blind"] < values["test"] - 0.15, "text alone knows half of it"
+    table = pq.read_table(project / "data/07_model_output/kinds/second_predictions.parquet")
+    assert table.num_rows == sum(one["rows"] for one in found.values())
+    assert (project / "data/08_reporting/kinds/second_sets/figures/second_sets.png").stat().st_size > 5_000
+    assert "everything is up to date" in run(project, "kinds", "--pipelines", "evaluate")
+    rows[6]["kind"] = None
+    pq.write_table(pa.Table.from_pylist(rows), project / "other.parquet")
+    assert "1 rows fail label.missing (kind)" in run(project, "kinds", "--pipelines", "evaluate")
+
+
+def _metrics(project):
+    return json.loads((project / "data/08_reporting/kinds/late_fusion/metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({}, "evaluate_on: there is no set to evaluate on"),
+        ({"a": {"colums": {}}}, "evaluate_on.a: unknown key 'colums'. Did you mean 'columns'?"),
+        ({"a": {"columns": {"sound": "review"}}}, "evaluate_on.a.columns: 'sound' is neither a modality"),
+        ({"a": {"columns": {"text": "absent"}}}, "evaluate_on.a.columns.text: there is no column 'absent'"),
+        ({"a": {"split": "best"}}, "evaluate_on.a.split: no row of split 'best'; there are"),
+        ({"a": {"changes": {"text": {"name": "noise"}}}}, "evaluate_on.a.changes.text: this one changes image"),
+    ],
+)
+def test_a_set_that_can_not_be_is_refused_by_name(project, sets, message):
+    (project / "conf/prices/parameters_second.yml").write_text(yaml.safe_dump({"evaluate_on": sets}))
+    run(project, "prices", "--pipelines", "train_linear_probe", "--params", "train.epochs=1")
+    done = kedro(project, "run", "--env", "prices", "--pipelines", "evaluate")
+    assert done.returncode != 0 and message in " ".join((done.stdout + done.stderr).split())
 
 
 def test_rows_without_a_number_or_labels_are_set_aside_by_name(project):

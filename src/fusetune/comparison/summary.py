@@ -1,7 +1,7 @@
 """What a comparison says: one row a variant, all differences, and the sentences that a reader takes home."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ import numpy as np
 from fusetune.comparison.cells import Cell
 from fusetune.comparison.measures import BINS
 from fusetune.comparison.record import Compared
+from fusetune.comparison.second_sets import Elsewhere
+from fusetune.comparison.second_sets import told as told_of
 from fusetune.comparison.statistics import Difference, PowerLaw, all_differences, interval, power_law
 from fusetune.config import check
 from fusetune.training.evaluation import EvaluationSettings
@@ -31,6 +33,7 @@ class Summary:
         points: of the scaling: size, samples, error, by variant and seed.
         law: that was fitted to them.
         winner: the name of the variant that is best on the validation split, and the folder of its best adapter there.
+        elsewhere: the numbers of second sets.
     """
 
     metric: str
@@ -42,6 +45,7 @@ class Summary:
     points: Sequence[Numbers]
     law: PowerLaw | None
     winner: tuple[str, str]
+    elsewhere: Elsewhere = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -53,6 +57,7 @@ class Summary:
             "rows": dict(self.rows),
             "errors": {name: {str(seed): text for seed, text in own.items()} for name, own in self.errors.items()},
             "differences": [asdict(pair) for pair in self.differences],
+            "second_sets": {name: dict(own) for name, own in self.elsewhere.items()},
             "scaling": {"points": list(self.points), "law": asdict(self.law) if self.law else None},
         }
 
@@ -70,12 +75,14 @@ def summarize(
     unimodal: Numbers,
     settings: EvaluationSettings,
     plain: Numbers | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Summary:
     """
     Args:
         groups: of the test samples, in the manifest's order.
         unimodal: the metric of each modality alone.
         plain: that of what scikit-learn reaches on raw inputs.
+        elsewhere: by second set and variant; see `comparison.second_sets`.
 
     Raises:
         FusetuneError: no variant has a cell.
@@ -96,8 +103,9 @@ def summarize(
     law = power_law(*([p[key] for p in points] for key in ("size", "samples", "error"))) if points else None
     best = next(one for one in compared if one.name == next(iter(rows)))
     told = sentences(metric, rows, pairs, unimodal, plain or {}, settings.confidence)
+    told += told_of(elsewhere or {}, rows, settings.confidence)
     count = next(iter(matrices.values())).shape[1]
-    return Summary(metric, count, rows, errors, pairs, told, points, law, (best.name, _adapter(best)))
+    return Summary(metric, count, rows, errors, pairs, told, points, law, (best.name, _adapter(best)), elsewhere or {})
 
 
 def scores(one: Compared) -> np.ndarray:

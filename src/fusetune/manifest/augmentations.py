@@ -16,6 +16,7 @@ augmentations = Registry(
     {
         "crop_flip": "fusetune.manifest.augmentations:CropFlip",
         "noise": "fusetune.manifest.augmentations:Noise",
+        "misprints": "fusetune.manifest.augmentations:Misprints",
     },
 )
 
@@ -63,19 +64,56 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise.
+    """Gaussian noise; of pictures on each channel, which stays within black and white.
 
     Attributes:
         share: its standard deviation, relative to that of the sample.
     """
 
     share: float = 0.1
-    kinds = ("audio", "sequence", "vector")
+    kinds = ("image", "video", "audio", "sequence", "vector")
 
     def __post_init__(self) -> None:
         check(self.share > 0, f"share: expected a positive number, found {self.share}.")
 
     def __call__(self, sample: Any, generator: np.random.Generator) -> Any:
-        values = sample.waveform if isinstance(sample, Audio) else sample
-        noise = generator.standard_normal(values.shape, dtype=np.float32) * (self.share * float(values.std()))
-        return Audio(values + noise, sample.sampling_rate) if isinstance(sample, Audio) else values + noise
+        if isinstance(sample, list):
+            return [self._speckled(picture, generator) for picture in sample]
+        if isinstance(sample, Audio):
+            return sample._replace(waveform=self._noisy(sample.waveform, generator))
+        return self._noisy(sample, generator)
+
+    def _noisy(self, values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        noise = generator.standard_normal(values.shape, dtype=np.float32)
+        return values + noise * (self.share * float(values.std()))
+
+    def _speckled(self, picture: Any, generator: np.random.Generator) -> Any:
+        from PIL import Image
+
+        values = self._noisy(np.asarray(picture, np.float32), generator)
+        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class Misprints:
+    """Letters that are replaced by others of the same text.
+
+    Attributes:
+        share: of the letters.
+    """
+
+    share: float = 0.1
+    kinds = ("text",)
+
+    def __post_init__(self) -> None:
+        check(0 < self.share <= 1, f"share: expected a share of at most 1, found {self.share}.")
+
+    def __call__(self, sample: str, generator: np.random.Generator) -> str:
+        letters = [character for character in sample if character.isalpha()]
+        hit = generator.random(len(sample)) < self.share
+        drawn = generator.integers(0, max(1, len(letters)), len(sample))
+        changed = [
+            letters[which] if struck and character.isalpha() else character
+            for character, struck, which in zip(sample, hit, drawn, strict=True)
+        ]
+        return "".join(changed)

@@ -12,7 +12,8 @@ from fusetune.config import build, check_keys
 from fusetune.manifest.split_settings import FewShotSettings, SplitSettings
 from fusetune.pipelines.conf_source import conf_source, method_names
 
-# top-level parameter -> the dataclass that it becomes (imported when a run uses it), or None for plain values
+# top-level parameter -> the dataclass that it, or each of its values, becomes (imported when a run uses it); None for
+# plain values
 SCHEMAS: dict[str, str | None] = {
     "experiment": None,
     "force": None,
@@ -27,6 +28,8 @@ SCHEMAS: dict[str, str | None] = {
     "cache": "fusetune.features.index:CacheSettings",
     "train": "fusetune.training.settings:TrainSettings",
     "evaluate": "fusetune.training.evaluation:EvaluationSettings",
+    "evaluate_on": "each fusetune.manifest.second_sets:SecondSet",
+    "evaluate_adapters": None,
     "compare": "fusetune.comparison.settings:CompareSettings",
     "promote": "fusetune.pipelines.promote.nodes:PromoteSettings",
     "predict": "fusetune.pipelines.predict.nodes:PredictSettings",
@@ -34,6 +37,7 @@ SCHEMAS: dict[str, str | None] = {
     "serve": "fusetune.bank.budget:RequestLimits",
     "register": "fusetune.pipelines.registry:RegisterSettings",
 }
+EACH = "each "
 PLAN = "fusetune.plan:Plan"
 
 
@@ -61,5 +65,9 @@ def check_parameters(catalog: CatalogProtocol, pipeline: Pipeline) -> None:
         key = name.removeprefix("params:")
         schema = known.get(key)
         if name.startswith("params:") and schema:
-            module, _, attribute = schema.partition(":")
-            build(getattr(import_module(module), attribute), catalog.load(name), key)
+            module, _, attribute = schema.removeprefix(EACH).partition(":")
+            cls, values = getattr(import_module(module), attribute), catalog.load(name)
+            for where, value in (
+                {f"{key}.{n}": v for n, v in values.items()}.items() if EACH in schema else [(key, values)]
+            ):
+                build(cls, value, where)

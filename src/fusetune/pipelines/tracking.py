@@ -33,6 +33,11 @@ def log_metrics(metrics: Mapping[str, float]) -> None:
         mlflow.log_metrics(dict(metrics))
 
 
+def metric_name(text: str) -> str:
+    """As MLflow takes it for a metric."""
+    return "".join(c if c.isalnum() or c in "_-. /" else " " for c in text)
+
+
 def log_dict(values: Mapping[str, Any], file: str) -> None:
     if active_run():
         import mlflow

@@ -11,6 +11,7 @@ from fusetune.comparison.statistics import STEEPEST, PowerLaw
 from fusetune.comparison.summary import Summary
 from fusetune.report import charts, comparison_charts, inside_charts
 from fusetune.report.charts import Chart, Look
+from fusetune.report.second_section import second_section
 
 Cell = tuple[str, float | None]  # as it is shown, and what it is sorted by
 SKELETON = "comparison.html"
@@ -43,6 +44,7 @@ def comparison_page(summary: Summary, found: Sequence[Compared], title: str, siz
         ("costs", "What it costs", shown(comparison_charts.costs(summary, look))),
         ("table", "Table", _table(summary)),
         ("differences", "Who is better than whom", shown([charts.differences(summary)] if summary.differences else [])),
+        ("elsewhere", "On other data", second_section(summary.elsewhere, summary.rows)),
         ("modalities", "Modalities and groups", shown(comparison_charts.modalities(summary))),
         ("robustness", "Missing modalities, noise, calibration", shown(comparison_charts.robustness(summary, look))),
         ("classes", "Classes", shown(comparison_charts.classes(summary))),

@@ -80,6 +80,32 @@ def compared(values: Mapping[str, float], low: float, high: float, metric: str, 
     return figure
 
 
+def by_set(found: Mapping[str, Mapping[str, Any]], title: str):
+    """A group of bars an adapter, a bar a set: the main metric with its interval.
+
+    Args:
+        found: by adapter and set, ``{metric: ..., metrics: {...}}``.
+    """
+    rows = [
+        (f"{adapter}, {name}", one, i == 0)
+        for adapter, own in found.items()
+        for i, (name, one) in enumerate(own.items())
+    ]
+    figure = blank(8.0, 1.2 + 0.3 * len(rows))
+    axes = figure.subplots()
+    for place, (_, one, first) in enumerate(rows):
+        value, low, high = (one["metrics"][f"{one['metric']}{end}"] for end in ("", "_low", "_high"))
+        axes.barh(place, value, color=ACCENT if first else MUTED)
+        axes.errorbar(value, place, xerr=[[max(0, value - low)], [max(0, high - value)]], color=INK, capsize=3)
+        axes.text(max(value, high) + 0.01, place, f"{value:.3f}", va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    metrics = dict.fromkeys(one["metric"].replace("_", " ") for _, one, _ in rows)
+    axes.set(xlabel=", ".join(metrics), title=title)
+    return figure
+
+
 def distributions(values: Mapping[str, np.ndarray], title: str):
     """Boxes of values between 0 and 1 over samples, one for each column of each (samples, columns) array."""
     columns = {}

@@ -38,6 +38,7 @@ class Task(ABC):
     """What is asked of the model.
 
     Attributes:
+        config: the settings, of class `Config`.
         metric: name of the metric that early stopping and the champion go by; higher is better.
         fuses: whether the streams may meet before the head; a task that compares them must keep them apart.
         plain: what a plain baseline predicts: ``classes``, ``labels``, ``numbers`` or ``pairs``; None: there is none.
@@ -45,6 +46,7 @@ class Task(ABC):
     """
 
     metric: str
+    config: Any
     fuses: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
     plain: ClassVar[str | None] = None

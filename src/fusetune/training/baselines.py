@@ -109,7 +109,7 @@ def _pairs(rows: TaskRows, raw: Mapping[str, Sequence[Any]]) -> list[np.ndarray]
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler, normalize
 
-    config: Any = rows.task.config  # type: ignore[attr-defined]
+    config = rows.task.config
     query, target = ([_dense(part) for part in raw[name]] for name in (config.query, config.target))
     model = make_pipeline(StandardScaler(), Ridge(alpha=100.0)).fit(query[0], target[0])
     return [

@@ -144,7 +144,7 @@ def tested(
     parts: dict[str, list[Tensor]] = {}
     outputs, _ = predict(model, splits["test"], settings.batch_size, observed=parts)
     observed = {name: torch.cat(several) for name, several in parts.items()}
-    kind = getattr(task.config, "question_type", None)  # type: ignore[attr-defined]
+    kind = getattr(task.config, "question_type", None)
     kinds, groups = experiment.column(kind, "test") if kind else None, experiment.column("group_id", "test")
     metrics = {
         "method": method,

@@ -4,6 +4,7 @@ from kedro.pipeline import Node, Pipeline
 
 from fusetune.pipelines.compare.nodes import make_compare
 from fusetune.pipelines.compare.report_nodes import log_report, report_comparison
+from fusetune.pipelines.compare.second_nodes import compare_on_second_sets
 
 
 def create_pipeline(methods: Sequence[str]) -> Pipeline:
@@ -28,6 +29,23 @@ def create_pipeline(methods: Sequence[str]) -> Pipeline:
                 name="compare",
             ),
             Node(
+                compare_on_second_sets,
+                [
+                    "comparison",
+                    "comparison_cells",
+                    "validated_manifest",
+                    "base",
+                    "feature_store",
+                    "params:evaluate_on",
+                    "params:data",
+                    "params:validate",
+                    "params:cache",
+                    "params:evaluate",
+                ],
+                "comparison_second_sets",
+                name="compare_on_second_sets",
+            ),
+            Node(
                 report_comparison,
                 [
                     "comparison",
@@ -35,6 +53,7 @@ def create_pipeline(methods: Sequence[str]) -> Pipeline:
                     "validated_manifest",
                     "unimodal",
                     "baselines",
+                    "comparison_second_sets",
                     "params:experiment",
                     "params:evaluate",
                 ],

@@ -14,6 +14,7 @@ def report_comparison(
     manifest: Any,
     unimodal: Mapping[str, float],
     baselines: Mapping[str, float],
+    elsewhere: Mapping[str, Any],
     experiment: str,
     evaluate: Mapping[str, Any],
 ) -> tuple[Any, Any, Any, str, Any, Any]:
@@ -22,7 +23,7 @@ def report_comparison(
     from fusetune.comparison.record import opened
     from fusetune.comparison.summary import summarize
     from fusetune.config import build
-    from fusetune.pipelines.tracking import log_metrics, log_tags
+    from fusetune.pipelines.tracking import log_metrics, log_tags, metric_name
     from fusetune.report.comparison_figures import comparison_figures
     from fusetune.report.comparison_page import comparison_page
     from fusetune.training.evaluation import EvaluationSettings
@@ -30,13 +31,13 @@ def report_comparison(
     found = opened(comparison, folder)
     splits, groups = manifest["split"].to_pylist(), manifest["group_id"].to_pylist()
     of_test = [group for group, split in zip(groups, splits, strict=True) if split == "test"]
-    summary = summarize(found, of_test, unimodal, build(EvaluationSettings, evaluate, "evaluate"), baselines)
+    summary = summarize(found, of_test, unimodal, build(EvaluationSettings, evaluate, "evaluate"), baselines, elsewhere)
     label = comparison["scaling"]["path"].rpartition(".")[2].replace("_", " ") or "size"
     page = comparison_page(summary, found, f"{experiment}: methods compared", label)
     for sentence in summary.sentences:
         logger.info("%s", sentence)
     log_tags({"winner": summary.winner[0]})
-    log_metrics({f"{summary.metric}_{_plain(name)}": row["mean"] for name, row in summary.rows.items()})
+    log_metrics({f"{summary.metric}_{metric_name(name)}": row["mean"] for name, row in summary.rows.items()})
     winner = Artifact.from_pretrained(summary.winner[1])
     metrics, figures = summary.flat(), comparison_figures(summary, found, label)
     return metrics, summary.plain(), _table(summary), page, figures, winner
@@ -61,8 +62,3 @@ def _table(summary: Any) -> list[dict[str, Any]]:
     measured = ("validation", "mean", "low", "high", "deviation", "seeds")
     told = (*measured, "trainable_parameters", "train_seconds", "ece", "overhead")
     return [{"method": name, **{key: row[key] for key in told}} for name, row in summary.rows.items()]
-
-
-def _plain(name: str) -> str:
-    """As MLflow takes it for a metric."""
-    return "".join(c if c.isalnum() or c in "_-. /" else " " for c in name)

@@ -20,7 +20,7 @@ def check_manifest(
     settings = build(DataSettings, data, "data")
     task = make_task(settings.task)
     problems = task.problems()
-    label = getattr(task.config, "label", None)  # type: ignore[attr-defined]
+    label = getattr(task.config, "label", None)
     with DecodeProgress() as progress:
         outcome = run_checks(
             manifest,

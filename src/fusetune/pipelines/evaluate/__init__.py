@@ -1,0 +1,1 @@
+"""Evaluation of trained adapters on other data: another place, another language, another voice, noise."""
