@@ -85,7 +85,8 @@ class AdaptedModel(nn.Module):
         self.placed, self.resolved = made.placed, made.resolved
         try:
             self.attach()
-            self.head = task.head({name: stream.width for name, stream in streams.items()}, made.head)
+            widths = {name: stream.width for name, stream in streams.items()}
+            self.head = task.head_in(backbone.spaces(list(streams)), widths, made.head)
             self.apart = Orthogonality(plan.orthogonal, self.trainable()) if plan.orthogonal else None
         except BaseException:
             self.detach()
@@ -98,6 +99,8 @@ class AdaptedModel(nn.Module):
         entered = _pooled(streams)
         for adapter in self.junction:
             streams = adapter(streams) if adapter.active else streams
+        if hasattr(self.head, "embeds"):
+            return self.head(_pooled(streams), self.backbone.embed(streams, self.head.embeds))  # type: ignore[arg-type]
         if not self.branches:
             return heard(self.head, _pooled(streams), entered)
         parts = dict.fromkeys(self.head.tasks, _pooled(streams))  # type: ignore[arg-type]

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fusetune.backbones import towers as tower_registry
 from fusetune.backbones.bases import FORMAT, INDEX, opened, read_index
+from fusetune.backbones.common_space import Space
 from fusetune.backbones.sources import TowerSource, from_source, registered_tower
 from fusetune.backbones.tower import Tower, fingerprint
 from fusetune.backbones.trunk import Trunk
@@ -73,6 +74,15 @@ class Backbone(nn.Module):
     def widths(self, modalities: Sequence[str]) -> dict[str, int]:
         """Floats per token of each stream at the junction."""
         return {m: self.trunk.width if self.trunk else self.tower(m).width for m in modalities}
+
+    def spaces(self, modalities: Sequence[str]) -> dict[str, Space]:
+        """The common space of each tower that has one; {} where the streams meet in a trunk first."""
+        found = {} if self.trunk else {name: self.tower(name).space() for name in modalities}
+        return {name: space for name, space in found.items() if space}
+
+    def embed(self, streams: Mapping[str, Tokens], modalities: Sequence[str]) -> dict[str, Tensor]:
+        """Some streams at the top of their towers in the towers' common space, (batch, width)."""
+        return {name: self.tower(name).embed(streams[name]) for name in modalities}
 
     def fingerprint(self, modalities: Sequence[str] | None = None) -> str:
         """SHA-256 (hex) of the weights and preprocessing that the given modalities pass through."""

@@ -62,6 +62,14 @@ class Tower(nn.Module, ABC):
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None: ...
 
+    def space(self) -> Any:
+        """The `common_space.Space` in which `embed` compares this tower with another; None: it has none of its own."""
+        return None
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """(batch, width) in that space, of tokens at the tower's top; zeros for a sample without this modality."""
+        raise NotImplementedError
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of weights and preprocessing."""
         return fingerprint(self.state_dict(), self.preprocessing())

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusetune.backbones.common_space import Projection, Space, projection_of
 from fusetune.backbones.families import FAMILIES, load, load_model, quiet
 from fusetune.backbones.replay import Left, entered, left_at
 from fusetune.backbones.tower import Tower
@@ -41,6 +43,7 @@ class TransformersTower(Tower):
         self.model: Any = model.eval()
         self.max_tokens = max_tokens
         self.processor, self.family = processor, FAMILIES.get(model.config.model_type)
+        self.projection: Projection | None = None
         self.depth = len(self.blocks())
         self.width = model.config.hidden_size if self.family else 0
         if not self.family:
@@ -68,7 +71,11 @@ class TransformersTower(Tower):
         model, missing = load_model(source, part or cls.kind, revision)
         tower = cls(model, load(getattr(transformers, cls.processor_class), source, revision), max_tokens)
         tower._settle(missing, source)
+        tower.projection = projection_of(source, part or cls.kind, revision)
         return tower
+
+    def space(self) -> Space | None:
+        return self.projection.space if self.projection else None
 
     @classmethod
     @abstractmethod
@@ -144,6 +151,13 @@ class RowTower(TransformersTower):
             full = out.new_zeros(len(mask), *out.shape[1:])
             out = full.index_put((present.nonzero().squeeze(1),), out)
         return self._tokens(out, mask, len(tokens.values))
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """Of several pictures, the mean of their directions."""
+        projection: Any = self.projection
+        states, mask = self._rows(tokens, self.depth)
+        rows = F.normalize(projection(self.model, states, mask), dim=-1) * mask.any(1, keepdim=True)
+        return rows.unflatten(0, (len(tokens.values), -1)).sum(1)
 
     def _run(self, states: Tensor, mask: Tensor, start: int, stop: int) -> Tensor:
         with ExitStack() as stack:

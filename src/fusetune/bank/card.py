@@ -14,6 +14,8 @@ def card(method: str, metrics: Mapping[str, Any], data: DataSettings, model: Ada
     task = to_plain(data.task)
     streams = "\n".join(f"| {m} | {s.width} | {s.max_tokens} |" for m, s in model.streams.items())
     alone = "\n".join(f"| {m} alone | {value:.3f} | |" for m, value in metrics["unimodal"].items())
+    if "before_training" in metrics:
+        alone += f"| before any training | {metrics['before_training']:.3f} | |"
     plain = "\n".join(f"| plain: {m} | {value:.3f} | |" for m, value in metrics["plain"].items())
     share = 100 * metrics["trainable_parameters"] / max(metrics["base_parameters"], 1)
     return f"""---

@@ -129,6 +129,7 @@ def _row(one: Compared, matrix: np.ndarray, groups: Sequence[Any] | None, settin
         "seeds": len(cells),
         "by_seed": by_seed.tolist(),
         "other_metrics": _means([{k: v for k, v in m["test"].items() if isinstance(v, float)} for m in metrics]),
+        "before_training": _mean([m.get("before_training") for m in metrics]),
         "by_class": _by_class(one),
         "by_group": _means([m["test"].get("by_group", {}) for m in metrics]),
         "ece": _mean([r["calibration"].get("ece") for r in results]),
@@ -196,6 +197,11 @@ def sentences(
         gain = 100 * (row["mean"] - unimodal[modality])
         found.append(
             f"The best modality alone, {modality}, reaches {unimodal[modality]:.3f}: fusion brings {gain:.1f} points."
+        )
+    if row["before_training"] is not None:
+        gain = 100 * (row["mean"] - row["before_training"])
+        found.append(
+            f"Before any training the base has {row['before_training']:.3f}: {best} brings {gain:+.1f} points."
         )
     if plain:
         strongest = max(plain, key=lambda key: plain[key])

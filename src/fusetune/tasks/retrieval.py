@@ -13,6 +13,7 @@ from fusetune.config import check
 from fusetune.tasks.task import HeadMaker, Task, content_column
 
 RECALLS = (1, 5, 10)
+SPACES = ("auto", "own", "learned")
 CHUNK = 1024  # rows that are compared with all others at once
 ROUNDING = 1e-6  # share of the largest score within which two scores are equal
 
@@ -23,7 +24,9 @@ class RetrievalConfig:
     Attributes:
         query, target: the two modalities.
         group: the column that says which rows are the same thing; each query looks for any target of its group.
-        embedding_dim: width of the common space.
+        embedding_dim: width of the common space, where it is learned.
+        space: own: the two towers' own, with its scale (CLIP, SigLIP), from which training starts; learned: a new one;
+            auto: their own where they share one.
         best: how many of the other side's items an answer names.
     """
 
@@ -31,10 +34,12 @@ class RetrievalConfig:
     target: str = "text"
     group: str = "group_id"
     embedding_dim: int = 64
+    space: str = "auto"
     best: int = 10
 
     def __post_init__(self) -> None:
         check(self.embedding_dim > 0, f"embedding_dim: expected a positive width, found {self.embedding_dim}.")
+        check(self.space in SPACES, f"space: expected one of {', '.join(SPACES)}, found '{self.space}'.")
         check(self.best > 0, f"best: expected at least 1, found {self.best}.")
 
 
@@ -48,6 +53,38 @@ class _TwoSidedHead(nn.Module):
     def forward(self, pooled: Mapping[str, Tensor]) -> Tensor:
         """(batch, 2, embedding_dim), unit length times the square root of the scale: dot products are logits."""
         sides = [F.normalize(self.heads[side](pooled[side]), dim=-1) for side in self.sides]
+        return torch.stack(sides, 1) * (self.log_scale.exp().clamp(max=100) ** 0.5)
+
+
+class _OwnSpaceHead(nn.Module):
+    """What the towers' own space says, and what is learned beside it: nothing at first.
+
+    Attributes:
+        embeds: the modalities that it is given in their space.
+    """
+
+    def __init__(self, config: RetrievalConfig, space: Any, widths: Mapping[str, int], make: HeadMaker) -> None:
+        super().__init__()
+        self.embeds = (config.query, config.target)
+        self.heads = nn.ModuleDict({side: make(widths[side], space.width) for side in self.embeds})
+        self.gain = nn.ParameterDict({side: nn.Parameter(torch.zeros(space.width)) for side in self.embeds})
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.space = space
+        self.forget()
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Everything that was learned: the space is as the checkpoint has it."""
+        for gain in self.gain.values():
+            gain.zero_()
+        self.log_scale.fill_(self.space.log_scale)
+
+    def forward(self, pooled: Mapping[str, Tensor], embedded: Mapping[str, Tensor]) -> Tensor:
+        """As `_TwoSidedHead` has it."""
+        sides = [
+            F.normalize(embedded[side] + self.gain[side] * self.heads[side](pooled[side]), dim=-1)
+            for side in self.embeds
+        ]
         return torch.stack(sides, 1) * (self.log_scale.exp().clamp(max=100) ** 0.5)
 
 
@@ -87,6 +124,18 @@ class Retrieval(Task):
         for side in (self.config.query, self.config.target):
             check(side in widths, f"retrieval: no modality '{side}'. Known: {', '.join(widths)}.")
         return _TwoSidedHead(self.config, widths, make)
+
+    def head_in(self, spaces: Mapping[str, Any], widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
+        query, target = (spaces.get(side) for side in self.content_modalities())
+        shared = bool(query and target and query.identity == target.identity)
+        check(
+            shared or self.config.space != "own",
+            f"data.task.space: '{self.config.query}' and '{self.config.target}' have no common space of their own. "
+            "Expected towers of one dual encoder (CLIP, SigLIP), or space: learned.",
+        )
+        if shared and self.config.space != "learned":
+            return _OwnSpaceHead(self.config, query, widths, make)
+        return self.head(widths, make)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         logits, same = outputs[:, 0] @ outputs[:, 1].T, _together(targets, targets)

@@ -83,6 +83,14 @@ class Task(ABC):
     def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
         """The head: pooled streams by modality, (batch, width) each, to outputs."""
 
+    def head_in(self, spaces: Mapping[str, Any], widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
+        """The same where towers have common spaces of their own (`backbones.common_space.Space`, by modality).
+
+        A head with an attribute `embeds`, names of modalities, is also given those streams in their space.
+        """
+        del spaces
+        return self.head(widths, make)
+
     def linear_parts(self) -> dict[str, LinearPart]:
         """By name (`""` where there is one), the heads that may start from linear models of the streams."""
         return {}

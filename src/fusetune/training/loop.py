@@ -22,6 +22,7 @@ from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import TOTAL, clip, gradient_norms, make_optimizer
 from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
+from fusetune.training.zero_shot import zero_shot_metric
 
 LOOKED_AT = {
     "cuda": 20
@@ -68,7 +69,9 @@ def train(
         adapter.on_start(steps)
     scaler = torch.amp.GradScaler(device.type, enabled=training_dtype(device, settings.autocast) == torch.float16)
     history, best = _resume(model, optimizer, scaler, names, key, folder)
+    before = zero_shot_metric(model, val_split, settings.batch_size)
     best_metric = max((epoch.val_metric for epoch in counted(history, last_stage)), default=-math.inf)
+    best_metric = best_metric if before is None else max(best_metric, before)
     reporter.started(settings, steps, len(history) * steps_per_epoch)
     try:
         for number in range(len(history), settings.epochs):

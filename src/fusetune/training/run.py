@@ -32,6 +32,7 @@ from fusetune.training.loop import train
 from fusetune.training.mixing import linear_models_alone, mix
 from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
+from fusetune.training.zero_shot import before_training
 
 logger = logging.getLogger(__name__)
 WORTH_BUCKETS = 0.25  # share of padding from which we say so
@@ -67,6 +68,8 @@ class TrainingResult:
         """The metrics that are single numbers, for a tracker."""
         flat = {f"test_{name}": v for name, v in self.metrics["test"].items() if isinstance(v, float)}
         flat |= {f"test_only_{name}": value for name, value in self.metrics["unimodal"].items()}
+        if "before_training" in self.metrics:
+            flat["test_before_training"] = self.metrics["before_training"]
         if "linear_models" in self.metrics:
             flat["test_linear_models"] = self.metrics["linear_models"]
         flat |= {f"test_plain_{metric_key(name)}": value for name, value in self.metrics["plain"].items()}
@@ -82,6 +85,9 @@ class TrainingResult:
         alone = ", ".join(f"{m} alone {value:.3f}" for m, value in self.metrics["unimodal"].items())
         if "linear_models" in self.metrics:
             alone += f", linear models of all {self.metrics['linear_models']:.3f}"
+        if "before_training" in self.metrics:
+            alone += f"before any training {self.metrics['before_training']:.3f}"
+            alone += "" if self.metrics["best_epoch"] else ", which no epoch beats on validation: it is kept as it was"
         plain = ", ".join(f"{m} {value:.3f}" for m, value in self.metrics["plain"].items())
         return (
             f"test {name} {test[name]:.3f} ({test[name + '_low']:.3f} to {test[name + '_high']:.3f}), "
@@ -146,6 +152,7 @@ def tested(
     observed = {name: torch.cat(several) for name, several in parts.items()}
     kind = getattr(task.config, "question_type", None)
     kinds, groups = experiment.column(kind, "test") if kind else None, experiment.column("group_id", "test")
+    reached = max(counted(epochs, model.stages()[-1]), key=lambda e: e.val_metric)
     metrics = {
         "method": method,
         "metric": task.metric,
@@ -157,7 +164,7 @@ def tested(
         "trainable_parameters": trainable,
         "kept_parameters": sum(tensor.numel() for tensor in model.kept().values()),
         "base_parameters": model.base_count(),
-        "best_epoch": max(counted(epochs, model.stages()[-1]), key=lambda e: e.val_metric).number,
+        "best_epoch": reached.number,
         "train_samples": len(splits["train"].targets),
         "test_samples": len(splits["test"].targets),
         "seed": settings.seed,
@@ -170,6 +177,7 @@ def tested(
         metrics["linear_models"] = task.metrics(before, splits["test"].targets)[task.metric]
     if model.apart:
         metrics["overlap"] = model.apart.overlap()
+    metrics |= before_training(model, splits["val"], splits["test"], reached.val_metric, settings.batch_size)
     curve = [
         {"epoch": e.number, "train_loss": e.train_loss, "val_loss": e.val_loss, "val_metric": e.val_metric}
         for e in epochs
@@ -268,6 +276,8 @@ def _figures(
 ) -> Figures:
     test, name = metrics["test"], metrics["metric"]
     bars = {method: test[name]} | {f"{m} alone": value for m, value in metrics["unimodal"].items()}
+    if "before_training" in metrics:
+        bars["before any training"] = metrics["before_training"]
     bars |= {f"plain: {m}": value for m, value in metrics["plain"].items()}
     bars |= {f"{method}, on '{group}'": value for group, value in test.get("by_group", {}).items()}
     low, high, on_test = test[f"{name}_low"], test[f"{name}_high"], f"{method} on the test split"

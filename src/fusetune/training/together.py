@@ -29,6 +29,7 @@ from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import TOTAL
 from fusetune.training.predicting import Split, check_finite
 from fusetune.training.settings import TrainSettings
+from fusetune.training.zero_shot import zero_shot_metric
 
 
 @dataclass
@@ -37,15 +38,18 @@ class Member:
     Attributes:
         history: its epochs; `seconds` is its share of the ensemble's.
         best: values of its best epoch, by parameter name.
+        before: the metric before any training, of a model that knows something by then.
         error: why it didn't get to the end, if it didn't.
     """
 
     history: list[Epoch] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    before: float | None = None
     error: str | None = None
 
     def best_metric(self) -> float:
-        return max((epoch.val_metric for epoch in self.history), default=-math.inf)
+        known = [epoch.val_metric for epoch in self.history] + ([] if self.before is None else [self.before])
+        return max(known, default=-math.inf)
 
 
 def train_together(
@@ -66,7 +70,8 @@ def train_together(
         key: digest of all that determines the run; a checkpoint in `folder` with another key is not resumed.
         epoch_done: called with a member's number and its epoch, behind the checkpoint.
     """
-    members = [Member(best={n: v.detach().clone() for n, v in own.items()}) for own in values]
+    before = zero_shot_metric(model, val_split, settings[0].batch_size)
+    members = [Member(best={n: v.detach().clone() for n, v in own.items()}, before=before) for own in values]
     ensemble, one, active = Ensemble(model, values, settings), settings[0], list(range(len(settings)))
     first, active = _resumed(ensemble, members, active, key, folder)
     count = len(train_split.targets)
