@@ -254,7 +254,7 @@ def test_random_changes_are_refused_without_views_and_cached_with_them(tmp_path,
     ("augment", "message"),
     [
         ({"name": "crop_flip"}, r"numbers.augment: this one changes image, video; the modality is of kind 'vector'"),
-        ({"name": "nois"}, "augmentations: 'nois' is unknown. Known: crop_flip, noise"),
+        ({"name": "nois"}, "augmentations: 'nois' is unknown. Known: crop_flip, misprints, noise"),
         ({"name": "noise", "share": -1}, "share: expected a positive number"),
     ],
 )

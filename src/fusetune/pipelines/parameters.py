@@ -65,9 +65,13 @@ def check_parameters(catalog: CatalogProtocol, pipeline: Pipeline) -> None:
         key = name.removeprefix("params:")
         schema = known.get(key)
         if name.startswith("params:") and schema:
-            module, _, attribute = schema.removeprefix(EACH).partition(":")
-            cls, values = getattr(import_module(module), attribute), catalog.load(name)
-            for where, value in (
-                {f"{key}.{n}": v for n, v in values.items()}.items() if EACH in schema else [(key, values)]
-            ):
-                build(cls, value, where)
+            check_values(schema, catalog.load(name), key)
+
+
+def check_values(schema: str, values: Any, where: str) -> None:
+    """Raise FusetuneError unless a parameter's values, or each of them, become what `schema` names."""
+    module, _, attribute = schema.removeprefix(EACH).partition(":")
+    cls = getattr(import_module(module), attribute)
+    parts = {f"{where}.{name}": value for name, value in values.items()} if EACH in schema else {where: values}
+    for place, value in parts.items():
+        build(cls, value, place)
