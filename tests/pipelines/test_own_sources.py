@@ -17,6 +17,7 @@ TASKS = {
     "kinds": {"name": "classification", "label": "kind"},
     "prices": {"name": "regression", "label": "price"},
     "tags": {"name": "multi_label", "label": "tags", "min_rows": 2},
+    "grades": {"name": "ordinal", "label": "grade"},
 }
 
 
@@ -35,6 +36,7 @@ def project(tmp_path_factory):
         "prosody": (numbers * [1, 100, 1, 1, 1e-3]).tolist(),
         "kind": [f"{w % 2}{int(x > 0)}" for w, x in zip(words, numbers[:, 1], strict=True)],
         "price": (words + 2 * numbers[:, 1]).tolist(),
+        "grade": [int(w) + 2 * int(x > 0) for w, x in zip(words, numbers[:, 1], strict=True)],
         "tags": [
             [WORDS[w].split()[0], *(["loud"] if x > 0 else [])] for w, x in zip(words, numbers[:, 1], strict=True)
         ],
@@ -76,7 +78,7 @@ def test_a_hub_tower_and_features_train_cache_register_and_predict(project, env)
         "towers"
     ]
     assert towers["text"]["source"] == str(project / "encoder") and towers["prosody"]["tower"] == "features_vector"
-    name = {"kinds": "accuracy", "prices": "r2", "tags": "map"}[env]
+    name = {"kinds": "accuracy", "prices": "r2", "tags": "map", "grades": "quadratic_kappa"}[env]
     plain = json.loads((reported / "baselines.json").read_text())
     assert metrics["metric"] == name and metrics["plain"] == plain
     assert set(plain) == {"majority or mean", "TF-IDF of text", "numbers of prosody", "their late fusion"}
@@ -88,7 +90,7 @@ def test_a_hub_tower_and_features_train_cache_register_and_predict(project, env)
     predicted = run(project, env, "--pipelines", "predict")
     assert "50 rows predicted, 0 could not be read" in predicted, "those of the test split"
     scored = pq.read_table(project / "data/07_model_output" / env / "scored.parquet")
-    column = {"kinds": "prediction", "prices": "value", "tags": "labels"}[env]
+    column = {"kinds": "prediction", "prices": "value", "tags": "labels", "grades": "prediction"}[env]
     assert scored[column].null_count == 0 and len(set(map(str, scored[column].to_pylist()))) > 3
     again = run(project, env, "--pipelines", "train_late_fusion")
     assert "everything is up to date" in again

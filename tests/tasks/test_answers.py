@@ -9,6 +9,7 @@ from fusetune.tasks.class_metrics import auroc, average_precision, f1, macro_f1,
 from fusetune.tasks.classification import Classification, ClassificationConfig
 from fusetune.tasks.multi_label import MultiLabel, MultiLabelConfig
 from fusetune.tasks.multi_task import MultiTask, MultiTaskConfig
+from fusetune.tasks.ordinal import Ordinal, OrdinalConfig
 from fusetune.tasks.pseudo_values import BLOCKS, pseudo_values
 from fusetune.tasks.regression import Regression, RegressionConfig
 from fusetune.tasks.vqa import VQA, VQAConfig
@@ -35,6 +36,49 @@ def test_metrics_of_classes_are_scikit_learns():
     expected = sklearn.balanced_accuracy_score(targets, answers)
     assert task.metrics(outputs, targets)["balanced_accuracy"] == pytest.approx(expected)
     assert task.per_sample(outputs, targets)["balanced_accuracy"].mean() == pytest.approx(expected)
+
+
+def test_a_scale_is_scored_as_scikit_learn_scores_it():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    outputs, targets = classes()
+    task = Ordinal(OrdinalConfig("grade"))
+    task.fit({"grade": [10 - int(t) for t in targets]})
+    assert task.labels == ["7", "8", "9", "10"], "numbers in their order, not texts"
+    targets = task.targets({"grade": [7 + int(t) for t in targets]})
+    answers = [task.labels.index(row["prediction"]) for row in task.decode(outputs)]
+    assert answers != outputs.argmax(1).tolist(), "the median is not always the likeliest"
+    expected = sklearn.cohen_kappa_score(targets, answers, weights="quadratic")
+    found, samples = task.metrics(outputs, targets), task.per_sample(outputs, targets)
+    assert found["quadratic_kappa"] == pytest.approx(expected) == pytest.approx(samples["quadratic_kappa"].mean())
+    assert found["negative_mae"] == pytest.approx(-sklearn.mean_absolute_error(targets, answers))
+    assert found["within_one"] == pytest.approx((np.abs(np.array(answers) - targets.numpy()) <= 1).mean())
+    again = Ordinal(OrdinalConfig("grade"))
+    again.restore(task.state())
+    assert again.labels == task.labels and again.metric == "quadratic_kappa"
+
+
+def test_the_loss_of_a_scale_is_cross_entropy_for_two_labels_and_grows_with_the_distance():
+    task = Ordinal(OrdinalConfig("how_often", order=("never", "always")))
+    task.fit({"how_often": ["never", "always"]})
+    outputs, targets = torch.randn(50, 2), torch.randint(0, 2, (50,))
+    torch.testing.assert_close(task.loss(outputs, targets), torch.nn.functional.cross_entropy(outputs, targets))
+    far = torch.tensor([[9.0, 0.0, 0.0, 0.0, 0.0]])
+    losses = [float(task.loss(far, torch.tensor([k]))) for k in range(5)]
+    assert losses == sorted(losses) and losses[0] < 0.01
+    assert torch.isfinite(task.loss(100 * outputs, targets)), "far from any rounding"
+
+
+@pytest.mark.parametrize(
+    ("order", "values", "message"),
+    [
+        ((), ["low", "high"], "the labels are no numbers .high, low.. Say their order"),
+        (("low", "high"), ["low", "middle"], "column 'grade': middle is not in data.task.order"),
+        ((), [3, 3], "a scale has at least two labels"),
+    ],
+)
+def test_a_scale_without_an_order_is_refused(order, values, message):
+    with pytest.raises(FusetuneError, match=message):
+        Ordinal(OrdinalConfig("grade", order=order)).fit({"grade": values})
 
 
 def test_metrics_of_several_labels_are_scikit_learns():

@@ -6,6 +6,7 @@ tasks = Registry(
     "tasks",
     {
         "classification": "fusetune.tasks.classification:Classification",
+        "ordinal": "fusetune.tasks.ordinal:Ordinal",
         "regression": "fusetune.tasks.regression:Regression",
         "multi_label": "fusetune.tasks.multi_label:MultiLabel",
         "vqa": "fusetune.tasks.vqa:VQA",

@@ -66,3 +66,13 @@ def f1(answers: Tensor, targets: Tensor, by_label: bool) -> float:
         return float(2 * right.sum() / total.sum().clamp(min=1))
     there = total > 0
     return float((2 * right[there] / total[there]).mean()) if there.any() else 0.0
+
+
+def quadratic_kappa(answers: Tensor, targets: Tensor, count: int) -> float:
+    """Cohen's kappa with quadratic weights, of numbers on a scale of `count`; 1 where nothing varies and all agree."""
+    seen = torch.bincount(targets * count + answers, minlength=count * count).double().view(count, count)
+    expected = seen.sum(1, keepdim=True) * seen.sum(0, keepdim=True) / seen.sum().clamp(min=1)
+    steps = torch.arange(count, dtype=torch.float64)
+    weights = (steps[:, None] - steps).square()
+    chance = float((weights * expected).sum())
+    return 1.0 - float((weights * seen).sum()) / chance if chance > 0 else 1.0

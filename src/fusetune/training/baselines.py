@@ -41,7 +41,7 @@ def plain_baselines(rows: TaskRows) -> dict[str, float]:
     raw = {name: _raw(rows, name, splits) for name in rows.data.modalities}
     if kind == "pairs":
         return {"ridge from raw to raw": scored(_pairs(rows, raw))}
-    constant = _constant(kind, targets[0])
+    constant = _constant(kind, task, targets[0])
     found = {MAJORITY: scored([np.repeat(constant, len(part), 0) for part in targets[1:]])}
     outputs = {}
     for name, parts in raw.items():
@@ -93,11 +93,11 @@ def _fused(kind: str, parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(parts, 0)
 
 
-def _constant(kind: str, targets: Tensor) -> np.ndarray:
+def _constant(kind: str, task: Any, targets: Tensor) -> np.ndarray:
     """Outputs (1, ...) that say the same of every row."""
     if kind == "classes":
-        counts = torch.bincount(targets).double()
-        return (counts / counts.sum()).log().numpy()[None]
+        counts = torch.bincount(targets, minlength=len(task.labels)).double()
+        return (counts / counts.sum() + 1e-9).log().numpy()[None]
     if kind == "labels":
         return targets.double().mean(0).clamp(1e-6, 1 - 1e-6).logit().numpy()[None]
     return np.zeros((1, targets.shape[1]))
