@@ -32,7 +32,7 @@ def compare_on_second_sets(
     from fusetune.features.index import CacheSettings
     from fusetune.features.storage import Store
     from fusetune.pipelines.progress import ExtractionProgress
-    from fusetune.pipelines.tracking import log_metrics
+    from fusetune.pipelines.tracking import log_metrics, metric_name
     from fusetune.training.data import DataSettings
     from fusetune.training.evaluation import EvaluationSettings
     from fusetune.training.experiment import load_backbone
@@ -56,8 +56,6 @@ def compare_on_second_sets(
             progress,
             tell,
         )
-    from fusetune.pipelines.tracking import metric_name
-
     log_metrics({metric_name(f"{n}.{v}"): one["mean"] for n, own in found.items() for v, one in own.items()})
     return found
 

@@ -30,6 +30,7 @@ def evaluate_adapters(
     from fusetune.bank.artifact import Artifact
     from fusetune.config import build
     from fusetune.device import pick_device
+    from fusetune.errors import FusetuneError
     from fusetune.features.index import CacheSettings
     from fusetune.features.storage import Store
     from fusetune.pipelines.progress import ExtractionProgress
@@ -49,8 +50,14 @@ def evaluate_adapters(
     found: dict[str, Any] = {}
     tables = []
     for reference, folder in chosen_adapters(named, adapters, register):
-        artifact = Artifact.from_pretrained(folder)
-        model = artifact.build(artifact.base_in(bases))
+        try:
+            artifact = Artifact.from_pretrained(folder)
+            model = artifact.build(artifact.base_in(bases))
+        except FusetuneError as error:
+            if named:
+                raise
+            logger.warning("%s is left out: %s", reference, error)  # of a base that was, e.g.: the others don't wait
+            continue
         for name, rows in sets.rows(with_roots(artifact.data(), data)).items():
             with ExtractionProgress() as progress:
                 result = evaluated(artifact, model, rows, Store(store), settings, judged, device, progress)
@@ -59,6 +66,7 @@ def evaluate_adapters(
             columns = {column: result.predictions[column] for column in result.predictions.column_names}
             tables.append(pa.table({**constants, **columns}))
             logger.info("%s on %s: %s", reference, name, sentence(found[reference][name]))
+    check(bool(found), "evaluate: no adapter of this experiment can be loaded; what is wrong with each is said above.")
     log_dict(found, "second_sets.json")
     log_metrics(
         {
