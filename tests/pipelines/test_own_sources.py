@@ -131,15 +131,19 @@ def test_other_data_are_evaluated_beside_the_test_split(project):
         row["measured"] = row.pop("prosody")
         del row["split"], row["id"]
     rows[3]["review"], rows[4]["kind"] = None, "unheard of"
+    rows[6]["review"] = "a much longer text of several words one"  # than any that was trained on
     rows[5] |= {name: pq.read_table(project / "reviews.parquet")[name][7].as_py() for name in ("review", "kind")}
     rows[5]["measured"] = pq.read_table(project / "reviews.parquet")["prosody"][7].as_py()
     pq.write_table(pa.Table.from_pylist(rows), project / "other.parquet")
     (project / "conf/kinds/parameters_second.yml").write_text(yaml.safe_dump({"evaluate_on": SETS}, sort_keys=False))
-    run(project, "kinds", "--pipelines", "train_late_fusion")
+    run(project, "kinds", "--pipelines", "train_late_fusion,train_wander", "--params", "wander.train.epochs=2")
     text = run(project, "kinds", "--pipelines", "evaluate")
     assert "1 rows fail cell.missing (text), e.g." in text and "'row': 3" in text
     assert "1 rows are the same as training rows" in text
-    found = json.loads((project / "data/08_reporting/kinds/second_sets/metrics.json").read_text())["late_fusion"]
+    both = json.loads((project / "data/08_reporting/kinds/second_sets/metrics.json").read_text())
+    wander, found = both["wander"]["elsewhere"], both["late_fusion"]
+    assert (wander["rows"], wander["rows_left_out"], wander["rows_too_long"]) == (97, 1, 1)
+    assert "1 left out: more tokens than the adapter was made for" in text
     assert list(found) == ["test", *SETS]
     assert found["test"]["rows"] == 50 and found["test"]["metrics"] == _metrics(project)["test"]
     elsewhere = found["elsewhere"]
@@ -148,10 +152,10 @@ def test_other_data_are_evaluated_beside_the_test_split(project):
     assert abs(values["elsewhere"] - values["test"]) < 0.1 and values["misheard"] < values["test"] - 0.15
     assert values["blind"] < values["test"] - 0.15, "text alone knows half of it"
     table = pq.read_table(project / "data/07_model_output/kinds/second_predictions.parquet")
-    assert table.num_rows == sum(one["rows"] for one in found.values())
+    assert table.num_rows == sum(one["rows"] for own in both.values() for one in own.values())
     assert (project / "data/08_reporting/kinds/second_sets/figures/second_sets.png").stat().st_size > 5_000
     assert "everything is up to date" in run(project, "kinds", "--pipelines", "evaluate")
-    rows[6]["kind"] = None
+    rows[8]["kind"] = None
     pq.write_table(pa.Table.from_pylist(rows), project / "other.parquet")
     assert "1 rows fail label.missing (kind)" in run(project, "kinds", "--pipelines", "evaluate")
 

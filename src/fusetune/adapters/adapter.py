@@ -62,6 +62,8 @@ class Adapter(nn.Module):
     Attributes:
         sites: where it may be placed: towers, trunk, connector, junction, head, backbone.
         rank_key: the field of its config that a placement's rank stands for, where it has one.
+        bounded: whether it takes no more tokens of a stream than `Stream.max_tokens`, those of the longest sample that
+            the training had.
         changes_weights: those attach before those that read what the changed modules put out.
         active: an adapter that is not passes everything through unchanged (gradual unfreezing).
     """
@@ -69,6 +71,7 @@ class Adapter(nn.Module):
     sites: ClassVar[tuple[str, ...]]
     Config: ClassVar[type[Any]]
     rank_key: ClassVar[str | None] = None
+    bounded: ClassVar[bool] = False
     changes_weights: ClassVar[bool] = False
     active: bool = True
 

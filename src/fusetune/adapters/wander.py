@@ -67,6 +67,7 @@ class Wander(StreamAdapter):
     """
 
     Config = WanderConfig
+    bounded = True
     rank_key = "rank"
 
     def __init__(self, config: WanderConfig, streams: Mapping[str, Stream]) -> None:

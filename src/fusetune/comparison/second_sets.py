@@ -64,6 +64,7 @@ def on_second_sets(
                 "by_seed": by_seed.tolist(),
                 "rows": several[0].rows,
                 "rows_left_out": several[0].left_out,
+                "rows_too_long": several[0].too_long,
                 "set_aside": rows.set_aside,
             }
             tell(rows.name, one.name, elsewhere[rows.name][one.name])

@@ -21,6 +21,13 @@ def second_section(
         )
         body += f"<tr><td>{escape(variant)}</td>{shown}</tr>"
     counts = "; ".join(_counted(name, next(iter(own.values()))) for name, own in elsewhere.items())
+    too_long = "; ".join(
+        f"{variant} on {name}: {one['rows_too_long']:,}"
+        for name, own in elsewhere.items()
+        for variant, one in own.items()
+        if one["rows_too_long"]
+    )
+    counts += f". Without rows that have more tokens than the adapter was made for, {too_long}" if too_long else ""
     return (
         f"<div class='scroll'><table class='sortable'><thead><tr><th>method</th>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div><p class='note'>{escape(counts)}. Nothing was chosen by them.</p>"
@@ -28,7 +35,7 @@ def second_section(
 
 
 def _counted(name: str, one: Mapping[str, Any]) -> str:
-    text = f"{name}: {one['rows']:,} rows"
+    text = f"{name}: {one['rows'] + one['rows_too_long']:,} rows"
     if one["rows_left_out"]:
         text += f", {one['rows_left_out']:,} left out (no target that the training knew)"
     return text + (f", {one['set_aside']:,} set aside (they fail a check)" if one["set_aside"] else "")

@@ -1,6 +1,6 @@
 """What a trained adapter is worth on other data than those it was trained for; see `manifest.second_sets`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,7 @@ class SecondResult:
         metric: the task's main one.
         rows: that were evaluated.
         left_out: rows without a target that the training knew.
+        too_long: rows with more tokens than the adapter was made for, which it can't take.
         scores: (rows,), of the main metric.
         groups: of the rows.
         predictions: sample_id, the task's columns, what it decodes, score.
@@ -64,13 +65,15 @@ class SecondResult:
     metric: str
     rows: int
     left_out: int
+    too_long: int
     scores: np.ndarray
     groups: list[Any]
     predictions: pa.Table
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready, without what belongs to single rows."""
-        return {"metric": self.metric, "rows": self.rows, "rows_left_out": self.left_out, "metrics": self.metrics}
+        counts = {"rows": self.rows, "rows_left_out": self.left_out, "rows_too_long": self.too_long}
+        return {"metric": self.metric, **counts, "metrics": self.metrics}
 
 
 def sound_rows(
@@ -140,11 +143,16 @@ def evaluate_on(
     columns = task_columns(task, rows.source)
     known = [i for i, takes in enumerate(task.known(columns)) if takes]
     check(bool(known), f"evaluate_on.{rows.name}: no row has a target that the training knew.")
+    settings = replace(cache, views=0, part="1/1")
+    some = _part(rows, known)
+    features = extract(model.backbone, some, artifact.frontier, store, settings, device=device, progress=progress)
+    fitting = _fitting(model, FeatureSet(features, store, device))
+    check(bool(fitting), f"evaluate_on.{rows.name}: every row has more tokens than the adapter was made for.")
+    too_long = len(known) - len(fitting)
+    if too_long:
+        known = [known[i] for i in fitting]
+        some, features = _part(rows, known), features.of_rows(fitting, augmented=False)
     picked = {name: [values[i] for i in known] for name, values in columns.items()}
-    some = ChangedSource(table.take(known), rows.source.modalities, rows.source.changes)
-    features = extract(
-        model.backbone, some, artifact.frontier, store, replace(cache, views=0, part="1/1"), progress, device
-    )
     split = Split({1: FeatureSet(features, store, device)}, task.targets(picked), rows.name)
     outputs, _ = predict(model.to(device), split, BATCH)
     kind, groups = getattr(task.config, "question_type", None), table["group_id"].take(known).to_pylist()
@@ -158,7 +166,8 @@ def evaluate_on(
         evaluate(task, outputs, split.targets, evaluation, kinds, groups),
         task.metric,
         len(known),
-        table.num_rows - len(known),
+        table.num_rows - len(known) - too_long,
+        too_long,
         scores,
         groups,
         pa.table({"sample_id": ids, **told, "score": scores.tolist()}),
@@ -172,3 +181,20 @@ def _shared(train: Source, rows: Source) -> int:
     seen = set(zip(*(keys[name] for name in names), strict=True))
     own = Source.content_keys(rows)
     return sum(row in seen for row in zip(*(own[name] for name in names), strict=True))
+
+
+def _part(rows: SecondRows, picked: Sequence[int]) -> ChangedSource:
+    return ChangedSource(rows.source.table.take(list(picked)), rows.source.modalities, rows.source.changes)
+
+
+def _fitting(model: AdaptedModel, features: FeatureSet) -> list[int]:
+    """The rows that the model can take: some adapters are made for so many tokens and no more."""
+    count = len(features)
+    if not any(getattr(module, "bounded", False) for module in model.modules()):
+        return list(range(count))
+    fits = np.ones(count, bool)
+    for name, lengths in features.lengths().items():
+        most, tower = model.streams[name].max_tokens, model.backbone.tower(name)
+        deep = features.frontier.towers[name] > 0
+        fits &= (lengths if deep else np.array([tower.tokens_out(int(n)) for n in lengths])) <= most
+    return np.flatnonzero(fits).tolist()

@@ -89,6 +89,8 @@ def sentence(one: Mapping[str, Any]) -> str:
     told += f" on {one['rows']} rows"
     if one["rows_left_out"]:
         told += f", {one['rows_left_out']} left out: no target that the training knew"
+    if one["rows_too_long"]:
+        told += f", {one['rows_too_long']} left out: more tokens than the adapter was made for"
     return told + (f", {one['set_aside']} set aside: they fail a check" if one["set_aside"] else "")
 
 
