@@ -67,6 +67,8 @@ def data_of(kinds: Mapping[str, Any], task: Mapping[str, Any]) -> DataSettings:
 
 
 CLASSES = {"name": "classification", "label": "label"}
+TAGS = {"name": "multi_label", "label": "tags_en"}
+PAIRS = {"name": "retrieval", "query": "image", "target": "name"}
 
 
 def mosi(fold: int) -> Protocol:
@@ -86,13 +88,13 @@ def mosi(fold: int) -> Protocol:
     )
 
 
-def emoji(label: str = "label_en") -> Protocol:
-    """The group of an emoji by its picture and its name."""
+def emoji(task: Mapping[str, Any] = CLASSES) -> Protocol:
+    """An emoji's picture and its English name: its group, its tags, or one by the other."""
     table = pq.read_table(SHARED / "emoji/emoji.parquet")
     table = table.append_column("group_id", table["base"]).append_column("label", table["group"])
-    modalities = {"name": {"kind": "text", "column": label}, "image": "image"}
+    modalities = {"name": {"kind": "text", "column": "label_en"}, "image": "image"}
     towers = {"name": {"source": str(MINILM)}, "image": {"source": "align"}}
-    return Protocol(table, data_of(modalities, CLASSES), towers)
+    return Protocol(table, data_of(modalities, task), towers)
 
 
 def fsdd(noise: bool = False, per_class: int | None = None, unheard: str | None = None) -> Protocol:
@@ -141,6 +143,8 @@ PROTOCOLS: dict[str, list[Callable[[], Protocol]]] = {
     "fsdd, unheard": [lambda s=s: fsdd(unheard=s) for s in SPEAKERS],  # type: ignore[misc]
     "fsdd, noise": [lambda: fsdd(noise=True)],
     "emoji": [emoji],
+    "emoji, tags": [lambda: emoji(TAGS)],
+    "emoji, retrieval": [lambda: emoji(PAIRS)],
     "digits6, 5 labels": [digits6],
 }
 
@@ -211,7 +215,7 @@ def result_of(
     folder: Path,
     alone: str | None = None,
 ) -> TrainingResult:
-    """Train and test a method that leaves the towers as they are with what conf says.
+    """Train and test a method with what conf says.
 
     Args:
         alone: the one modality that is used; None: all.
@@ -224,9 +228,12 @@ def result_of(
     backbone = whole.part(list(data.modalities))
     experiment = Experiment(protocol.table, backbone, data, plan, seed, method)
     device, cache = torch.device("cpu"), build(CacheSettings, conf["cache"], "cache")
-    experiment.begin(folder / "store", cache, _quiet)
-    features = experiment.extract(folder / "store", cache, _quiet, device)
     evaluation = EvaluationSettings(bootstrap_samples=10)
-    return train_and_test(
-        experiment, features, folder / "store", settings, evaluation, folder / "checkpoints", Reporter(), method, {}
-    )
+    try:
+        experiment.begin(folder / "store", cache, _quiet)
+        features = experiment.extract(folder / "store", cache, _quiet, device)
+        return train_and_test(
+            experiment, features, folder / "store", settings, evaluation, folder / "checkpoints", Reporter(), method, {}
+        )
+    finally:
+        experiment.model.detach()  # the next method finds the towers as they were

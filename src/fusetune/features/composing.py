@@ -17,6 +17,7 @@ from fusetune.backbones.sources import TowerSource, embedded_name, from_source
 from fusetune.backbones.tower import Tower
 from fusetune.features.source import Source
 from fusetune.tasks.linear_models import fit_one
+from fusetune.tasks.linear_space import compared, fit_space
 from fusetune.tasks.task import LinearPart
 
 logger = logging.getLogger(__name__)
@@ -67,12 +68,13 @@ def compose(
     if own := by_source.pop("embedded", []):
         base = embedded()
         towers |= {name: base.tower(str(embedded_name(name, kinds[name], chosen[name]))) for name in own}
-    if own := by_source.pop("align", []):
-        towers |= _aligned(own, rows, settings, progress)
+    aligned = by_source.pop("align", [])
     for name in by_source.pop("features", []):
         towers[name] = _given(name, rows, chosen[name])
     for name in (name for names in by_source.values() for name in names):
         towers[name] = from_source(chosen[name], kinds[name], name)
+    if aligned:
+        towers |= _aligned(aligned, rows, towers, settings, progress)
     return Backbone({name: towers[name] for name in chosen})
 
 
@@ -85,7 +87,11 @@ def _given(name: str, rows: FittingRows, chosen: TowerSource) -> Tower:
 
 
 def _aligned(
-    names: Sequence[str], rows: FittingRows, settings: AlignSettings, progress: StepProgress
+    names: Sequence[str],
+    rows: FittingRows,
+    others: Mapping[str, Tower],
+    settings: AlignSettings,
+    progress: StepProgress,
 ) -> dict[str, Any]:
     source = rows.unlabelled or rows.source
     picked = range(len(source)) if rows.unlabelled else rows.train
@@ -95,8 +101,13 @@ def _aligned(
     if rows.part is None:
         logger.warning("align: this task has no targets for a linear probe; whether it helped is not known")
         return found
-    for name, tower in found.items():
-        aligned, plain = _probed(tower, name, rows), _probed(tower.plain(), name, rows)
+    for name, tower in list(found.items()):
+        if rows.part.pairs:
+            if name not in rows.part.task.content_modalities():
+                continue
+            aligned, plain = (_compared({**others, **found, name: t}, rows) for t in (tower, tower.plain()))
+        else:
+            aligned, plain = _probed(tower, name, rows), _probed(tower.plain(), name, rows)
         more = aligned - plain
         loses = bool(more.mean() <= SURE * more.std() / len(more) ** 0.5)
         told = "gives the aligned ones"
@@ -117,7 +128,7 @@ def _aligned(
 def _probed(tower: AlignedTower, name: str, rows: FittingRows) -> np.ndarray:
     """Scores of the validation rows that have this modality, one by one."""
     assert rows.part is not None and rows.targets is not None
-    task, outputs, select = rows.part
+    task, outputs, select, _ = rows.part
     train, val = (_present(rows.source, name, split) for split in (rows.train, rows.val))
     streams = [_pooled(tower, rows.source, name, split) for split in (train, val)]
     groups = rows.source.table["group_id"].take(train).to_pylist()
@@ -125,8 +136,21 @@ def _probed(tower: AlignedTower, name: str, rows: FittingRows) -> np.ndarray:
     return task.per_sample(found, select(rows.targets(val)))[task.metric].astype(float)
 
 
+def _compared(towers: Mapping[str, Tower], rows: FittingRows) -> np.ndarray:
+    """The same where two modalities are compared: of validation rows that have both."""
+    assert rows.part is not None and rows.targets is not None
+    task, names = rows.part.task, rows.part.task.content_modalities()
+    splits = []
+    for split in (rows.train, rows.val):
+        splits.append(_present(rows.source, names[1], _present(rows.source, names[0], split)))
+    train, val = ({name: _pooled(towers[name], rows.source, name, split) for name in names} for split in splits)
+    groups = rows.source.table["group_id"].take(splits[0]).to_pylist()
+    space = fit_space(train, rows.targets(splits[0]), task.loss, rows.part.outputs, groups)
+    return task.per_sample(compared(space, val), rows.targets(splits[1]))[task.metric].astype(float)
+
+
 @torch.no_grad()
-def _pooled(tower: AlignedTower, source: Source, name: str, rows: Sequence[int]) -> Tensor:
+def _pooled(tower: Tower, source: Source, name: str, rows: Sequence[int]) -> Tensor:
     return torch.cat(
         [tower.advance(tower.prepare(part), 0, tower.depth).pooled() for part in _decoded(source, name, rows)]
     )

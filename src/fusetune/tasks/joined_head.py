@@ -87,12 +87,12 @@ class JoinedHead(nn.Module):
         self.widths = dict(widths)
         self.norm = nn.LayerNorm(sum(widths.values()), elementwise_affine=False)
         self.head: Any = make(sum(widths.values()), outputs)
-        self.mean = nn.ParameterDict({n: _frozen(torch.zeros(width)) for n, width in widths.items()})
-        self.scale = nn.ParameterDict({n: _frozen(torch.ones(width)) for n, width in widths.items()})
-        self.weight = nn.ParameterDict({n: _frozen(torch.zeros(outputs, width)) for n, width in widths.items()})
-        self.bias = nn.ParameterDict({n: _frozen(torch.zeros(outputs)) for n in widths})
-        self.prior = _frozen(torch.zeros(outputs))
-        self.shares = _frozen(torch.tensor([0.0, 1.0]))  # of the linear models, of what is trained
+        self.mean = nn.ParameterDict({n: frozen(torch.zeros(width)) for n, width in widths.items()})
+        self.scale = nn.ParameterDict({n: frozen(torch.ones(width)) for n, width in widths.items()})
+        self.weight = nn.ParameterDict({n: frozen(torch.zeros(outputs, width)) for n, width in widths.items()})
+        self.bias = nn.ParameterDict({n: frozen(torch.zeros(outputs)) for n in widths})
+        self.prior = frozen(torch.zeros(outputs))
+        self.shares = frozen(torch.tensor([0.0, 1.0]))  # of the linear models, of what is trained
         self.begun = False
 
     @torch.no_grad()
@@ -131,10 +131,10 @@ def heard(head: nn.Module, pooled: Mapping[str, Tensor], entered: Mapping[str, T
     return head(pooled, entered) if hasattr(head, "shares") or hasattr(head, "apart") else head(pooled)
 
 
-def joined_heads(head: nn.Module) -> list[JoinedHead]:
-    """Those in a task's head that know linear models."""
-    return [module for module in head.modules() if isinstance(module, JoinedHead) and module.begun]
+def joined_heads(head: nn.Module) -> list[Any]:
+    """Those in a task's head that know linear models; `shares` of theirs and of what is trained mix the two."""
+    return [module for module in head.modules() if getattr(module, "begun", False)]
 
 
-def _frozen(values: Tensor) -> nn.Parameter:
+def frozen(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values, requires_grad=False)

@@ -44,7 +44,7 @@ def fit_start(
     mean, std, weight, bias, held, losses = {}, {}, {}, {}, {}, {}
     for name, values in pooled.items():
         present = (values != 0).any(1)
-        mean[name], std[name] = _statistics(values[present])
+        mean[name], std[name] = statistics(values[present])
         x = standardised(values, mean[name], std[name])
         held[name], strength = _out_of_fold(x, present, targets, loss, outputs, folds, prior)
         losses[name] = loss(held[name], targets).item()
@@ -88,7 +88,8 @@ def _few(pooled: Mapping[str, Tensor], outputs: int, count: int) -> Tensor:
     return torch.arange(count) if count <= most else torch.randperm(count)[:most].sort().values
 
 
-def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
+def statistics(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread of each channel, (width,); infinite spread where it is constant."""
     mean, std = values.mean(0), values.std(0)
     return mean, std.masked_fill(std <= 1e-6 * values.abs().amax(0).clamp(min=1e-12), math.inf)
 

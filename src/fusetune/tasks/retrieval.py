@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.config import check
-from fusetune.tasks.task import HeadMaker, Task, content_column
+from fusetune.tasks.joined_head import LinearStart, frozen, standardised
+from fusetune.tasks.task import HeadMaker, LinearPart, Task, content_column
 
 RECALLS = (1, 5, 10)
 SPACES = ("auto", "own", "learned")
@@ -33,7 +34,7 @@ class RetrievalConfig:
     query: str = "image"
     target: str = "text"
     group: str = "group_id"
-    embedding_dim: int = 64
+    embedding_dim: int = 128
     space: str = "auto"
     best: int = 10
 
@@ -44,16 +45,46 @@ class RetrievalConfig:
 
 
 class _TwoSidedHead(nn.Module):
+    """Two spaces side by side: the linear one of the frozen streams (`linear_space`), and the one that is trained.
+
+    While it is trained the second has the whole share; afterwards validation rows say (`training.mixing`).
+    """
+
     def __init__(self, config: RetrievalConfig, widths: Mapping[str, int], make: HeadMaker) -> None:
         super().__init__()
-        self.sides = (config.query, config.target)
-        self.heads = nn.ModuleDict({side: make(widths[side], config.embedding_dim) for side in self.sides})
+        self.sides, dim = (config.query, config.target), config.embedding_dim
+        self.heads = nn.ModuleDict({side: make(widths[side], dim) for side in self.sides})
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # log of 10, as in CLIP
+        self.mean = nn.ParameterDict({side: frozen(torch.zeros(widths[side])) for side in self.sides})
+        self.std = nn.ParameterDict({side: frozen(torch.ones(widths[side])) for side in self.sides})
+        self.weight = nn.ParameterDict({side: frozen(torch.zeros(dim, widths[side])) for side in self.sides})
+        self.shares = frozen(torch.tensor([0.0, 1.0]))  # of the linear space, of the trained one
+        self.begun = False
 
-    def forward(self, pooled: Mapping[str, Tensor]) -> Tensor:
-        """(batch, 2, embedding_dim), unit length times the square root of the scale: dot products are logits."""
-        sides = [F.normalize(self.heads[side](pooled[side]), dim=-1) for side in self.sides]
-        return torch.stack(sides, 1) * (self.log_scale.exp().clamp(max=100) ** 0.5)
+    @torch.no_grad()
+    def begin(self, start: LinearStart) -> None:
+        """Know this space; it is heard as soon as it has a share."""
+        self.begun = True
+        for side in self.sides:
+            self.mean[side].copy_(start.mean[side])
+            self.std[side].copy_(start.std[side])
+            self.weight[side].copy_(start.weight[side])
+
+    def forward(self, pooled: Mapping[str, Tensor], entered: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(batch, 2, 2 embedding_dim): of each space unit length times its share, and times the square root of the
+        scale that is trained; dot products are logits.
+
+        Args:
+            pooled: behind the junction.
+            entered: in front of it; None: nothing stands between.
+        """
+        known = [
+            F.normalize(standardised((entered or pooled)[s], self.mean[s], self.std[s]) @ self.weight[s].T, dim=-1)
+            for s in self.sides
+        ]
+        trained = [F.normalize(self.heads[side](pooled[side]), dim=-1) for side in self.sides]
+        scale = self.log_scale.exp().clamp(max=100) ** 0.5
+        return torch.cat([self.shares[0] * torch.stack(known, 1), self.shares[1] * scale * torch.stack(trained, 1)], -1)
 
 
 class _OwnSpaceHead(nn.Module):
@@ -136,6 +167,9 @@ class Retrieval(Task):
         if shared and self.config.space != "learned":
             return _OwnSpaceHead(self.config, query, widths, make)
         return self.head(widths, make)
+
+    def linear_parts(self) -> dict[str, LinearPart]:
+        return {"": LinearPart(self, self.config.embedding_dim, pairs=True)}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         logits, same = outputs[:, 0] @ outputs[:, 1].T, _together(targets, targets)

@@ -22,11 +22,13 @@ class LinearPart(NamedTuple):
         task: whose loss it has.
         outputs: how many.
         select: its own targets out of all.
+        pairs: whether its outputs are two streams in a common space (`linear_space`).
     """
 
     task: "Task"
     outputs: int
     select: Callable[[Tensor], Tensor] = lambda targets: targets
+    pairs: bool = False
 
 
 def finite_rows(outputs: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from fusetune.training.data import DataSettings, TaskRows, without_roots
 from fusetune.training.linear_start import find_starts
 from fusetune.training.predicting import Split
 from fusetune.training.settings import TrainSettings
+from fusetune.training.zero_shot import starts_trained
 
 PROBED = 2  # samples: enough to find the frontier
 
@@ -75,7 +76,12 @@ class Experiment(TaskRows):
         return self.frontiers[max(self.frontiers)]
 
     def begin(self, store: Store | Path | str, cache: CacheSettings, progress: Progress) -> None:
-        """Let the head start from linear models of the frozen streams; see `training.linear_start`."""
+        """Let the head start from linear models of the frozen streams; see `training.linear_start`.
+
+        One that starts in the towers' own space has no use for them.
+        """
+        if starts_trained(self.model):
+            return
         self.model.detach()
         try:
             starts = find_starts(self, self.model.backbone, store, cache, progress)

@@ -1,6 +1,6 @@
 """The start of every head, found once for the same rows, targets and base; see `tasks.linear_models`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.tasks.joined_head import LinearStart
 from fusetune.tasks.linear_models import fit_start
+from fusetune.tasks.linear_space import fit_space
+from fusetune.tasks.task import LinearPart
 from fusetune.training.data import TaskRows
 
 BATCH = 1024  # rows that are pooled at once
@@ -48,16 +50,20 @@ def find_starts(
     if name in folder.names():
         return _read(load(folder.read([name])[0]))
     pooled = _pooled(FeatureSet(features, store, torch.device("cpu")), len(train))
-    found = {
-        part: fit_start(pooled, select(targets), task.loss, outputs, groups)
-        for part, (task, outputs, select) in parts.items()
-    }
+    found = {part: _fitted(linear, pooled, targets, groups) for part, linear in parts.items()}
     half = folder.scratch(name)
     save_file(
         {f"{part}/{k}": v.contiguous() for part, start in found.items() for k, v in start.tensors().items()}, half
     )
     folder.commit(half, name)
     return found
+
+
+def _fitted(part: LinearPart, pooled: Mapping[str, Tensor], targets: Tensor, groups: Sequence[str]) -> LinearStart:
+    if part.pairs:
+        two = {name: pooled[name] for name in part.task.content_modalities()}
+        return fit_space(two, targets, part.task.loss, part.outputs, groups)
+    return fit_start(pooled, part.select(targets), part.task.loss, part.outputs, groups)
 
 
 def _read(tensors: Mapping[str, Tensor]) -> dict[str, LinearStart]:
