@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import torch
 from torch import Tensor
 
+from fusetune.backbones.tower import fingerprint
 from fusetune.config import build, to_plain
 from fusetune.errors import FusetuneError
 from fusetune.features.source import Source
@@ -92,6 +95,12 @@ class TaskRows:
     def targets(self, rows: Sequence[int]) -> Tensor:
         """Targets of some rows of the manifest."""
         return self.task.targets(self._picked(rows))
+
+    @cached_property
+    def rows_digest(self) -> str:
+        """SHA-256 (hex) of which rows are in which split, and of their targets."""
+        rows = {name: torch.tensor(rows) for name, rows in self.rows.items()}
+        return fingerprint(rows | {f"targets of {name}": self.targets(rows) for name, rows in self.rows.items()})
 
     def _picked(self, rows: Sequence[int]) -> dict[str, Sequence[Any]]:
         return {name: [values[row] for row in rows] for name, values in self._columns.items()}

@@ -125,7 +125,7 @@ class Experiment(TaskRows):
         return (complete or self.rows["train"])[:count]
 
     def key(self, features: Features, settings: TrainSettings) -> str:
-        """Digest of all that determines training."""
+        """Digest of all that determines training, the rows of each split and their targets included."""
         return digest(
             [
                 self.model.plan,
@@ -135,6 +135,7 @@ class Experiment(TaskRows):
                 [[f.entries, f.keys, f.views] for f in (features, *features.later.values())],
                 self.task.state(),
                 self.starts,
+                self.rows_digest,
             ]
         )
 
