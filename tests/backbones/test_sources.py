@@ -130,6 +130,8 @@ def test_a_sound_is_cut_to_so_many_frames(hub):
     assert tower.most_seconds == pytest.approx((20 + 10 + 20 * 9 - 1) / 16_000, abs=3e-3)
     with pytest.raises(FusetuneError, match="max_tokens: an input of this encoder of image has one size"):
         from_source(TowerSource(str(hub / "vit"), max_tokens=20), "image", "photo")
+    with pytest.raises(FusetuneError, match="max_tokens: an input of this encoder of audio has one size"):
+        from_source(TowerSource(str(hub / "whisper"), max_tokens=20), "audio", "speech")
 
 
 def test_a_wrong_source_says_what_it_has_and_what_to_write(hub):

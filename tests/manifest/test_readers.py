@@ -99,6 +99,7 @@ def test_iemocap(tmp_path):
     (tmp_path / "iemocap_data.pkl").write_bytes(pickle.dumps(published, protocol=2))
     found = rows(read("iemocap", file=str(tmp_path / "iemocap_data.pkl")))
     assert [found[0][name] for name in ("neutral", "happy", "sad", "angry")] == ["no", "no", "yes", "no"]
+    assert found[0]["emotions"] == ["sad"] and found[1]["emotions"] == []
     assert found[1]["sad"] == "no" and np.array(found[0]["vision"]).shape == (20, 35) and len(found) == 7
 
 

@@ -2,17 +2,14 @@
 
 import base64
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
+from serving import served
 
 from conftest import clean, copy_project, kedro
 
@@ -306,36 +303,7 @@ def test_the_registered_model_answers_over_http(trained_project):
     """`mlflow models serve`, real requests: an answer, a missing modality, and requests that make no sense."""
     import pyarrow.parquet as pq
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/fusetune-ci@champion"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{trained_project / 'mlflow.db'}"}
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    log = (trained_project / "serve.log").open("w")
-    server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-
-    def ask(rows, **params) -> tuple[int, str]:
-        body = json.dumps({"dataframe_records": rows, **({"params": params} if params else {})}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    try:
-        deadline = time.time() + 120
-        while time.time() < deadline:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
-                break
-            except OSError:
-                assert server.poll() is None, (trained_project / "serve.log").read_text()
-                time.sleep(0.5)
+    with served(trained_project, "models:/fusetune-ci@champion") as ask:
         row = pq.read_table(trained_project / "data/03_primary/ci/manifest.parquet").slice(0, 1).to_pylist()[0]
         pictures = [base64.b64encode(picture).decode() for picture in row["image"]]
         status, text = ask([{"text": row["text"], "image": pictures}])
@@ -359,6 +327,3 @@ def test_the_registered_model_answers_over_http(trained_project):
         status, text = ask([{"image": [base64.b64encode(large()).decode()]}] * 8)
         assert status == 413 and "112,000,000 pixels, at most 100,000,000 are taken" in text, text
         assert ask([{"text": row["text"], "image": pictures}])[0] == 200, "the server goes on"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from encoders import bert
+from serving import served
 
 from conftest import copy_project, kedro
 
@@ -94,6 +95,25 @@ def test_a_hub_tower_and_features_train_cache_register_and_predict(project, env)
     assert scored[column].null_count == 0 and len(set(map(str, scored[column].to_pylist()))) > 3
     again = run(project, env, "--pipelines", "train_late_fusion")
     assert "everything is up to date" in again
+
+
+def test_a_hub_tower_and_features_answer_over_http(project):
+    """The same as `predict` says; what is missing or of another width is told by name."""
+    run(project, "kinds", "--pipelines", "train_late_fusion")
+    run(project, "kinds", "--pipelines", "predict")
+    rows = pq.read_table(project / "reviews.parquet").to_pylist()[250:]
+    asked = [{"text": row["review"], "prosody": row["prosody"]} for row in rows]
+    scored = pq.read_table(project / "data/07_model_output/kinds/scored.parquet").to_pylist()
+    expected = {row["sample_id"]: row["prediction"] for row in scored}
+    assert len(set(expected.values())) > 1, "answers can differ"
+    with served(project, "models:/fusetune-kinds@champion") as ask:
+        status, text = ask(asked)
+        assert status == 200, text
+        answers = [answer["prediction"] for answer in json.loads(text)["predictions"]]
+        assert answers == [expected[row["id"]] for row in rows]
+        assert ask([{"prosody": rows[0]["prosody"]}])[0] == 200, "a modality may be missing"
+        status, text = ask([{"text": "one", "prosody": [1.0, 2.0]}])
+        assert 400 <= status < 500 and "prosody" in text and "5" in text, text
 
 
 def test_the_comparison_is_of_numbers_too(project):

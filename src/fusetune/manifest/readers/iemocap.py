@@ -27,7 +27,7 @@ sources = one_file
 
 
 def read(settings: Mapping[str, Any], where: str) -> pa.Table:
-    """Columns words, audio and vision (sequences), and one column an emotion, yes or no."""
+    """Columns words, audio and vision (sequences), one column an emotion, yes or no, and emotions: a list of those."""
     file = Path(build(FileSettings, settings, where).file)
     published, rows = read_pickle(file), []
     for part, split in PARTS.items():
@@ -41,5 +41,6 @@ def read(settings: Mapping[str, Any], where: str) -> pa.Table:
             name = f"{part}-{row}"
             told = {emotion: "yes" if labels[row, e, 1] else "no" for e, emotion in enumerate(EMOTIONS)}
             sequences = {stream: np.nan_to_num(values[row], posinf=0, neginf=0) for stream, values in streams.items()}
-            rows.append({"sample_id": name, "split": split, "group_id": name, **sequences, **told})
+            there = [emotion for emotion, said in told.items() if said == "yes"]
+            rows.append({"sample_id": name, "split": split, "group_id": name, **sequences, **told, "emotions": there})
     return manifest(rows, where)
