@@ -31,6 +31,9 @@ def test_digits_are_trained_evaluated_and_registered(tmp_path, env):
     assert validation["quarantined_rows"] == 0 and not validation["stopped_by"]
     if env == "digits6":
         assert metrics["train_samples"] == 50, "five labels per class"
+    else:
+        scores = [score for probe in metrics["align"].values() for score in probe.values()]
+        assert set(metrics["align"]) == {"image", "sound"} and len(set(scores)) > 1 and min(scores) > 0.5
     assert json.loads((report / "wander" / "registration.json").read_text())
     again = kedro(project, "run", "--pipeline", "train_wander", "--env", env)
     assert "everything is up to date" in " ".join((again.stdout + again.stderr).split())

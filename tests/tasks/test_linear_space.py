@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from fusetune.backbones.aligned_towers import AlignedTower
 from fusetune.backbones.alignment import AlignSettings
+from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.sources import BackboneSettings
 from fusetune.config import build
 from fusetune.features.composing import FittingRows, compose
@@ -120,18 +121,18 @@ def test_a_head_that_learns_nothing_is_as_good_as_the_space(tmp_path):
     assert untrained > 0.2, "a hundred rows to find one among"
     assert result.metrics["test"]["recall_at_1"] > untrained - 0.05
     assert f"linear models of all {untrained:.3f}" in result.sentence()
-    loaded = result.artifact.build(_saved(one, tmp_path / "base"))
+    loaded = result.artifact.build(_saved(one.model.backbone, tmp_path / "base"))
     states = one.split("test", features, tmp_path / "store", cpu).features.batch(torch.arange(20))
     assert loaded(states, one.frontier).std() > 0
     torch.testing.assert_close(loaded(states, one.frontier), one.model(states, one.frontier))
 
 
-def _saved(experiment, folder):
-    experiment.model.backbone.save_pretrained(folder)
+def _saved(backbone, folder):
+    backbone.save_pretrained(folder)
     return folder
 
 
-def test_align_is_probed_by_what_is_compared(caplog):
+def test_align_is_probed_by_what_is_compared(caplog, tmp_path):
     """Three steps make an MLP that knows less than the plain numbers; the tower gives those, and says so."""
     caplog.set_level("INFO")
     towers = base(TaskRows(table(), DATA), one={"source": "align"})
@@ -139,6 +140,8 @@ def test_align_is_probed_by_what_is_compared(caplog):
     assert isinstance(tower, AlignedTower) and tower.depth == 1, "without its MLP"
     assert "align, one: a linear probe on validation rows scores" in caplog.text
     assert "the tower gives the plain numbers" in caplog.text
+    again = Backbone.from_pretrained(_saved(towers, tmp_path / "base")).probes()
+    assert again == towers.probes() and again["one"]["behind"] < again["one"]["before"]
 
 
 @pytest.mark.parametrize("change", ["split", "group_id"])

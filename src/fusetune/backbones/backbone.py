@@ -60,6 +60,10 @@ class Backbone(nn.Module):
             raise FusetuneError(f"backbone: no tower for '{modality}'; it has {', '.join(self.towers)}.")
         return self.towers[modality]  # type: ignore[return-value]
 
+    def probes(self) -> dict[str, Mapping[str, float]]:
+        """What a linear probe said of each tower that `align` fitted, by modality."""
+        return {name: tower.probe for name, tower in self.towers.items() if tower.probe}  # type: ignore[misc]
+
     def sources(self) -> dict[str, str]:
         """The hub ids and folders that towers came from, by modality; of towers that were made here, none."""
         origins: dict[str, Any] = {name: tower.origin for name, tower in self.towers.items()}
@@ -148,6 +152,8 @@ class Backbone(nn.Module):
                 "options": origin.options() if origin else {},
                 "fingerprint": self.fingerprint_of(name),
             }
+            if tower.probe:
+                index["towers"][name]["probe"] = tower.probe
         if self.trunk:
             self.trunk.save_pretrained(folder / "trunk")
             index["trunk"], index["trunk_fingerprint"] = "trunk", self.fingerprint_of("trunk")
@@ -180,6 +186,7 @@ class Backbone(nn.Module):
         for name, entry in entries.items():
             if entry["source"] == _own(name):
                 loaded[name] = tower_registry.get(entry["tower"]).from_pretrained(Path(source) / entry["source"])
+                loaded[name].probe = entry.get("probe")
             else:
                 loaded[name] = registered_tower(entry["tower"], entry["source"], entry.get("options", {}))
         trunk = Trunk.from_pretrained(Path(source, index["trunk"])) if index["trunk"] else None

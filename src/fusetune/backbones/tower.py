@@ -25,6 +25,8 @@ class Tower(nn.Module, ABC):
         depth: number of blocks.
         width: width of the last hidden state.
         origin: the `sources.TowerSource` that it was loaded from; a tower that has one is saved by reference.
+        probe: of a tower that `align` fitted: what a linear probe on validation rows scores ``behind`` its MLP and
+            ``before`` it, on the plain numbers; None: nobody asked.
         row_samples: while it runs, the sample in the batch that each row of its layers belongs to (several pictures
             of a sample are several rows, a missing one is none); None: row i is sample i.
     """
@@ -33,6 +35,7 @@ class Tower(nn.Module, ABC):
     depth: int
     width: int
     origin: Any = None
+    probe: Mapping[str, float] | None = None
     row_samples: Tensor | None = None
 
     @abstractmethod

@@ -122,6 +122,7 @@ def _aligned(
         )
         if loses and settings.keep == "better":
             found[name] = tower.plain()
+        found[name].probe = {"behind": float(aligned.mean()), "before": float(plain.mean())}
     return found
 
 

@@ -77,6 +77,7 @@ class TrainingResult:
         for name, means in self.metrics.get("observed", {}).items():
             flat |= {f"{name}_{i}" if len(means) > 1 else name: value for i, value in enumerate(means)}
         flat |= {f"overlap_{name}": value for name, value in self.metrics.get("overlap", {}).items()}
+        flat |= {f"align_{m}_{k}": v for m, p in self.metrics.get("align", {}).items() for k, v in p.items()}
         flat["train_seconds"] = sum(epoch.seconds for epoch in self.epochs)
         return flat
 
@@ -175,6 +176,8 @@ def tested(
         with linear_models_alone(model):
             before, _ = predict(model, splits["test"], settings.batch_size)
         metrics["linear_models"] = task.metrics(before, splits["test"].targets)[task.metric]
+    if probes := model.backbone.probes():
+        metrics["align"] = {name: dict(found) for name, found in probes.items()}
     if model.apart:
         metrics["overlap"] = model.apart.overlap()
     metrics |= before_training(model, splits["val"], splits["test"], reached.val_metric, settings.batch_size)
