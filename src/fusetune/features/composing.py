@@ -101,11 +101,12 @@ def _aligned(
     if rows.part is None:
         logger.warning("align: this task has no targets for a linear probe; whether it helped is not known")
         return found
+    pair = rows.part.task.content_modalities() if rows.part.pairs else []
     for name, tower in list(found.items()):
-        if rows.part.pairs:
-            if name not in rows.part.task.content_modalities():
-                continue
-            aligned, plain = (_compared({**others, **found, name: t}, rows) for t in (tower, tower.plain()))
+        if pair and name not in pair:
+            continue
+        if pair:
+            aligned, plain = _compared([tower, tower.plain()], name, {**others, **found}, rows)
         else:
             aligned, plain = _probed(tower, name, rows), _probed(tower.plain(), name, rows)
         more = aligned - plain
@@ -129,7 +130,7 @@ def _aligned(
 def _probed(tower: AlignedTower, name: str, rows: FittingRows) -> np.ndarray:
     """Scores of the validation rows that have this modality, one by one."""
     assert rows.part is not None and rows.targets is not None
-    task, outputs, select, _ = rows.part
+    task, outputs, select = rows.part.task, rows.part.outputs, rows.part.select
     train, val = (_present(rows.source, name, split) for split in (rows.train, rows.val))
     streams = [_pooled(tower, rows.source, name, split) for split in (train, val)]
     groups = rows.source.table["group_id"].take(train).to_pylist()
@@ -137,17 +138,30 @@ def _probed(tower: AlignedTower, name: str, rows: FittingRows) -> np.ndarray:
     return task.per_sample(found, select(rows.targets(val)))[task.metric].astype(float)
 
 
-def _compared(towers: Mapping[str, Tower], rows: FittingRows) -> np.ndarray:
-    """The same where two modalities are compared: of validation rows that have both."""
+def _compared(
+    candidates: Sequence[Tower], name: str, towers: Mapping[str, Tower], rows: FittingRows
+) -> list[np.ndarray]:
+    """The same for each candidate where two modalities are compared: of validation rows that have both.
+
+    The other modality's tower is run once for all candidates.
+    """
     assert rows.part is not None and rows.targets is not None
     task, names = rows.part.task, rows.part.task.content_modalities()
-    splits = []
-    for split in (rows.train, rows.val):
-        splits.append(_present(rows.source, names[1], _present(rows.source, names[0], split)))
-    train, val = ({name: _pooled(towers[name], rows.source, name, split) for name in names} for split in splits)
+    splits = [_present(rows.source, names[1], _present(rows.source, names[0], s)) for s in (rows.train, rows.val)]
+    train_targets, val_targets = (rows.targets(split) for split in splits)
     groups = rows.source.table["group_id"].take(splits[0]).to_pylist()
-    space = fit_space(train, rows.targets(splits[0]), task.loss, rows.part.outputs, groups)
-    return task.per_sample(compared(space, val), rows.targets(splits[1]))[task.metric].astype(float)
+
+    def streams(tower: Tower, modality: str) -> list[Tensor]:
+        return [_pooled(tower, rows.source, modality, split) for split in splits]
+
+    known = {other: streams(towers[other], other) for other in names if other != name}
+    found = []
+    for tower in candidates:
+        both = known | {name: streams(tower, name)}
+        train, val = ({side: both[side][part] for side in names} for part in (0, 1))
+        space = fit_space(train, train_targets, task.loss, rows.part.outputs, groups)
+        found.append(task.per_sample(compared(space, val), val_targets)[task.metric].astype(float))
+    return found
 
 
 @torch.no_grad()

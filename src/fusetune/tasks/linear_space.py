@@ -78,10 +78,15 @@ def fit_space(
     )
 
 
-def compared(start: LinearStart, pooled: Mapping[str, Tensor]) -> Tensor:
-    """(rows, 2, outputs): both streams in the space, unit length."""
+def compared(space: Any, pooled: Mapping[str, Tensor]) -> Tensor:
+    """(rows, 2, outputs): both streams in the space, unit length.
+
+    Args:
+        space: what has `mean`, `std` and `weight` by stream: a `LinearStart`, or the head that knows one.
+        pooled: the two streams, (rows, width), in the order of the answer.
+    """
     sides = [
-        standardised(values, start.mean[name], start.std[name]) @ start.weight[name].T
+        standardised(values, space.mean[name], space.std[name]) @ space.weight[name].T
         for name, values in pooled.items()
     ]
     return F.normalize(torch.stack(sides, 1), dim=-1)

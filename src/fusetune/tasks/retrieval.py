@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.config import check
-from fusetune.tasks.joined_head import LinearStart, frozen, standardised
+from fusetune.tasks.joined_head import LinearStart, frozen
+from fusetune.tasks.linear_space import compared
 from fusetune.tasks.task import HeadMaker, LinearPart, Task, content_column
 
 RECALLS = (1, 5, 10)
@@ -78,13 +79,10 @@ class _TwoSidedHead(nn.Module):
             pooled: behind the junction.
             entered: in front of it; None: nothing stands between.
         """
-        known = [
-            F.normalize(standardised((entered or pooled)[s], self.mean[s], self.std[s]) @ self.weight[s].T, dim=-1)
-            for s in self.sides
-        ]
+        known = compared(self, {side: (entered or pooled)[side] for side in self.sides})
         trained = [F.normalize(self.heads[side](pooled[side]), dim=-1) for side in self.sides]
         scale = self.log_scale.exp().clamp(max=100) ** 0.5
-        return torch.cat([self.shares[0] * torch.stack(known, 1), self.shares[1] * scale * torch.stack(trained, 1)], -1)
+        return torch.cat([self.shares[0] * known, self.shares[1] * scale * torch.stack(trained, 1)], -1)
 
 
 class _OwnSpaceHead(nn.Module):
