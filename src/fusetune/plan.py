@@ -96,11 +96,12 @@ class AdaptedModel(nn.Module):
     def forward(self, states: Mapping[str, Tokens], start: Frontier) -> Tensor:
         """Outputs of the task from streams at the frontier `start`."""
         streams = self._met(states, start)
-        entered = _pooled(streams)
+        met, entered = streams, _pooled(streams)
         for adapter in self.junction:
             streams = adapter(streams) if adapter.active else streams
         if hasattr(self.head, "embeds"):
-            return self.head(_pooled(streams), self.backbone.embed(streams, self.head.embeds))  # type: ignore[arg-type]
+            embedded = self.backbone.embed(met, [name for name in self.head.embeds if name in met])  # type: ignore[union-attr]
+            return self.head(_pooled(streams), embedded, entered)
         if not self.branches:
             return heard(self.head, _pooled(streams), entered)
         parts = dict.fromkeys(self.head.tasks, _pooled(streams))  # type: ignore[arg-type]

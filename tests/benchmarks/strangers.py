@@ -222,7 +222,7 @@ def result_of(
     """
     data = protocol.data
     if alone:
-        data = replace(data, modalities={alone: data.modalities[alone]})
+        data = data.alone(alone)
     plan = build(Plan, conf[method], method)
     settings: TrainSettings = replace(of_method(conf["train"], conf[method], method), seed=seed)
     backbone = whole.part(list(data.modalities))

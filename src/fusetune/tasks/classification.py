@@ -15,6 +15,7 @@ from fusetune.errors import FusetuneError
 from fusetune.manifest.labels import label_problem, label_text
 from fusetune.tasks.class_metrics import auroc, macro_f1
 from fusetune.tasks.joined_head import JoinedHead
+from fusetune.tasks.prompted_head import PromptedHead, Prompts
 from fusetune.tasks.pseudo_values import pseudo_values
 from fusetune.tasks.task import HeadMaker, LinearPart, Task, finite_rows
 
@@ -32,12 +33,15 @@ class ClassificationConfig:
             accuracy, or macro_f1 where the most frequent label has at least 10 times the training rows of the rarest.
         class_weights: none, or balanced: every label weighs the same in the loss, however many rows it has.
         label_smoothing: share of the target that is spread over all labels.
+        prompts: what a dual encoder (CLIP, SigLIP) is asked about each label; training starts from its answers. None:
+            it isn't asked.
     """
 
     label: str
     metric: str | None = None
     class_weights: str = "none"
     label_smoothing: float = 0.0
+    prompts: Prompts | None = None
 
     def __post_init__(self) -> None:
         check(self.metric in (None, *METRICS), f"metric: expected one of {', '.join(METRICS)}, found '{self.metric}'.")
@@ -59,6 +63,10 @@ class Classification(Task):
         self.labels: list[str] = []
         self.weights: list[float] = []
 
+    @property
+    def prompts(self) -> Prompts | None:
+        return getattr(self.config, "prompts", None)
+
     def columns(self) -> list[str]:
         return [self.config.label]
 
@@ -69,6 +77,12 @@ class Classification(Task):
             raise FusetuneError(
                 f"column '{self.config.label}': a classification needs at least two labels among the training rows, "
                 f"found {self.labels}."
+            )
+        for label in self.prompts.words if self.prompts else ():
+            check(
+                label_text(label) in self.labels,
+                f"data.task.prompts.words: '{label}' is no label of the training rows in '{self.config.label}'. "
+                f"Expected some of {', '.join(self.labels[:10])}.",
             )
         rows = [counts[label] for label in self.labels]
         if self.config.metric is None:
@@ -93,6 +107,21 @@ class Classification(Task):
 
     def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
         return JoinedHead(widths, len(self.labels), make)
+
+    def head_in(self, spaces: Mapping[str, Any], widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
+        if not self.prompts:
+            return self.head(widths, make)
+        name = self.prompts.modality
+        check(name in widths, f"data.task.prompts.modality: no modality '{name}'. Known: {', '.join(widths)}.")
+        check(
+            name in spaces,
+            f"data.task.prompts: '{name}' has no common space with texts. Expected the tower of a dual encoder (CLIP, "
+            f"SigLIP), without a trunk: backbone.towers: {{{name}: {{source: <hub id or folder>}}}}.",
+        )
+        return PromptedHead(self.prompts, spaces[name], len(self.labels), widths, make)
+
+    def prompt_texts(self) -> list[list[str]]:
+        return self.prompts.texts(self.labels) if self.prompts else []
 
     def linear_parts(self) -> dict[str, LinearPart]:
         return {"": LinearPart(self, len(self.labels))}

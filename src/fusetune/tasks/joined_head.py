@@ -113,17 +113,25 @@ class JoinedHead(nn.Module):
             pooled: behind the junction.
             entered: in front of it; None: nothing stands between.
         """
-        batch = next(iter(pooled.values()))
+        return self.shares[0] * self.known(entered or pooled) + self.shares[1] * self.trained(pooled)
+
+    def known(self, entered: Mapping[str, Tensor]) -> Tensor:
+        """What the linear models say."""
         known: Tensor = self.prior
-        parts = []
-        for name, width in self.widths.items():
-            nothing = batch.new_zeros(len(batch), width)
-            values = (entered or pooled).get(name, nothing)
+        for name, values in self._streams(entered).items():
             present = (values != 0).any(-1, keepdim=True)
             x = ((values - self.mean[name]) * self.scale[name]).clamp(-CLIP, CLIP) * present
             known = known + x @ self.weight[name].T + present * self.bias[name]
-            parts.append(pooled.get(name, nothing))
-        return self.shares[0] * known + self.shares[1] * self.head(self.norm(torch.cat(parts, -1)))
+        return known
+
+    def trained(self, pooled: Mapping[str, Tensor]) -> Tensor:
+        """What the trained head says."""
+        return self.head(self.norm(torch.cat(list(self._streams(pooled).values()), -1)))
+
+    def _streams(self, pooled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All of them, in order; zeros for one that isn't there."""
+        one = next(iter(pooled.values()))
+        return {n: pooled[n] if n in pooled else one.new_zeros(len(one), width) for n, width in self.widths.items()}
 
 
 def heard(head: nn.Module, pooled: Mapping[str, Tensor], entered: Mapping[str, Tensor] | None) -> Tensor:

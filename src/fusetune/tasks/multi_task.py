@@ -68,6 +68,10 @@ class MultiTask(Task):
                 raise FusetuneError(
                     f"data.task.tasks.{name}: several tasks are of classes; this one is of {cls.plain}."
                 )
+            check(
+                not getattr(self.tasks[name].config, "prompts", None),
+                f"data.task.tasks.{name}.prompts: among several tasks nobody is asked; leave it out.",
+            )
         self._outputs: dict[str, int] = {}
 
     def columns(self) -> list[str]:

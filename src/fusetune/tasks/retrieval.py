@@ -108,8 +108,11 @@ class _OwnSpaceHead(nn.Module):
             gain.zero_()
         self.log_scale.fill_(self.space.log_scale)
 
-    def forward(self, pooled: Mapping[str, Tensor], embedded: Mapping[str, Tensor]) -> Tensor:
+    def forward(
+        self, pooled: Mapping[str, Tensor], embedded: Mapping[str, Tensor], entered: Mapping[str, Tensor]
+    ) -> Tensor:
         """As `_TwoSidedHead` has it."""
+        del entered
         sides = [
             F.normalize(embedded[side] + self.gain[side] * self.heads[side](pooled[side]), dim=-1)
             for side in self.embeds

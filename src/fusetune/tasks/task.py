@@ -88,10 +88,15 @@ class Task(ABC):
     def head_in(self, spaces: Mapping[str, Any], widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
         """The same where towers have common spaces of their own (`backbones.common_space.Space`, by modality).
 
-        A head with an attribute `embeds`, names of modalities, is also given those streams in their space.
+        A head with an attribute `embeds`, names of modalities, is also given those streams in their space, and all
+        streams in front of the junction.
         """
         del spaces
         return self.head(widths, make)
+
+    def prompt_texts(self) -> list[list[str]]:
+        """By label, the texts that a dual encoder is asked about it; [] where it isn't asked."""
+        return []
 
     def linear_parts(self) -> dict[str, LinearPart]:
         """By name (`""` where there is one), the heads that may start from linear models of the streams."""

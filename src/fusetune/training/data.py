@@ -31,6 +31,12 @@ class DataSettings:
     task: Mapping[str, Any] = field(default_factory=dict)
     use_trunk: bool = True
 
+    def alone(self, name: str) -> "DataSettings":
+        """One modality and no other; what is asked of a dual encoder's other side (`prompts`) stays where it is."""
+        asked = getattr(make_task(self.task).config, "prompts", None)
+        task = {k: v for k, v in self.task.items() if k != "prompts" or (asked and asked.modality == name)}
+        return replace(self, modalities={name: self.modalities[name]}, task=task)
+
 
 def without_roots(data: DataSettings) -> dict[str, Any]:
     """JSON-ready, without the folders that media files lie in: where they are is the machine's business."""

@@ -24,7 +24,7 @@ from fusetune.plan import AdaptedModel, Plan
 from fusetune.tasks.task import content_column
 from fusetune.tokens import Tokens
 from fusetune.training.data import DataSettings, TaskRows, without_roots
-from fusetune.training.linear_start import find_starts
+from fusetune.training.linear_start import find_directions, find_starts
 from fusetune.training.predicting import Split
 from fusetune.training.settings import TrainSettings
 from fusetune.training.zero_shot import starts_trained
@@ -78,12 +78,15 @@ class Experiment(TaskRows):
     def begin(self, store: Store | Path | str, cache: CacheSettings, progress: Progress) -> None:
         """Let the head start from linear models of the frozen streams; see `training.linear_start`.
 
-        One that starts in the towers' own space has no use for them.
+        A retrieval that starts in the towers' own space has no use for them; a classification by prompts has both.
         """
-        if starts_trained(self.model):
+        head: Any = self.model.head
+        if starts_trained(self.model) and not self.task.prompt_texts():
             return
         self.model.detach()
         try:
+            if self.task.prompt_texts():
+                head.name(find_directions(self.task, self.model.backbone, store, cache))
             starts = find_starts(self, self.model.backbone, store, cache, progress)
         finally:
             self.model.attach()

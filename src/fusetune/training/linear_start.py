@@ -1,6 +1,9 @@
-"""The start of every head, found once for the same rows, targets and base; see `tasks.linear_models`."""
+"""The start of every head, found once for the same rows, targets and base; see `tasks.linear_models`.
 
-from collections.abc import Mapping, Sequence
+Where a dual encoder is asked about the labels (`tasks.prompted_head`), what it makes of their names, too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +12,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.prompting import directions
 from fusetune.config import digest
 from fusetune.device import pick_device
 from fusetune.features.dataset import FeatureSet, batches
@@ -19,7 +23,7 @@ from fusetune.features.storage import Store
 from fusetune.tasks.joined_head import LinearStart
 from fusetune.tasks.linear_models import fit_start
 from fusetune.tasks.linear_space import fit_space
-from fusetune.tasks.task import LinearPart
+from fusetune.tasks.task import LinearPart, Task
 from fusetune.training.data import TaskRows
 
 BATCH = 1024  # rows that are pooled at once
@@ -46,17 +50,36 @@ def find_starts(
     top = backbone.full_depth(list(plain))
     features = extract(backbone, source, top, store, replace(cache, views=0, part="1/1"), progress, device)
     key = digest([VERSION, features.entries, features.keys, targets.tolist(), groups, rows.task.state()])
+
+    def fitted() -> dict[str, Tensor]:
+        pooled = _pooled(FeatureSet(features, store, torch.device("cpu")), len(train))
+        starts = {part: _fitted(linear, pooled, targets, groups) for part, linear in parts.items()}
+        return {f"{part}/{k}": v for part, start in starts.items() for k, v in start.tensors().items()}
+
+    return _read(_kept(store, key, fitted))
+
+
+def find_directions(task: Task, backbone: Backbone, store: Store | Path | str, cache: CacheSettings) -> Tensor:
+    """Of each label's prompts in the common space of the tower that is asked, (labels, width); the store keeps them."""
+    prompts, texts = task.config.prompts, task.prompt_texts()
+    key = digest([VERSION, backbone.tower(prompts.modality).space().identity, texts])
+
+    def asked() -> dict[str, Tensor]:
+        return {"labels": directions(backbone, prompts.modality, texts, pick_device(cache.device))}
+
+    return _kept(Store(store), key, asked)["labels"]
+
+
+def _kept(store: Store, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by name out of the store; made and put there if nobody has before."""
     folder, name = store.folder(ENTRY), f"{key[:32]}.safetensors"
     if name in folder.names():
-        return _read(load(folder.read([name])[0]))
-    pooled = _pooled(FeatureSet(features, store, torch.device("cpu")), len(train))
-    found = {part: _fitted(linear, pooled, targets, groups) for part, linear in parts.items()}
+        return load(folder.read([name])[0])
+    made = {key: tensor.contiguous() for key, tensor in make().items()}
     half = folder.scratch(name)
-    save_file(
-        {f"{part}/{k}": v.contiguous() for part, start in found.items() for k, v in start.tensors().items()}, half
-    )
+    save_file(made, half)
     folder.commit(half, name)
-    return found
+    return made
 
 
 def _fitted(part: LinearPart, pooled: Mapping[str, Tensor], targets: Tensor, groups: Sequence[str]) -> LinearStart:

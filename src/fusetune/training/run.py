@@ -87,7 +87,7 @@ class TrainingResult:
         if "linear_models" in self.metrics:
             alone += f", linear models of all {self.metrics['linear_models']:.3f}"
         if "before_training" in self.metrics:
-            alone += f"before any training {self.metrics['before_training']:.3f}"
+            alone += f"{', ' if alone else ''}before any training {self.metrics['before_training']:.3f}"
             alone += "" if self.metrics["best_epoch"] else ", which no epoch beats on validation: it is kept as it was"
         plain = ", ".join(f"{m} {value:.3f}" for m, value in self.metrics["plain"].items())
         return (
@@ -219,7 +219,7 @@ def unimodal_metrics(
     if not make_task(data.task).fuses:
         return found, used
     for name in data.modalities:
-        alone = replace(data, modalities={name: data.modalities[name]})
+        alone = data.alone(name)
         experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone", lengths)
         device = pick_device(settings.device)
         experiment.begin(store, cache, progress)
