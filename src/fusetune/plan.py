@@ -91,6 +91,7 @@ class AdaptedModel(nn.Module):
         except BaseException:
             self.detach()
             raise
+        backbone.separate(self.opened().values())
         self.set_epoch(1)
 
     def forward(self, states: Mapping[str, Tokens], start: Frontier) -> Tensor:
@@ -189,7 +190,8 @@ class AdaptedModel(nn.Module):
             if isinstance(adapter, BlockAdapter):
                 stack = self.backbone.stack(adapter.stack_name)
                 for name, change in delta.items():
-                    stack.get_parameter(name).data.add_(change)
+                    parameter = stack.get_parameter(name)
+                    parameter.data = parameter.data + change  # another tower may be on the same weights
         self.blocks, self.placed = nn.ModuleList(), []
 
     def changes(self) -> dict[str, Tensor]:
@@ -270,7 +272,8 @@ class AdaptedModel(nn.Module):
     def _count_base(self) -> int:
         used: list[Any] = [self.backbone.tower(name) for name in self.streams]
         modules = [*used, self.backbone.trunk] if self.backbone.trunk else used
-        return sum(p.numel() for module in modules for p in module.parameters())
+        parameters = [p for module in modules for p in module.parameters()]
+        return sum({p.data_ptr() or id(p): p.numel() for p in parameters}.values())
 
 
 def _shape(tensor: Tensor) -> str:

@@ -1,7 +1,7 @@
 """A backbone: towers by modality and, where the model has one, a trunk; saved, loaded and fingerprinted as one."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fusetune.backbones import towers as tower_registry
 from fusetune.backbones.bases import FORMAT, INDEX, opened, read_index
 from fusetune.backbones.common_space import Space
-from fusetune.backbones.sources import TowerSource, from_source, registered_tower
+from fusetune.backbones.sharing import separate, share, shared, twin
+from fusetune.backbones.sources import TowerSource, registered_tower, towers_from
 from fusetune.backbones.tower import Tower, fingerprint
 from fusetune.backbones.trunk import Trunk
 from fusetune.config import digest
@@ -54,6 +55,17 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Backbone":
+        """Towers on the same weights are so on another device too."""
+        together = shared(self.parameters())
+        super()._apply(fn, recurse)
+        share(together)
+        return self
+
+    def separate(self, changing: Iterable[nn.Parameter]) -> None:
+        """Before some of the parameters change: towers that were on the same weights keep theirs."""
+        separate(changing, self.parameters())
 
     def tower(self, modality: str) -> Tower:
         if modality not in self.towers:
@@ -176,24 +188,33 @@ class Backbone(nn.Module):
         source = opened(source)
         if not (Path(source) / INDEX).is_file():
             kinds, chosen = modalities or {"image": "image", "text": "text"}, TowerSource(str(source))
-            return cls({name: from_source(chosen, kind, name) for name, kind in kinds.items()})
+            return cls(towers_from(dict.fromkeys(kinds, chosen), kinds))
         index = read_index(Path(source))
         unknown = sorted(set(modalities or ()) - set(index["towers"]))
         if unknown:
             raise FusetuneError(f"{Path(source, INDEX)}: no tower for {unknown}; it holds {sorted(index['towers'])}.")
         entries = {n: entry for n, entry in index["towers"].items() if modalities is None or n in modalities}
         loaded: dict[str, Tower] = {}
+        first: dict[str, str] = {}  # modalities on the same weights, by what they say of them
         for name, entry in entries.items():
-            if entry["source"] == _own(name):
+            own = entry["source"] == _own(name)
+            parts = [entry["tower"], entry["fingerprint"], None if own else entry["source"], entry.get("options")]
+            same = first.setdefault(digest(parts), name)
+            if same != name:
+                loaded[name] = twin(loaded[same])
+            elif own:
                 loaded[name] = tower_registry.get(entry["tower"]).from_pretrained(Path(source) / entry["source"])
-                loaded[name].probe = entry.get("probe")
             else:
                 loaded[name] = registered_tower(entry["tower"], entry["source"], entry.get("options", {}))
+            loaded[name].probe = entry.get("probe")
         trunk = Trunk.from_pretrained(Path(source, index["trunk"])) if index["trunk"] else None
         backbone = cls(loaded, trunk)
+        known: dict[str, str] = {}
         for name in backbone.sources():
-            found = backbone._fingerprints[name] = backbone.fingerprint_of(name)
-            if found != entries[name]["fingerprint"]:
+            expected = entries[name]["fingerprint"]
+            found = known[expected] if expected in known else backbone.fingerprint_of(name)
+            backbone._fingerprints[name] = known[expected] = found
+            if found != expected:
                 raise FusetuneError(
                     f"{Path(source, INDEX)}: '{entries[name]['source']}' has changed since; run `pretrain` again."
                 )

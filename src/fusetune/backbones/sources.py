@@ -7,8 +7,9 @@ from typing import Any
 
 from fusetune.backbones import towers
 from fusetune.backbones.families import load, parts_of
+from fusetune.backbones.sharing import twin
 from fusetune.backbones.tower import Tower
-from fusetune.config import check, to_plain
+from fusetune.config import check, digest, to_plain
 from fusetune.errors import FusetuneError
 
 MADE_HERE = ("embedded", "align", "features")  # everything else is a hub id or a folder
@@ -67,6 +68,20 @@ def from_source(chosen: TowerSource, kind: str, name: str) -> Tower:
         f"{where}.part: an encoder of {wanted} can't read modality '{name}', which is of kind {kind}.",
     )
     return registered_tower(kind, chosen.source, chosen.options())
+
+
+def towers_from(chosen: Mapping[str, TowerSource], kinds: Mapping[str, str]) -> dict[str, Tower]:
+    """The towers of several modalities by name; one that several take is loaded once (`sharing.twin`)."""
+    found: dict[str, Tower] = {}
+    first: dict[str, str] = {}
+    for name, source in chosen.items():
+        same = first.setdefault(digest([source, kinds[name]]), name)
+        if same == name:
+            found[name] = from_source(source, kinds[name], name)
+        else:
+            found[name] = twin(found[same])
+            found[name].origin = found[same].origin
+    return found
 
 
 def registered_tower(registered: str, source: str | Path, options: Mapping[str, Any]) -> Tower:

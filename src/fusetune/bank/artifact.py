@@ -6,7 +6,6 @@ README.md                   the card
 peft/<tower or trunk>/      of a plan of LoRA alone, the same as Hugging Face `peft` reads it
 """
 
-import copy
 import hashlib
 import json
 import tempfile
@@ -26,6 +25,7 @@ from fusetune.adapters.adapter import Stream
 from fusetune.adapters.trained import CONFIG, WEIGHTS, self_contained
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.backbones.bases import find_base
+from fusetune.backbones.sharing import copied
 from fusetune.bank.artifact_config import check_sizes, checked_config
 from fusetune.bank.hub import downloaded, upload
 from fusetune.bank.peft_format import write_peft_folders
@@ -210,10 +210,7 @@ class Artifact:
 
 def skeleton(backbone: Backbone) -> Backbone:
     """The same backbone without any values: what is placed on it costs no memory."""
-    tensors = [*backbone.parameters(), *backbone.buffers()]
-    memo: dict[int, Any] = {id(tensor): _hollow(tensor) for tensor in tensors}
-    processors = [getattr(tower, "processor", None) for tower in backbone.towers.values()]
-    return copy.deepcopy(backbone, memo | {id(processor): processor for processor in processors})
+    return copied(backbone, _hollow)
 
 
 def _hollow(tensor: Tensor) -> Tensor:

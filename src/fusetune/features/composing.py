@@ -13,7 +13,7 @@ from fusetune.backbones.aligned_towers import AlignedTower
 from fusetune.backbones.alignment import AlignSettings, StepProgress, align
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.given_features import TOWERS
-from fusetune.backbones.sources import TowerSource, embedded_name, from_source
+from fusetune.backbones.sources import TowerSource, embedded_name, towers_from
 from fusetune.backbones.tower import Tower
 from fusetune.features.source import Source
 from fusetune.tasks.linear_models import fit_one
@@ -71,8 +71,8 @@ def compose(
     aligned = by_source.pop("align", [])
     for name in by_source.pop("features", []):
         towers[name] = _given(name, rows, chosen[name])
-    for name in (name for names in by_source.values() for name in names):
-        towers[name] = from_source(chosen[name], kinds[name], name)
+    loaded = [name for names in by_source.values() for name in names]
+    towers |= towers_from({name: chosen[name] for name in loaded}, kinds)
     if aligned:
         towers |= _aligned(aligned, rows, towers, settings, progress)
     return Backbone({name: towers[name] for name in chosen})
