@@ -123,8 +123,9 @@ class Toy:
         from dataclasses import replace
 
         from fusetune.config import build
-        from fusetune.plan import Plan
-        from fusetune.training.experiment import Experiment, load_backbone
+        from fusetune.plan.plan import Plan
+        from fusetune.runs.experiment import Experiment
+        from fusetune.training.data import load_backbone
 
         settings = replace(self.data, **data)
         head = {"where": "head", "adapter": "linear"}

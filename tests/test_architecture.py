@@ -11,9 +11,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "fusetune"
 KEDRO_SIDE = {"pipelines", "hooks.py", "settings.py", "pipeline_registry.py", "__main__.py"}
 FLOORS = [
     {"errors", "config", "registry", "tokens", "schedule", "filehash", "scratch", "device"},
-    {"manifest", "backbones", "adapters", "tasks"},
-    {"plan", "assembly", "frontier", "placing", "features"},
-    {"training", "bank", "report", "comparison"},
+    {"manifest", "tasks"},
+    {"backbones"},
+    {"adapters", "features"},
+    {"plan"},
+    {"training"},
+    {"bank"},
+    {"runs"},
+    {"comparison"},
+    {"report"},
 ]
 
 
@@ -39,7 +45,7 @@ def test_the_core_knows_neither_kedro_nor_mlflow_nor_dvc_nor_a_floor_above(file)
     assert not outside
     room = file.relative_to(SOURCE).parts[0].removesuffix(".py")
     floor = next((i for i, rooms in enumerate(FLOORS) if room in rooms), None)
-    for name in found:
+    for name in found if file.name != "__main__.py" else ():  # a program of its own: it may call anybody below Kedro
         parts = name.split(".")
         if parts[0] == "fusetune" and len(parts) > 1 and floor is not None:
             above = {r for rooms in FLOORS[floor + 1 :] for r in rooms} | {"pipelines"}
@@ -70,7 +76,7 @@ def test_the_core_runs_where_kedro_mlflow_and_dvc_are_not_installed():
         "        if name.split('.')[0] in ('kedro', 'mlflow', 'dvc', 'pandera', 'pandas'):\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
-        "import fusetune.training.__main__ as m, fusetune.training.run\n"
+        "import fusetune.runs.__main__ as m, fusetune.runs.run\n"
         "print(m.main(['--method', 'none', '--conf', 'conf/base', '--manifest', 'x', '--base', 'x',"
         " '--store', 'x', '--out', 'x']))\n"
     )

@@ -11,10 +11,10 @@ from fusetune.adapters.compositions import Average, CompositionConfig, MixtureCo
 from fusetune.bank.artifact import Artifact
 from fusetune.config import build
 from fusetune.errors import FusetuneError
+from fusetune.runs.run import train_and_test
 from fusetune.tokens import Tokens
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.run import train_and_test
 from fusetune.training.settings import TrainSettings
 
 STREAMS = {"left": Stream(6, 4), "right": Stream(5, 3)}

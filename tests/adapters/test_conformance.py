@@ -8,8 +8,8 @@ from conftest import Toy
 from fusetune.backbones.backbone import Frontier
 from fusetune.bank.artifact import Artifact
 from fusetune.config import build
-from fusetune.frontier import frontier
-from fusetune.plan import Plan
+from fusetune.plan.frontier import frontier
+from fusetune.plan.plan import Plan
 from fusetune.tokens import Tokens
 from fusetune.training.epochs import Reporter
 from fusetune.training.loop import train

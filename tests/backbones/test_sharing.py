@@ -8,7 +8,8 @@ from fusetune.adapters.adapter import Stream
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.backbones.given_features import FeaturesVector
 from fusetune.config import build
-from fusetune.plan import AdaptedModel, Plan
+from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.plan import Plan
 from fusetune.tasks.classification import Classification, ClassificationConfig
 
 NAMES = {"front": "image", "back": "image"}

@@ -7,8 +7,9 @@ from fusetune.adapters.adapter import Stream
 from fusetune.backbones.backbone import Frontier
 from fusetune.bank.artifact import Artifact
 from fusetune.config import build
-from fusetune.frontier import frontier
-from fusetune.plan import AdaptedModel, Plan
+from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.frontier import frontier
+from fusetune.plan.plan import Plan
 from fusetune.training.data import make_task
 
 GROUND = Frontier({"left": 0, "right": 0})

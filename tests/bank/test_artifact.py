@@ -19,9 +19,9 @@ from conftest import WANDER, clean
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.bank.artifact import CONFIG, WEIGHTS, Artifact
 from fusetune.errors import FusetuneError
+from fusetune.runs.run import train_and_test
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.run import train_and_test
 from fusetune.training.settings import TrainSettings
 
 

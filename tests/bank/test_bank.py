@@ -152,8 +152,8 @@ def test_tasks_one_after_another_leave_the_first_bitwise_as_it_was(toy, tmp_path
     """Continual: A, then B, then C are trained on one backbone; A answers after C as it did before B."""
     from test_conformance import SETTINGS
 
+    from fusetune.runs.experiment import Experiment
     from fusetune.training.epochs import Reporter
-    from fusetune.training.experiment import Experiment
     from fusetune.training.loop import train
 
     columns = samples(toy, range(8))

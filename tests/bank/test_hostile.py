@@ -14,7 +14,7 @@ from fusetune.bank.artifact import CONFIG, Artifact, skeleton
 from fusetune.bank.bank import Bank
 from fusetune.config import digest
 from fusetune.errors import FusetuneError
-from fusetune.training.experiment import load_backbone
+from fusetune.training.data import load_backbone
 
 
 @pytest.fixture

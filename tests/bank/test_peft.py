@@ -12,7 +12,7 @@ from fusetune.bank.artifact import Artifact
 from fusetune.bank.bank import Bank
 from fusetune.config import build
 from fusetune.errors import FusetuneError
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.training.data import DataSettings
 
 

@@ -12,9 +12,9 @@ from fusetune.backbones.item_towers import ImageTower
 from fusetune.backbones.text_tower import TextTower
 from fusetune.backbones.tokenizer import train_tokenizer
 from fusetune.config import build
-from fusetune.plan import Plan
+from fusetune.plan.plan import Plan
+from fusetune.runs.experiment import Experiment
 from fusetune.training.data import DataSettings
-from fusetune.training.experiment import Experiment
 
 SENTENCE = "a photograph of the small red house behind two old trees near some quiet water at noon"
 WORDS = SENTENCE.split()

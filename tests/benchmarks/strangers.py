@@ -28,13 +28,13 @@ from fusetune.manifest.few_shot import FewShotSettings, few_shot
 from fusetune.manifest.readers.avdigits import read as read_avdigits
 from fusetune.manifest.readers.digits6 import VIEWS
 from fusetune.manifest.readers.digits6 import read as read_digits6
-from fusetune.plan import Plan
-from fusetune.training.__main__ import read_parameters
+from fusetune.plan.plan import Plan
+from fusetune.runs.__main__ import read_parameters
+from fusetune.runs.experiment import Experiment
+from fusetune.runs.run import TrainingResult, train_and_test
 from fusetune.training.data import DataSettings, TaskRows
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.experiment import Experiment
-from fusetune.training.run import TrainingResult, train_and_test
 from fusetune.training.settings import TrainSettings, of_method
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,11 +18,11 @@ from conftest import ROOT
 from fusetune.config import build
 from fusetune.device import pick_device
 from fusetune.features.index import CacheSettings
-from fusetune.plan import Plan
-from fusetune.training.__main__ import read_parameters
-from fusetune.training.data import DataSettings
+from fusetune.plan.plan import Plan
+from fusetune.runs.__main__ import read_parameters
+from fusetune.runs.experiment import Experiment
+from fusetune.training.data import DataSettings, load_backbone
 from fusetune.training.epochs import Reporter
-from fusetune.training.experiment import Experiment, load_backbone
 from fusetune.training.loop import assign, train
 from fusetune.training.settings import TrainSettings, of_method
 from fusetune.training.together import train_together

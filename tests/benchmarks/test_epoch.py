@@ -13,7 +13,7 @@ from measuring import in_turn, seconds, show
 from fusetune.backbones.backbone import Frontier
 from fusetune.device import pick_device
 from fusetune.features.index import CacheSettings
-from fusetune.training.account import account
+from fusetune.runs.account import account
 from fusetune.training.epochs import Reporter
 from fusetune.training.loop import _train_epoch
 from fusetune.training.optimizer import make_optimizer

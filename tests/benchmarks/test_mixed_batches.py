@@ -23,8 +23,9 @@ from fusetune.bank.artifact import Artifact
 from fusetune.bank.bank import Bank
 from fusetune.config import build
 from fusetune.device import pick_device
-from fusetune.frontier import frontier
-from fusetune.plan import AdaptedModel, Plan
+from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.frontier import frontier
+from fusetune.plan.plan import Plan
 from fusetune.training.data import DataSettings, make_task
 
 pytestmark = pytest.mark.benchmark

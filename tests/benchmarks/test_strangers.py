@@ -12,7 +12,7 @@ import torch
 from measuring import show
 
 from fusetune.backbones.backbone import Backbone
-from fusetune.training.baselines import plain_baselines
+from fusetune.runs.baselines import plain_baselines
 from fusetune.training.data import TaskRows, make_task
 
 METHODS = "linear_probe,late_fusion,lmf,fusion_gate,wander,cross_modal"

@@ -9,7 +9,7 @@ from conftest import ROOT
 from fusetune.config import build, to_plain
 from fusetune.pipelines.conf_source import method_names
 from fusetune.pipelines.parameters import PLAN, SCHEMAS, check_values
-from fusetune.training.__main__ import read_parameters
+from fusetune.runs.__main__ import read_parameters
 
 CONF = ROOT / "conf"
 ENVIRONMENTS = sorted(p.parent.name for p in CONF.glob("*/globals.yml"))

@@ -228,7 +228,7 @@ def test_a_changed_adapter_of_a_third_party_makes_cells_of_a_comparison_anew(tmp
 
 def test_training_without_kedro_takes_an_experiments_settings(project):
     command = [
-        sys.executable, "-m", "fusetune.training", "--method", "late_fusion", "--env", "ci",
+        sys.executable, "-m", "fusetune.runs", "--method", "late_fusion", "--env", "ci",
         "--manifest", "data/03_primary/ci/manifest.parquet", "--base", "data/06_models/ci/base.json",
         "--store", "data/04_feature/store", "--out", "out", "--set", "late_fusion.train.epochs=2",
     ]  # fmt: skip
@@ -236,7 +236,7 @@ def test_training_without_kedro_takes_an_experiments_settings(project):
     assert done.returncode == 0, done.stderr
     assert "epoch 2:" in done.stdout and "epoch 3:" not in done.stdout
     assert json.loads((project / "out/metrics.json").read_text())["method"] == "late_fusion"
-    from fusetune.training.__main__ import read_parameters
+    from fusetune.runs.__main__ import read_parameters
 
     layers = [project / "conf/base", project / "conf/ci"]
     assert read_parameters(layers, [])["validate"] == {"min_rows_per_split": 10}

@@ -13,14 +13,14 @@ from fusetune.backbones.sources import BackboneSettings
 from fusetune.config import build
 from fusetune.features.composing import FittingRows, compose
 from fusetune.features.index import CacheSettings
-from fusetune.plan import Plan
+from fusetune.plan.plan import Plan
+from fusetune.runs.experiment import Experiment
+from fusetune.runs.run import train_and_test
 from fusetune.tasks.linear_space import compared, fit_space
 from fusetune.tasks.retrieval import Retrieval, RetrievalConfig
 from fusetune.training.data import DataSettings, TaskRows
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.experiment import Experiment
-from fusetune.training.run import train_and_test
 from fusetune.training.settings import TrainSettings
 
 TASK = Retrieval(RetrievalConfig(query="one", target="other"))

@@ -10,12 +10,12 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.config import build
 from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings
-from fusetune.plan import Plan
+from fusetune.plan.plan import Plan
+from fusetune.runs.experiment import Experiment
+from fusetune.runs.run import train_and_test, unimodal_metrics
 from fusetune.training.data import DataSettings, make_task
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.experiment import Experiment
-from fusetune.training.run import train_and_test, unimodal_metrics
 from fusetune.training.settings import TrainSettings
 from fusetune.training.zero_shot import zero_shot
 

@@ -5,12 +5,12 @@ import torch
 
 from fusetune.bank.artifact import Artifact
 from fusetune.features.index import CacheSettings
+from fusetune.runs.run import train_and_test
 from fusetune.tasks.joined_head import joined_heads
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
 from fusetune.training.mixing import linear_models_alone, mix
 from fusetune.training.predicting import predict
-from fusetune.training.run import train_and_test
 from fusetune.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(epochs=2, batch_size=32, device="cpu")

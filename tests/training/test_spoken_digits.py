@@ -10,10 +10,10 @@ from conftest import SHARED, WANDER
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import build
 from fusetune.features.index import CacheSettings
-from fusetune.plan import Plan
+from fusetune.plan.plan import Plan
+from fusetune.runs.experiment import Experiment
 from fusetune.training.data import DataSettings
 from fusetune.training.epochs import Reporter
-from fusetune.training.experiment import Experiment
 from fusetune.training.loop import train
 from fusetune.training.predicting import predict
 from fusetune.training.settings import TrainSettings

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.characters import Characters
 from fusetune.backbones.cloze import CAPTIONS, CELLS, IGNORED, ORDINALS, caption_words, hide_words, scenes, take
 from fusetune.backbones.feature_towers import FeatureTowerSettings, SequenceTower, VectorTower
 from fusetune.backbones.item_towers import ImageTower
@@ -94,18 +95,6 @@ class PretrainSettings:
         for name in ("contrast_steps", "contrast_batch", "trunk_steps", "trunk_batch"):
             check(getattr(self, name) > 0, f"{name}: expected a positive number, found {getattr(self, name)}.")
         check(0 < self.mask_rate < 1, f"mask_rate: expected a share between 0 and 1, found {self.mask_rate}.")
-
-
-@dataclass
-class Characters:
-    """The pretraining rows, decoded: parallel lists."""
-
-    chars: list[str]
-    faces: list[str]
-    names: list[str]
-    pictures: list[Any]
-    outlines: list[Any]
-    metrics: list[Any]
 
 
 def pretrain(

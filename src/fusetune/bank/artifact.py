@@ -31,9 +31,9 @@ from fusetune.bank.hub import downloaded, upload
 from fusetune.bank.peft_format import write_peft_folders
 from fusetune.config import build, check, digest, to_plain
 from fusetune.errors import FusetuneError
-from fusetune.plan import AdaptedModel, Plan
-from fusetune.training.data import DataSettings, make_task, without_roots
-from fusetune.training.experiment import load_backbone
+from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.plan import Plan
+from fusetune.training.data import DataSettings, load_backbone, make_task, without_roots
 
 FORMAT = 2
 CARD = "README.md"

@@ -8,7 +8,7 @@ from fusetune.adapters.trained import folders_in
 from fusetune.backbones.backbone import Frontier
 from fusetune.config import build, check
 from fusetune.errors import FusetuneError
-from fusetune.plan import Plan
+from fusetune.plan.plan import Plan
 from fusetune.training.data import DataSettings
 
 KINDS: dict[str, type] = {

@@ -19,7 +19,7 @@ from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.bank.artifact import Artifact, check_base, skeleton
 from fusetune.bank.low_rank import LowRankTables
 from fusetune.config import check
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.tasks.task import finite_rows
 from fusetune.tokens import Tokens
 from fusetune.training.data import DataSettings

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fusetune.config import to_plain
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.training.data import DataSettings
 
 

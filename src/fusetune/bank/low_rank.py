@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.backbone import Backbone
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 
 
 class LowRankTables:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fusetune.backbones.backbone import Frontier
 from fusetune.errors import FusetuneError
 from fusetune.features.source import Source
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.tasks.task import finite_rows
 
 

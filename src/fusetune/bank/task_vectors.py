@@ -14,8 +14,8 @@ from fusetune.bank.artifact import Artifact
 from fusetune.bank.merging import MergeSettings, low_rank_factors, merge_vectors
 from fusetune.config import build, check, to_plain
 from fusetune.errors import FusetuneError
-from fusetune.plan import AdaptedModel
-from fusetune.training.experiment import load_backbone
+from fusetune.plan.adapted import AdaptedModel
+from fusetune.training.data import load_backbone
 
 ROUNDING = 1e-5  # of a product of factors in float32, against its largest singular value
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fusetune.backbones.backbone import Frontier
 from fusetune.backbones.blocks import Attention
 from fusetune.comparison.measures import Streams
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.tokens import Tokens
 
 LOOKED_AT = 64  # samples: the products of all pairs of tokens are many

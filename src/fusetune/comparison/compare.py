@@ -19,10 +19,9 @@ from fusetune.comparison.work import BUSY
 from fusetune.config import build, digest
 from fusetune.features.index import CacheSettings, Features
 from fusetune.features.source import Source
-from fusetune.training.account import ADAM, Account, account
-from fusetune.training.data import DataSettings, make_task, without_roots
+from fusetune.runs.account import ADAM, Account, account
+from fusetune.training.data import DataSettings, load_backbone, make_task, without_roots
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.experiment import load_backbone
 
 PROCESS = 500_000_000  # bytes that a process takes before it has any data
 STEP, RATE = 1e-3, 2e10  # seconds of a step beside its arithmetic, FLOP/s of a core: a guess, for the time left

@@ -14,10 +14,10 @@ from fusetune.comparison.summary import Summary
 from fusetune.comparison.variants import changed
 from fusetune.config import build
 from fusetune.features.index import CacheSettings
-from fusetune.plan import Plan
-from fusetune.training.account import Account, account
-from fusetune.training.data import DataSettings
-from fusetune.training.experiment import Experiment, load_backbone
+from fusetune.plan.plan import Plan
+from fusetune.runs.account import Account, account
+from fusetune.runs.experiment import Experiment
+from fusetune.training.data import DataSettings, load_backbone
 
 
 @dataclass(frozen=True)

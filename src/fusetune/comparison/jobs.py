@@ -13,10 +13,10 @@ from fusetune.comparison.variants import Variant
 from fusetune.config import build, digest
 from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings, Features
-from fusetune.plan import Plan
-from fusetune.training.data import DataSettings
+from fusetune.plan.plan import Plan
+from fusetune.runs.experiment import Experiment
+from fusetune.training.data import DataSettings, load_backbone
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.experiment import Experiment, load_backbone
 from fusetune.training.settings import TrainSettings, of_method
 
 Place = tuple[str, int]  # a variant's name and a seed

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fusetune.backbones.backbone import Frontier
 from fusetune.comparison.settings import RobustnessSettings
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
+from fusetune.runs.experiment import Experiment
 from fusetune.tasks.task import Task
 from fusetune.tokens import Tokens
-from fusetune.training.experiment import Experiment
 from fusetune.training.missing import with_dropped_modalities
 
 BINS = 15  # of confidence, of equal width

@@ -14,8 +14,8 @@ from fusetune.comparison.statistics import interval
 from fusetune.features.extraction import Progress
 from fusetune.features.index import CacheSettings
 from fusetune.features.storage import Store
+from fusetune.runs.second_sets import SecondRows, evaluate_on
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.second_sets import SecondRows, evaluate_on
 
 Elsewhere = Mapping[str, Mapping[str, Mapping[str, Any]]]  # set -> variant -> numbers
 

@@ -14,12 +14,12 @@ from fusetune.comparison.jobs import Job, Place, Shared, Tell, told
 from fusetune.comparison.measures import Conditions, calibration
 from fusetune.comparison.variants import Variant
 from fusetune.config import digest, to_plain
+from fusetune.runs.experiment import Experiment
+from fusetune.runs.run import tested
 from fusetune.training.ensemble import refusal
 from fusetune.training.epochs import Epoch, Reporter
-from fusetune.training.experiment import Experiment
 from fusetune.training.loop import assign, train
 from fusetune.training.predicting import Split
-from fusetune.training.run import tested
 from fusetune.training.settings import TrainSettings
 from fusetune.training.together import train_together
 

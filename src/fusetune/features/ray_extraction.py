@@ -8,7 +8,7 @@ import torch
 
 from fusetune.backbones.backbone import Backbone
 from fusetune.errors import FusetuneError
-from fusetune.features.extraction import Chunk, Progress, extract_chunk
+from fusetune.features.chunks import Chunk, Progress, extract_chunk
 from fusetune.features.index import CacheSettings, Features
 from fusetune.features.source import Source
 from fusetune.features.storage import Store

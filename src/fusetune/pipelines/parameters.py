@@ -24,7 +24,7 @@ SCHEMAS: dict[str, str | None] = {
     "backbone": "fusetune.backbones.sources:BackboneSettings",
     "pretrain": "fusetune.backbones.pretraining:PretrainSettings",
     "align": "fusetune.backbones.alignment:AlignSettings",
-    "estimate": "fusetune.training.account:EstimateSettings",
+    "estimate": "fusetune.runs.account:EstimateSettings",
     "cache": "fusetune.features.index:CacheSettings",
     "train": "fusetune.training.settings:TrainSettings",
     "evaluate": "fusetune.training.evaluation:EvaluationSettings",
@@ -38,7 +38,7 @@ SCHEMAS: dict[str, str | None] = {
     "register": "fusetune.pipelines.registry:RegisterSettings",
 }
 EACH = "each "
-PLAN = "fusetune.plan:Plan"
+PLAN = "fusetune.plan.plan:Plan"
 
 
 @dataclass(frozen=True)

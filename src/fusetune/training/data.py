@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.tower import fingerprint
 from fusetune.config import build, to_plain
 from fusetune.errors import FusetuneError
@@ -74,6 +76,14 @@ def task_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | Non
     columns = {name: _column(source.table, name) for name in task.columns()}
     known = source.content_keys(task.content_modalities()) if keys is None else keys
     return columns | {content_column(name): known[name] for name in task.content_modalities() if name in known}
+
+
+def load_backbone(folder: str | Path, data: DataSettings) -> Backbone:
+    """The backbone with the towers that the data needs, and its trunk if the data uses it."""
+    backbone = Backbone.from_pretrained(folder, {name: m.kind for name, m in data.modalities.items()})
+    if not data.use_trunk:
+        backbone.trunk = None
+    return backbone
 
 
 class TaskRows:

@@ -18,7 +18,7 @@ from fusetune.adapters.adapter import Adapter
 from fusetune.adapters.dropout import random_streams
 from fusetune.backbones.backbone import Frontier
 from fusetune.device import training_dtype
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.tokens import Tokens
 from fusetune.training.loop import assign
 from fusetune.training.optimizer import TOTAL, rates_of

@@ -14,7 +14,7 @@ from fusetune.config import check
 from fusetune.device import training_dtype
 from fusetune.errors import FusetuneError
 from fusetune.features.dataset import batches
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.schedule import warmup_cosine
 from fusetune.training import checkpoint
 from fusetune.training.epochs import Epoch, Reporter, counted, stale

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.tasks.joined_head import joined_heads
 from fusetune.tasks.linear_models import minimised
 from fusetune.training.predicting import Split, predict

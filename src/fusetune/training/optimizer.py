@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.placing import LANGUAGE, VISION
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.placing import LANGUAGE, VISION
 from fusetune.training.settings import TrainSettings
 
 TOTAL = "total"  # in norms by site: of all

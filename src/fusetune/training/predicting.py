@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusetune.errors import FusetuneError
 from fusetune.features.dataset import FeatureSet, batches
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.tasks.task import finite_rows
 
 

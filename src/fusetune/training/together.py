@@ -18,7 +18,7 @@ from fusetune.adapters.dropout import random_streams
 from fusetune.device import training_dtype
 from fusetune.errors import FusetuneError
 from fusetune.features.dataset import batches
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.schedule import warmup_cosine
 from fusetune.tokens import Tokens
 from fusetune.training import checkpoint

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.training.predicting import Split, predict
 
 

@@ -244,21 +244,3 @@ def _scene(pool: Pool, question: str, config: GlyphSettings, rng: random.Random)
         "face": face,
         "characters": "".join(glyph.char for glyph in cells),
     }
-
-
-def as_characters(table: pa.Table) -> Any:
-    """A manifest of view `characters` as pretraining reads it (`backbones.pretraining.Characters`)."""
-    from fusetune.backbones.pretraining import Characters
-    from fusetune.manifest.decoders import decode
-
-    def column(name: str, kind: str) -> list[Any]:
-        return [decode(kind, cell, f"column '{name}'") for cell in table[name].to_pylist()]
-
-    return Characters(
-        chars=table["group_id"].to_pylist(),
-        faces=table["face"].to_pylist(),
-        names=table["text"].to_pylist(),
-        pictures=[pictures[0] for pictures in column("image", "image")],
-        outlines=column("outline", "sequence"),
-        metrics=column("metrics", "vector"),
-    )

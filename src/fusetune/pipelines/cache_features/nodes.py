@@ -19,9 +19,9 @@ def open_experiment(
 ) -> Any:
     """Model, frontier and splits of one method."""
     from fusetune.config import build
-    from fusetune.plan import Plan
-    from fusetune.training.data import DataSettings
-    from fusetune.training.experiment import Experiment, load_backbone
+    from fusetune.plan.plan import Plan
+    from fusetune.runs.experiment import Experiment
+    from fusetune.training.data import DataSettings, load_backbone
 
     settings = build(DataSettings, data, "data")
     backbone, plan = load_backbone(base, settings), build(Plan, method, name)

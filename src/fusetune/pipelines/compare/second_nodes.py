@@ -33,9 +33,8 @@ def compare_on_second_sets(
     from fusetune.features.storage import Store
     from fusetune.pipelines.progress import ExtractionProgress
     from fusetune.pipelines.tracking import log_metrics, metric_name
-    from fusetune.training.data import DataSettings
+    from fusetune.training.data import DataSettings, load_backbone
     from fusetune.training.evaluation import EvaluationSettings
-    from fusetune.training.experiment import load_backbone
 
     settings, chosen = build(CacheSettings, cache, "cache"), build(DataSettings, data, "data")
     sets = SecondSets(manifest, evaluate_on, validate).rows(chosen)

@@ -36,9 +36,9 @@ def evaluate_adapters(
     from fusetune.pipelines.progress import ExtractionProgress
     from fusetune.pipelines.tracking import log_dict, log_metrics, metric_name
     from fusetune.report.figures import Figures, by_set
+    from fusetune.runs.second_sets import evaluate_on as evaluated
     from fusetune.training.data import with_roots
     from fusetune.training.evaluation import EvaluationSettings
-    from fusetune.training.second_sets import evaluate_on as evaluated
 
     check(
         bool(evaluate_on),
@@ -152,7 +152,7 @@ class SecondSets:
         from fusetune.manifest.checks import ValidationSettings
         from fusetune.manifest.second_sets import SecondSet
         from fusetune.pipelines.progress import DecodeProgress
-        from fusetune.training.second_sets import sound_rows
+        from fusetune.runs.second_sets import sound_rows
 
         settings = self.evaluate_on[name]
         if name not in self._read:

@@ -23,8 +23,7 @@ def check_inputs(
     from fusetune.manifest.checks import ValidationSettings
     from fusetune.pipelines.tracking import log_dict, log_metrics, log_text
     from fusetune.report.validation_page import validation_page
-    from fusetune.training.data import DataSettings
-    from fusetune.training.experiment import load_backbone
+    from fusetune.training.data import DataSettings, load_backbone
 
     settings = build(DataSettings, data, "data")
     source, backbone = Source(manifest, settings.modalities), load_backbone(base, settings)

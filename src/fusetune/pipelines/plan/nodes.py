@@ -21,7 +21,7 @@ def make_plan(methods: Sequence[str]):
     ) -> Any:
         from fusetune.config import build
         from fusetune.features.index import CacheSettings
-        from fusetune.training.account import account
+        from fusetune.runs.account import account
         from fusetune.training.settings import of_method
 
         stored = build(CacheSettings, cache, "cache")
@@ -42,8 +42,8 @@ def make_estimate(methods: Sequence[str]):
     def estimate_costs(estimate: Mapping[str, Any], cache: Mapping[str, Any], *settings: Any) -> Any:
         from fusetune.config import build
         from fusetune.features.index import CacheSettings
-        from fusetune.plan import Plan
-        from fusetune.training import account
+        from fusetune.plan.plan import Plan
+        from fusetune.runs import account
 
         chosen = build(account.EstimateSettings, estimate, "estimate")
         stored = build(CacheSettings, cache, "cache")

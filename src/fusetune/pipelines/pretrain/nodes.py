@@ -124,11 +124,12 @@ def _embedded(table: Any, bases: Path, pretrain: Mapping[str, Any]) -> Path:
 
 
 def _pretrained(table: Any, pretrain: Mapping[str, Any]) -> Any:
+    from fusetune.backbones.characters import as_characters
     from fusetune.backbones.pretraining import PretrainSettings
     from fusetune.backbones.pretraining import pretrain as run
     from fusetune.config import build
     from fusetune.device import pick_device
-    from fusetune.manifest.readers.glyphs import QUESTIONS, as_characters
+    from fusetune.manifest.readers.glyphs import QUESTIONS
     from fusetune.pipelines.progress import StepProgress
 
     phrases = [phrase.format("") for phrases in QUESTIONS.values() for phrase in phrases]

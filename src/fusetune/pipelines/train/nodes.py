@@ -33,8 +33,9 @@ def train_method(name: str):
         from fusetune.features.index import CacheSettings
         from fusetune.pipelines.progress import ExtractionProgress
         from fusetune.pipelines.tracking import TrainingReporter, log_metrics, log_tags
+        from fusetune.report.training_figures import training_figures
+        from fusetune.runs.run import train_and_test
         from fusetune.training.evaluation import EvaluationSettings
-        from fusetune.training.run import train_and_test
         from fusetune.training.settings import of_method
 
         settings = of_method(train, method, name)
@@ -57,7 +58,8 @@ def train_method(name: str):
         log_tags({"mlflow.note.content": f"{name}: {result.sentence()}"})  # what the run's page shows first
         log_metrics(result.scalars())
         logger.info("%s: %s", name, result.sentence())
-        return result.artifact, result.metrics, result.curve, result.predictions, result.scores, result.figures
+        figures = training_figures(result)
+        return result.artifact, result.metrics, result.curve, result.predictions, result.scores, figures
 
     train_and_evaluate.outside = trained_before  # type: ignore[attr-defined]
     return train_and_evaluate

@@ -23,9 +23,9 @@ def test_each_alone(
     from fusetune.config import build
     from fusetune.features.index import CacheSettings
     from fusetune.pipelines.progress import ExtractionProgress
-    from fusetune.plan import Plan
+    from fusetune.plan.plan import Plan
+    from fusetune.runs.run import unimodal_metrics
     from fusetune.training.data import DataSettings
-    from fusetune.training.run import unimodal_metrics
     from fusetune.training.settings import of_method
 
     settings = of_method(train, late_fusion, "late_fusion")
@@ -50,8 +50,8 @@ def plain_baselines(manifest: Any, data: Mapping[str, Any]) -> dict[str, float]:
     """What scikit-learn reaches on the raw inputs; see `training.baselines`."""
     from fusetune.config import build
     from fusetune.pipelines.tracking import log_metrics
-    from fusetune.training.baselines import metric_key
-    from fusetune.training.baselines import plain_baselines as found_by
+    from fusetune.runs.baselines import metric_key
+    from fusetune.runs.baselines import plain_baselines as found_by
     from fusetune.training.data import DataSettings, TaskRows
 
     found = found_by(TaskRows(manifest, build(DataSettings, data, "data")))

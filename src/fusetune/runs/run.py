@@ -1,10 +1,9 @@
-"""A whole training run: loop, test, artifact, report. Kedro's nodes and `python -m fusetune.training` call this."""
+"""A whole training run: loop, test, artifact, report. Kedro's nodes and `python -m fusetune.runs` call this."""
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ from fusetune.features.dataset import FeatureSet, padding
 from fusetune.features.extraction import Progress
 from fusetune.features.index import CacheSettings, Features
 from fusetune.features.storage import Store
-from fusetune.plan import Plan
-from fusetune.report.figures import Figures, compared, confusion_matrix, distributions, learning_curve
+from fusetune.plan.plan import Plan
+from fusetune.runs.baselines import best_of, metric_key
+from fusetune.runs.experiment import Experiment
 from fusetune.tasks.joined_head import joined_heads
-from fusetune.training.baselines import best_of, metric_key
-from fusetune.training.data import DataSettings, make_task
+from fusetune.training.data import DataSettings, load_backbone, make_task
 from fusetune.training.epochs import Epoch, Reporter, counted
 from fusetune.training.evaluation import EvaluationSettings, evaluate
-from fusetune.training.experiment import Experiment, load_backbone
 from fusetune.training.loop import train
 from fusetune.training.mixing import linear_models_alone, mix
 from fusetune.training.predicting import Split, predict
@@ -46,7 +44,7 @@ class TrainingResult:
         metrics: of the test split, JSON-ready and the same in every run of the same inputs (no times).
         curve: one row an epoch, likewise.
         predictions: sample_id, target, what the task decodes, and whether it is right.
-        figures: PNGs.
+        observed: what adapters showed of the test split (gates), (rows, columns) by name.
         outputs: of the test split, (rows, ...), as the task decodes them.
         epochs: with times.
         validated: outputs of the validation split.
@@ -58,7 +56,7 @@ class TrainingResult:
     metrics: dict[str, Any]
     curve: list[dict[str, Any]]
     predictions: pa.Table
-    figures: Figures
+    observed: Mapping[str, Tensor]
     epochs: list[Epoch]
     outputs: Tensor
     validated: Tensor
@@ -191,7 +189,7 @@ def tested(
         metrics,
         curve,
         _predictions(experiment, outputs, splits["test"], observed),
-        _figures(experiment, outputs, metrics, curve, method, observed),
+        observed,
         epochs,
         outputs,
         validated,
@@ -267,34 +265,3 @@ def _predictions(experiment: Experiment, outputs: Any, test: Split, observed: Ma
     for name, values in observed.items():
         columns[name] = (values[:, 0] if values.shape[1] == 1 else values).tolist()
     return pa.table({**columns, "score": scores.tolist()})
-
-
-def _figures(
-    experiment: Experiment,
-    outputs: Any,
-    metrics: dict[str, Any],
-    curve: list[dict[str, Any]],
-    method: str,
-    observed: Mapping[str, Tensor],
-) -> Figures:
-    test, name = metrics["test"], metrics["metric"]
-    bars = {method: test[name]} | {f"{m} alone": value for m, value in metrics["unimodal"].items()}
-    if "before_training" in metrics:
-        bars["before any training"] = metrics["before_training"]
-    bars |= {f"plain: {m}": value for m, value in metrics["plain"].items()}
-    bars |= {f"{method}, on '{group}'": value for group, value in test.get("by_group", {}).items()}
-    low, high, on_test = test[f"{name}_low"], test[f"{name}_high"], f"{method} on the test split"
-    figures: dict[str, Callable[[], Any]] = {
-        "learning_curve": partial(learning_curve, curve, name, method),
-        "test_metrics": partial(compared, bars, low, high, name, on_test),
-    }
-    if observed:
-        title = f"{method}: what the gates did on the test split"
-        gates = {name: values.numpy() for name, values in observed.items()}
-        figures["gates"] = partial(distributions, gates, title)
-    decoded = experiment.task.decode(outputs)
-    if "prediction" in decoded[0]:
-        targets = [str(value) for value in experiment.column(experiment.task.columns()[0], "test")]
-        predictions = [row["prediction"] for row in decoded]
-        figures["confusion_matrix"] = partial(confusion_matrix, targets, predictions, on_test)
-    return Figures(figures)

@@ -20,11 +20,12 @@ from fusetune.backbones.backbone import Frontier
 from fusetune.config import check
 from fusetune.features.codecs import bytes_per_value
 from fusetune.features.index import CacheSettings, stored_dtype
-from fusetune.frontier import frontier
-from fusetune.plan import AdaptedModel, Plan
+from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.frontier import frontier
+from fusetune.plan.plan import Plan
+from fusetune.runs.experiment import Experiment
 from fusetune.tasks.classification import Classification, ClassificationConfig
 from fusetune.tokens import Tokens
-from fusetune.training.experiment import Experiment
 
 MEASURED = 8  # samples
 ADAM = 3  # values beside each trained one: its gradient and two moments

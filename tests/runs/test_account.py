@@ -12,8 +12,8 @@ from conftest import ROOT
 from fusetune.config import build
 from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings
-from fusetune.plan import Plan
-from fusetune.training.account import EstimateSettings, account, estimate
+from fusetune.plan.plan import Plan
+from fusetune.runs.account import EstimateSettings, account, estimate
 
 HEAD = {"where": "head", "adapter": "linear"}
 
@@ -85,8 +85,8 @@ def test_large_models_are_accounted_for_without_their_weights():
         import resource
         from fusetune.config import build
         from fusetune.features.index import CacheSettings
-        from fusetune.plan import Plan
-        from fusetune.training.account import EstimateSettings, estimate
+        from fusetune.plan.plan import Plan
+        from fusetune.runs.account import EstimateSettings, estimate
         plan = build(Plan, {"placements": [
             {"where": "connector", "adapter": "linear_connector", "config": {"source": "image", "target": "text"}},
             {"where": "towers", "adapter": "lora"}, {"where": "head", "adapter": "linear"}]}, "p")
@@ -124,7 +124,7 @@ def test_every_method_of_the_conf_fits_or_says_why_not(method):
 
 def test_memory_is_what_training_takes(toy):
     """Against a count by hand: a linear layer keeps its input, a GELU its own."""
-    from fusetune.training.account import _Kept
+    from fusetune.runs.account import _Kept
 
     layers = torch.nn.Sequential(torch.nn.Linear(10, 50), torch.nn.GELU(), torch.nn.Linear(50, 3))
     kept = _Kept(layers)

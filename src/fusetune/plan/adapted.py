@@ -1,59 +1,21 @@
-"""A method is a plan: placements of adapters on a backbone. From the plan follows the adapted model."""
+"""From a plan and a backbone follows the adapted model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusetune.adapters.adapter import Adapter, BlockAdapter, Stream, total_penalty
-from fusetune.adapters.orthogonality import Orthogonal, Orthogonality
-from fusetune.assembly import Assembly
+from fusetune.adapters.orthogonality import Orthogonality
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import check
 from fusetune.errors import FusetuneError
+from fusetune.plan.assembly import Assembly
+from fusetune.plan.plan import Plan
 from fusetune.tasks.joined_head import heard
 from fusetune.tasks.task import Task
 from fusetune.tokens import Tokens
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and what.
-
-    Attributes:
-        where: towers, trunk, connector, junction, head, or backbone.
-        adapter: its name in the registry of adapters.
-        config: the adapter's own settings.
-        blocks: in towers and trunk: all, top, bottom, sparse, a preset, or the settings of a `placing.Selection`.
-        task: of several tasks, the one that this adapter at the junction is for; None: all.
-        from_epoch: the epoch from which on it acts and is trained (gradual unfreezing).
-    """
-
-    where: str
-    adapter: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    blocks: Any = "all"
-    task: str | None = None
-    from_epoch: int = 1
-
-    def __post_init__(self) -> None:
-        check(self.from_epoch > 0, f"from_epoch: expected an epoch from 1, found {self.from_epoch}.")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """
-    Attributes:
-        placements: in the order in which they act; exactly one is a head.
-        train: settings of `train` that this method has of its own.
-        orthogonal: trained adapters whose subspaces this one keeps away from.
-    """
-
-    placements: tuple[Placement, ...]
-    train: Mapping[str, Any] = field(default_factory=dict)
-    orthogonal: Orthogonal | None = None
 
 
 class AdaptedModel(nn.Module):

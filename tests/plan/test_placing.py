@@ -4,7 +4,7 @@ import pytest
 
 from conftest import WANDER
 from fusetune.errors import FusetuneError
-from fusetune.placing import Choice, choose
+from fusetune.plan.placing import Choice, choose
 
 CLIP = [Choice("image", "image", 12), Choice("text", "text", 12)]
 SMALL = [Choice("image", "image", 3), Choice("text", "text", 2), Choice("outline", "sequence", 2)]

@@ -21,7 +21,7 @@ from fusetune.adapters.behind_blocks import BehindBlocks
 from fusetune.backbones.backbone import Backbone
 from fusetune.config import build
 from fusetune.errors import FusetuneError
-from fusetune.placing import Choice, choose, names_ranks
+from fusetune.plan.placing import Choice, choose, names_ranks
 from fusetune.tasks.task import Task
 
 TRUNK = "trunk"

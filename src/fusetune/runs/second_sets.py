@@ -20,7 +20,7 @@ from fusetune.features.storage import Store
 from fusetune.manifest.checks import ValidationSettings
 from fusetune.manifest.contents import digest_column, with_digests
 from fusetune.manifest.second_sets import SecondSet
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.training.data import DataSettings, make_task, task_columns
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.predicting import Split, predict

@@ -1,6 +1,6 @@
 """Train one method without Kedro, MLflow or DVC, from files that the pipelines made: for a bare GPU machine.
 
-    python -m fusetune.training --method wander --manifest data/03_primary/vqa/manifest.parquet \\
+    python -m fusetune.runs --method wander --manifest data/03_primary/vqa/manifest.parquet \\
         --base data/06_models/vqa/base.json --store data/04_feature/store --conf conf/base --out /tmp/wander
 """
 
@@ -17,7 +17,7 @@ from fusetune.errors import FusetuneError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fusetune.training", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m fusetune.runs", description=__doc__.splitlines()[0])
     parser.add_argument("--method", required=True, help="a file of <conf>/methods")
     parser.add_argument("--conf", type=Path, default=Path("conf/base"), help="folder with the parameters")
     parser.add_argument("--env", help="an experiment beside --conf, e.g. avdigits: what its files say goes before")
@@ -43,12 +43,13 @@ def run(options: argparse.Namespace) -> None:
     from fusetune.config import build
     from fusetune.device import pick_device
     from fusetune.features.index import CacheSettings
-    from fusetune.plan import Plan
-    from fusetune.training.data import DataSettings
+    from fusetune.plan.plan import Plan
+    from fusetune.report.training_figures import training_figures
+    from fusetune.runs.experiment import Experiment
+    from fusetune.runs.run import train_and_test
+    from fusetune.training.data import DataSettings, load_backbone
     from fusetune.training.epochs import Epoch, Reporter
     from fusetune.training.evaluation import EvaluationSettings
-    from fusetune.training.experiment import Experiment, load_backbone
-    from fusetune.training.run import train_and_test
     from fusetune.training.settings import of_method
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -103,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
         {},
     )
     result.artifact.save_pretrained(options.out / "adapter")
-    result.figures.save_pretrained(options.out / "figures")
+    training_figures(result).save_pretrained(options.out / "figures")
     (options.out / "metrics.json").write_text(json.dumps(result.metrics, indent=2) + "\n")
     print(result.sentence())
 

@@ -1,4 +1,4 @@
-"""One experiment: data, backbone, task and method, as the pipelines and `python -m fusetune.training` share it."""
+"""One experiment: data, backbone, task and method, as the pipelines and `python -m fusetune.runs` share it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,25 +19,18 @@ from fusetune.features.index import CacheSettings, Features
 from fusetune.features.inputs import input_lengths
 from fusetune.features.storage import Store
 from fusetune.filehash import remembered_sha256
-from fusetune.frontier import frontier
-from fusetune.plan import AdaptedModel, Plan
+from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.frontier import frontier
+from fusetune.plan.plan import Plan
+from fusetune.runs.linear_start import find_directions, find_starts
 from fusetune.tasks.task import content_column
 from fusetune.tokens import Tokens
 from fusetune.training.data import DataSettings, TaskRows, without_roots
-from fusetune.training.linear_start import find_directions, find_starts
 from fusetune.training.predicting import Split
 from fusetune.training.settings import TrainSettings
 from fusetune.training.zero_shot import starts_trained
 
 PROBED = 2  # samples: enough to find the frontier
-
-
-def load_backbone(folder: str | Path, data: DataSettings) -> Backbone:
-    """The backbone with the towers that the data needs, and its trunk if the data uses it."""
-    backbone = Backbone.from_pretrained(folder, {name: m.kind for name, m in data.modalities.items()})
-    if not data.use_trunk:
-        backbone.trunk = None
-    return backbone
 
 
 class Experiment(TaskRows):

@@ -6,7 +6,7 @@ import torch
 from conftest import WANDER
 from fusetune.backbones.backbone import Frontier
 from fusetune.errors import FusetuneError
-from fusetune.frontier import frontier
+from fusetune.plan.frontier import frontier
 from fusetune.training.epochs import Reporter
 from fusetune.training.loop import train
 from fusetune.training.settings import TrainSettings
@@ -61,7 +61,7 @@ def test_nothing_is_cached_above_what_is_random(toy):
 
 def test_the_account_counts_what_lies_above_the_frontier(toy):
     from fusetune.features.index import CacheSettings
-    from fusetune.training.account import account
+    from fusetune.runs.account import account
 
     counts = {}
     for name, placements in {"head": [], "top": [{**OPEN, "config": {"top_blocks": 1}}], "all": [OPEN]}.items():
@@ -142,8 +142,8 @@ def test_retrieval_trains_from_the_towers_and_has_nothing_to_say_of_one_side_alo
 
     from fusetune.config import build
     from fusetune.features.extraction import CacheSettings
-    from fusetune.plan import Plan
-    from fusetune.training.run import unimodal_metrics
+    from fusetune.plan.plan import Plan
+    from fusetune.runs.run import unimodal_metrics
 
     data = {"task": {"name": "retrieval", "query": "left", "target": "right"}, "use_trunk": False}
     settings = TrainSettings(epochs=3, batch_size=32, device="cpu")

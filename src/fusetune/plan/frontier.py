@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusetune.backbones.backbone import Frontier
-from fusetune.plan import AdaptedModel
+from fusetune.plan.adapted import AdaptedModel
 from fusetune.tokens import Tokens
 
 

@@ -1,0 +1,33 @@
+"""The figures of a trained method: learning curve, what it is compared with, gates, confusions."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from fusetune.report.figures import Figures, compared, confusion_matrix, distributions, learning_curve
+from fusetune.runs.run import TrainingResult
+
+
+def training_figures(result: TrainingResult) -> Figures:
+    """PNGs by name; each is drawn when it is written."""
+    metrics, method, predictions = result.metrics, result.metrics["method"], result.predictions
+    test, name = metrics["test"], metrics["metric"]
+    bars = {method: test[name]} | {f"{m} alone": value for m, value in metrics["unimodal"].items()}
+    if "before_training" in metrics:
+        bars["before any training"] = metrics["before_training"]
+    bars |= {f"plain: {m}": value for m, value in metrics["plain"].items()}
+    bars |= {f"{method}, on '{group}'": value for group, value in test.get("by_group", {}).items()}
+    low, high, on_test = test[f"{name}_low"], test[f"{name}_high"], f"{method} on the test split"
+    figures: dict[str, Callable[[], Any]] = {
+        "learning_curve": partial(learning_curve, result.curve, name, method),
+        "test_metrics": partial(compared, bars, low, high, name, on_test),
+    }
+    if result.observed:
+        title = f"{method}: what the gates did on the test split"
+        gates = {name: values.numpy() for name, values in result.observed.items()}
+        figures["gates"] = partial(distributions, gates, title)
+    if "prediction" in predictions.column_names:
+        targets = [str(value) for value in predictions[metrics["target_columns"][0]].to_pylist()]
+        found = predictions["prediction"].to_pylist()
+        figures["confusion_matrix"] = partial(confusion_matrix, targets, found, on_test)
+    return Figures(figures)

@@ -1,0 +1,1 @@
+"""A run from features to a result; `python -m fusetune.runs` on a machine without Kedro."""
