@@ -11,7 +11,7 @@ from fusetune.adapters.adalora import AdaLoRA, AdaLoRAConfig
 from fusetune.adapters.adapter import Block, Stack, Stream
 from fusetune.adapters.attention_prefix import Prefixing
 from fusetune.adapters.bottleneck import BottleneckAdapter, BottleneckConfig
-from fusetune.adapters.cross_modal import CrossModal, CrossModalConfig
+from fusetune.adapters.cross_modal import CrossModal, CrossModalConfig, stretches
 from fusetune.adapters.fusion_gate import FusionGate, FusionGateConfig
 from fusetune.adapters.lmf import LMF, LMFConfig
 from fusetune.adapters.opened import BitFit, OpenedConfig
@@ -320,8 +320,22 @@ def test_cross_modal_for_two_is_g_one_way_and_one_minus_g_the_other():
     out, gates = adapter(streams), adapter.observed()
     torch.testing.assert_close(gates["gate_a"] + gates["gate_b"], torch.ones(3, 1))
     low = {n: adapter._low(n, t) for n, t in streams.items()}
-    message = adapter.up["a"](adapter.attention(low["a"], low["b"], streams["b"].mask))
+    heads, a = [], adapter.attention
+    for h, part in enumerate((slice(0, 2), slice(2, 4))):
+        query, key, value = (f(low[n])[..., part] for f, n in ((a.query, "a"), (a.key, "b"), (a.value, "b")))
+        logits = query @ key.transpose(1, 2) / 2**0.5 + adapter.stretches["b"][h]
+        heads.append(logits.masked_fill(~streams["b"].mask[:, None], -torch.inf).softmax(-1) @ value)
+    message = adapter.up["a"](a.output(torch.cat(heads, -1) * 2 * a.gate(low["a"]).sigmoid()))
     torch.testing.assert_close(out["a"].values, streams["a"].values + gates["gate_a"].unsqueeze(-1) * message)
+
+
+def test_heads_start_at_a_stretch_each_and_tile_a_stream_of_any_length():
+    tiled = stretches(4, 8)
+    assert ((tiled == 0).sum(0) >= 1).all() and (tiled[0] == torch.tensor([0, 0, 0, -1, -2, -3, -4, -5])).all()
+    assert torch.equal(tiled, tiled.flip(0, 1)), "from the end as from the beginning"
+    assert (stretches(4, 1) == 0).all(), "all read the only token"
+    few = stretches(4, 2) == 0
+    assert few[0, 0] and few[1, 0] and not few[0, 1] and few[3, 1] and not few[3, 0]
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 7])

@@ -1,5 +1,6 @@
 """Pre-norm transformer parts, as our own towers and the trunk use them."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,12 +16,13 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, hidden_states: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, context: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
         """
         Args:
             hidden_states: (batch, tokens, width).
             context: (batch, context tokens, width).
             mask: (batch, context tokens), True = may be attended to; a sample with none gets zeros.
+            bias: (heads, context tokens), added to the logits.
         """
         present = mask.any(1)
         query, key, value = (
@@ -28,9 +30,16 @@ class Attention(nn.Module):
             for layer, states in ((self.query, hidden_states), (self.key, context), (self.value, context))
         )
         allowed = (mask | ~present[:, None])[:, None, None, :]  # an empty row would make softmax NaN
+        if bias is not None:
+            allowed = bias.to(query.dtype)[None, :, None, :].masked_fill(~allowed, -torch.inf)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
-        mixed = self.output(mixed.transpose(1, 2).flatten(2))
+        mixed = self.output(self.read(mixed.transpose(1, 2).flatten(2), hidden_states))
         return mixed * present[:, None, None]
+
+    def read(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+        """What is kept of that which the heads bring, (batch, tokens, width)."""
+        del hidden_states
+        return mixed
 
 
 class MLP(nn.Sequential):

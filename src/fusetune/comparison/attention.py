@@ -73,12 +73,15 @@ def _run_watched(
             handle.remove()
 
 
-def _weights(module: Attention, hidden_states: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+def _weights(
+    module: Attention, hidden_states: Tensor, context: Tensor, mask: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """(tokens that read, tokens that are read), means over samples in which the read stream is there, and heads."""
     query, key = (
         layer(states).unflatten(-1, (module.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, width / heads)
         for layer, states in ((module.query, hidden_states), (module.key, context))
     )
     logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    logits = logits if bias is None else logits + bias[None, :, None, :]
     weights = logits.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1)[mask.any(1)].mean(1)
     return weights.mean(0).cpu()
