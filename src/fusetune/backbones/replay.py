@@ -6,13 +6,15 @@ runs (so masks, position codes and the final norm are its own), but what stands 
 equal those of an undivided run bit by bit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from fusetune.backbones.families import Family
+
+STATES = "hidden_states"  # what blocks of `transformers` call their input where it is given by name
 
 
 class Left(Exception):
@@ -28,22 +30,39 @@ def entered(model: nn.Module, family: Family, states: Tensor, start: int) -> Ite
     blocks = model.get_submodule(family.blocks)
     with ExitStack() as stack:
         for path, stub in family.stubs.items():
-            stack.enter_context(_forward(model.get_submodule(path), lambda *_, stub=stub, **__: stub(states)))
-        for block in list(blocks.children())[:start]:
-            stack.enter_context(_forward(block, lambda hidden_states, *_, **__: hidden_states))
-        hook = blocks.get_submodule(str(start)).register_forward_pre_hook(lambda _, args: (states, *args[1:]))
-        stack.callback(hook.remove)
+            stack.enter_context(forward_of(model.get_submodule(path), lambda *_, stub=stub, **__: stub(states)))
+        stack.enter_context(skipped(list(blocks.children())[:start]))
+        stack.enter_context(put_at(blocks.get_submodule(str(start)), states))
         yield
 
 
 @contextmanager
-def left_at(block: nn.Module) -> Iterator[None]:
-    """While this lasts, a forward pass ends in front of `block`, by raising `Left` with the block's input."""
+def skipped(blocks: Iterable[nn.Module], through: Callable[..., Any] | None = None) -> Iterator[None]:
+    """While this lasts, these blocks hand on what they are given.
 
-    def leave(_: nn.Module, args: Any) -> None:
-        raise Left(args[0])
+    Args:
+        through: their forward then; None: the states as they are.
+    """
 
-    hook = block.register_forward_pre_hook(leave)
+    def same(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(forward_of(block, through or same))
+        yield
+
+
+@contextmanager
+def put_at(module: nn.Module, states: Tensor, argument: str = STATES) -> Iterator[None]:
+    """While this lasts, a module gets `states` as its argument of this name, or as its first where none has it."""
+
+    def put(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if argument in kwargs:
+            return args, {**kwargs, argument: states}
+        return (states, *args[1:]), kwargs
+
+    hook = module.register_forward_pre_hook(put, with_kwargs=True)
     try:
         yield
     finally:
@@ -51,7 +70,21 @@ def left_at(block: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _forward(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+def left_at(module: nn.Module, argument: str = STATES) -> Iterator[None]:
+    """While this lasts, a forward pass ends in front of a module, by raising `Left` with what `put_at` would put."""
+
+    def leave(_: nn.Module, args: Any, kwargs: Any) -> None:
+        raise Left(kwargs[argument] if argument in kwargs else args[0])
+
+    hook = module.register_forward_pre_hook(leave, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def forward_of(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
     """Give one module another forward for a while; parameters, hooks and names stay as they are."""
     module.__dict__["forward"] = function
     try:

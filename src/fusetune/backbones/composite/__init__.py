@@ -1,0 +1,1 @@
+"""Composite models: one checkpoint with an encoder that sees or hears, a connector, and language blocks."""

@@ -1,0 +1,247 @@
+"""The composite families of `transformers`: where each keeps its parts, and what a pass from a cut has to be given.
+
+Measured on transformers 5.24. A family is a row. The model's own forward runs from every cut, so that masks, rotary
+positions, norms and the head are its own; a row says what stands where, and what must not run.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = Mapping[str, Any]  # of a model's forward, by name
+Resume = Callable[[Any, dict[str, Any], Tensor | None, int], None]  # model, inputs to change, memory, rows
+PICTURES = ("pixel_values", "pixel_attention_mask")
+
+
+@dataclass(frozen=True)
+class CompositeFamily:
+    """
+    Attributes:
+        tower: path of the encoder that sees or hears.
+        encoder: path of its blocks.
+        connector: paths of the modules between, in the order in which they run; (): cross-attention reads the encoder.
+        language: path of the language blocks.
+        top: path of the module behind the last language block: a final norm, or the head.
+        head: path of the module that gives logits.
+        media: inputs with pictures or sounds, left out of a pass that starts behind them.
+        memory: path of the module whose output cross-attention reads at every depth of the language blocks.
+        resume: changes the inputs of a pass from a language block, where leaving `media` out is not all.
+        stubs: modules that must not run in such a pass, with what they give instead, from the memory.
+        read: depth of the encoder that the connector reads, from the configuration and the number of blocks.
+        first: first language block that states alone are enough for.
+        entry: the module of the connector at which a pass may start, and the argument that the encoder's states are;
+            None: the connector reads more than one depth of the encoder.
+        idle: further blocks below the entry, which need not run then.
+        skip: what a language block does in a pass from a later one; None: hand on the states.
+        always: language blocks that make something for later ones, so that they run in every pass.
+        padding: sides on which rows of unequal length may be padded.
+        causal: whether states at picture places are the same whatever text comes behind them.
+    """
+
+    tower: str
+    encoder: str
+    connector: tuple[str, ...]
+    language: str
+    top: str
+    head: str = "lm_head"
+    media: tuple[str, ...] = PICTURES
+    memory: str = ""
+    resume: Resume | None = None
+    stubs: Mapping[str, Callable[[Tensor], Any]] = field(default_factory=dict)
+    read: Callable[[Any, int], int] = lambda config, blocks: blocks
+    first: Callable[[Any], int] = lambda config: 0
+    entry: tuple[str, str] | None = None
+    idle: tuple[str, ...] = ()
+    skip: Callable[..., Any] | None = None
+    always: tuple[int, ...] = ()
+    padding: tuple[str, ...] = ("right", "left")
+    causal: bool = True
+
+
+def _feature_layer(config: Any, blocks: int) -> int:
+    """LLaVA reads hidden states: 0 stands before the first block, -1 behind the last one."""
+    layer: int = config.vision_feature_layer
+    return layer if layer >= 0 else blocks + 1 + layer
+
+
+def _encoded(model: Any, inputs: dict[str, Any], memory: Tensor | None, rows: int) -> None:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=memory)
+
+
+def _cross_states(model: Any, inputs: dict[str, Any], memory: Tensor | None, rows: int) -> None:
+    inputs["cross_attention_states"] = memory
+
+
+def _no_picture(model: Any, inputs: dict[str, Any], memory: Tensor | None, rows: int) -> None:
+    inputs["pixel_values"] = None
+
+
+def _queries(model: Any, inputs: dict[str, Any], memory: Tensor | None, rows: int) -> None:
+    """BLIP-2 and InstructBLIP fill picture places whatever happens to them later."""
+    config = model.config
+    embedded = torch.zeros(rows, config.num_query_tokens, config.text_config.hidden_size, device=model.device)
+    given = SimpleNamespace(pooler_output=embedded.to(model.dtype), qformer_outputs=None, vision_outputs=None)
+    inputs |= {"mm_encoder_outputs": {"image": given}, "pixel_values": None}
+    if "qformer_input_ids" in inputs:
+        inputs |= {"qformer_input_ids": None, "qformer_attention_mask": None}
+    if memory is not None:
+        _encoded(model, inputs, memory, rows)
+
+
+def _output(memory: Tensor) -> Any:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    return BaseModelOutputWithPooling(last_hidden_state=memory)
+
+
+def _t5_block(hidden_states: Tensor, mask: Any = None, bias: Any = None, *more: Any, **named: Any) -> Any:
+    """T5's blocks hand on the position biases too, that of cross-attention as the sixth argument."""
+    return hidden_states, bias, more[2] if len(more) > 2 else named.get("encoder_decoder_position_bias")
+
+
+_DECODER = "model.language_model.layers"
+_NORM = "model.language_model.norm"
+_PROJECTOR = "model.multi_modal_projector"
+_TOWER, _TOWER_BLOCKS = "model.vision_tower", "model.vision_tower.encoder.layers"
+_STATES, _CROSS = "hidden_states", "encoder_hidden_states"
+_VISUAL, _MERGER = "model.visual", "model.visual.merger"
+_LLAVA = CompositeFamily(
+    _TOWER, _TOWER_BLOCKS, (_PROJECTOR,), _DECODER, _NORM, read=_feature_layer, entry=(_PROJECTOR, _STATES)
+)
+_PALIGEMMA = CompositeFamily(
+    _TOWER, _TOWER_BLOCKS, (_PROJECTOR,), _DECODER, _NORM, causal=False, entry=(_PROJECTOR, _STATES)
+)
+_QWEN = CompositeFamily(_VISUAL, f"{_VISUAL}.blocks", (_MERGER,), _DECODER, _NORM, entry=(_MERGER, _STATES))
+_QWEN3 = CompositeFamily(
+    _VISUAL,
+    f"{_VISUAL}.blocks",
+    (_MERGER, f"{_VISUAL}.deepstack_merger_list"),
+    _DECODER,
+    _NORM,
+    read=lambda config, blocks: min(config.vision_config.deepstack_visual_indexes) + 1,
+    first=lambda config: len(config.vision_config.deepstack_visual_indexes),
+)
+_SMOL = CompositeFamily(
+    "model.vision_model",
+    "model.vision_model.encoder.layers",
+    ("model.connector",),
+    "model.text_model.layers",
+    "model.text_model.norm",
+    entry=("model.connector", _STATES),
+)
+_OPT = CompositeFamily(
+    "vision_model",
+    "vision_model.encoder.layers",
+    ("qformer", "language_projection"),
+    "language_model.model.decoder.layers",
+    "language_model.model.decoder.final_layer_norm",
+    "language_model.lm_head",
+    entry=("qformer", _CROSS),
+    resume=_queries,
+)
+_T5 = CompositeFamily(
+    "vision_model",
+    "vision_model.encoder.layers",
+    ("qformer", "language_projection", "language_model.encoder"),
+    "language_model.decoder.block",
+    "language_model.decoder.final_layer_norm",
+    "language_model.lm_head",
+    memory="language_model.encoder",
+    entry=("qformer", _CROSS),
+    resume=_queries,
+    skip=_t5_block,
+    always=(0,),
+)
+_BLIP = CompositeFamily(
+    "vision_model",
+    "vision_model.encoder.layers",
+    (),
+    "text_decoder.bert.encoder.layer",
+    "text_decoder.cls",
+    "text_decoder.cls",
+    memory="vision_model",
+    resume=_no_picture,
+    stubs={"vision_model": _output},
+    padding=("right",),
+)
+_BLIP_VQA = CompositeFamily(
+    "vision_model",
+    "vision_model.encoder.layers",
+    ("text_encoder",),
+    "text_decoder.bert.encoder.layer",
+    "text_decoder.cls",
+    "text_decoder.cls",
+    memory="text_encoder",
+    entry=("text_encoder", _CROSS),
+    resume=_no_picture,
+    stubs={"vision_model": lambda memory: _output(memory[:, :1]), "text_encoder": lambda memory: (memory,)},
+    padding=("right",),
+)
+_MLLAMA = CompositeFamily(
+    "model.vision_model",
+    "model.vision_model.transformer.layers",
+    ("model.vision_model.global_transformer", _PROJECTOR),
+    _DECODER,
+    _NORM,
+    media=("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"),
+    memory=_PROJECTOR,
+    entry=(_PROJECTOR, _STATES),
+    idle=("model.vision_model.global_transformer.layers",),
+    resume=_cross_states,
+    read=lambda config, blocks: min(config.vision_config.intermediate_layers_indices) + 1,
+)
+_WHISPER = CompositeFamily(
+    "model.encoder",
+    "model.encoder.layers",
+    (),
+    "model.decoder.layers",
+    "model.decoder.layer_norm",
+    "proj_out",
+    media=("input_features",),
+    memory="model.encoder",
+    resume=_encoded,
+    padding=("right",),
+)
+_QWEN_AUDIO = CompositeFamily(
+    "model.audio_tower",
+    "model.audio_tower.layers",
+    (_PROJECTOR,),
+    _DECODER,
+    _NORM,
+    media=("input_features", "feature_attention_mask"),
+    entry=(_PROJECTOR, _STATES),
+)
+
+# by the class of the checkpoint: one model type may have several (BLIP writes captions, and answers questions)
+COMPOSITES: dict[str, CompositeFamily] = {
+    "LlavaForConditionalGeneration": _LLAVA,
+    "LlavaNextForConditionalGeneration": _LLAVA,
+    "PaliGemmaForConditionalGeneration": _PALIGEMMA,
+    "Qwen2VLForConditionalGeneration": _QWEN,
+    "Qwen2_5_VLForConditionalGeneration": _QWEN,
+    "Qwen3VLForConditionalGeneration": _QWEN3,
+    "Idefics3ForConditionalGeneration": _SMOL,
+    "SmolVLMForConditionalGeneration": _SMOL,
+    "Blip2ForConditionalGeneration": _OPT,
+    "InstructBlipForConditionalGeneration": _OPT,
+    "Blip2ForConditionalGeneration, t5": _T5,
+    "InstructBlipForConditionalGeneration, t5": _T5,
+    "BlipForConditionalGeneration": _BLIP,
+    "BlipForQuestionAnswering": _BLIP_VQA,
+    "MllamaForConditionalGeneration": _MLLAMA,
+    "WhisperForConditionalGeneration": _WHISPER,
+    "Qwen2AudioForConditionalGeneration": _QWEN_AUDIO,
+}
+
+
+def composite_family(model: Any) -> CompositeFamily | None:
+    """The row of a model that was loaded; None for one that the table doesn't know."""
+    name = type(model).__name__
+    text = getattr(getattr(model.config, "text_config", None), "model_type", "")
+    return COMPOSITES.get(f"{name}, {text}") or COMPOSITES.get(name)

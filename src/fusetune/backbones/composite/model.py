@@ -1,0 +1,239 @@
+"""A composite model that is entered and left at any cut of its one axis: encoder, connector, language blocks."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.backbones.composite.families import COMPOSITES, Inputs, composite_family
+from fusetune.backbones.families import load, quiet
+from fusetune.backbones.replay import Left, forward_of, left_at, put_at, skipped
+from fusetune.backbones.tower import fingerprint
+from fusetune.config import check
+from fusetune.errors import FusetuneError
+
+ENCODER, CONNECTOR, LANGUAGE, TOP = "encoder", "connector", "language", "top"
+STATES = "hidden_states"
+
+
+class Cut(NamedTuple):
+    """In front of which block a pass ends, or begins.
+
+    Attributes:
+        part: encoder, connector, language, or top: behind the last language block.
+        block: of the encoder or of the language blocks.
+    """
+
+    part: str
+    block: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.part} block {self.block}" if self.part in (ENCODER, LANGUAGE) else self.part
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What is known at a cut.
+
+    Attributes:
+        states: what the block gets, as the model lays it out: (rows, tokens, width), and (pictures, tokens, width) or
+            (patches, width) in front of a connector.
+        memory: what cross-attention reads, (rows, tokens, width), from the first language block on; None: the model
+            has no cross-attention, or the cut lies below.
+    """
+
+    states: Tensor
+    memory: Tensor | None = None
+
+
+class CompositeModel(nn.Module):
+    """Frozen, and always in eval mode. The model's own forward runs from every cut.
+
+    From a cut, what lies below does nothing: blocks hand on what they get, pictures are blank, and the states that were
+    carried are put in front of the block. Masks, positions, norms, the head and the loss are the model's own, so in
+    float32 the outputs are those of an undivided pass, bit by bit.
+
+    Args:
+        model: of one of the classes in `families.COMPOSITES`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        family = composite_family(model)
+        if family is None:
+            known = ", ".join(sorted({name.partition(",")[0] for name in COMPOSITES}))
+            raise FusetuneError(f"backbone: no composite model of class {type(model).__name__}. Known: {known}.")
+        self.model, self.family = model, family
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None, **options: Any) -> "CompositeModel":
+        """Load a local folder or a hub id, as the class that the checkpoint was saved from.
+
+        Args:
+            options: for `transformers`, e.g. ``dtype`` or ``quantization_config``.
+
+        Raises:
+            FusetuneError: nothing there, no composite model of a known family, or weights that are missing.
+        """
+        import transformers
+
+        config = load(transformers.AutoConfig, source, revision)
+        name = next(iter(config.architectures or ()), "")
+        known = sorted({key.partition(",")[0] for key in COMPOSITES})
+        check(
+            name in known,
+            f"backbone '{source}': its checkpoint is of {name or 'no class that it names'}, no composite model that "
+            f"can be entered. Known: {', '.join(known)}.",
+        )
+        quiet()
+        made, info = load(getattr(transformers, name), source, revision, output_loading_info=True, **options)
+        missing = sorted(info["missing_keys"])
+        check(
+            not missing,
+            f"backbone '{source}': its checkpoint has no weights for {', '.join(missing[:3])}"
+            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}, so they would be random.",
+        )
+        return cls(made)
+
+    def train(self, mode: bool = True) -> "CompositeModel":
+        return super().train(False)
+
+    def blocks(self, part: str) -> list[nn.Module]:
+        """Of the encoder, or of the language model."""
+        paths = {ENCODER: self.family.encoder, LANGUAGE: self.family.language}
+        return list(self.model.get_submodule(paths[part]).children())
+
+    def cuts(self) -> list[Cut]:
+        """All that a pass may end or begin at, from the inputs upwards."""
+        config, blocks = self.model.config, len(self.blocks(ENCODER))
+        found = [Cut(ENCODER, k) for k in range(min(self.family.read(config, blocks), blocks))]
+        if self.family.entry:
+            found.append(Cut(CONNECTOR))
+        found += [Cut(LANGUAGE, k) for k in range(self.family.first(config), len(self.blocks(LANGUAGE)))]
+        return [*found, Cut(TOP)]
+
+    def forward(self, inputs: Inputs, start: Cut | None = None, carried: Carried | None = None) -> Any:
+        """The model's own output (logits; a loss where `inputs` has labels).
+
+        Args:
+            inputs: of its forward; from a cut, media are only asked for their shapes, or not at all.
+            start, carried: from there; None: from the inputs.
+        """
+        with self._entered(inputs, start, carried) as given:
+            return self.model(**given)
+
+    def carry(self, inputs: Inputs, stop: Cut, start: Cut | None = None, carried: Carried | None = None) -> Carried:
+        """What is known at `stop`, from the inputs or from an earlier cut."""
+        self._check(stop)
+        memory = [carried.memory] if carried and carried.memory is not None else []
+        with self._entered(inputs, start, carried) as given, ExitStack() as stack:
+            if self.family.memory and stop.part in (LANGUAGE, TOP) and not memory:
+                module = self.model.get_submodule(self.family.memory)
+                hook = module.register_forward_hook(lambda _, __, out: memory.append(_rows(out)))
+                stack.callback(hook.remove)
+            stack.enter_context(left_at(*self._place(stop)))
+            try:
+                self.model(**given)
+            except Left as left:
+                return Carried(left.hidden_states, memory[0] if memory else None)
+        raise FusetuneError(f"backbone: {stop} is never reached by these inputs; pictures or sounds are missing.")
+
+    def logits(self, inputs: Inputs, start: Cut | None = None, carried: Carried | None = None) -> Tensor:
+        """(rows, tokens, vocabulary), as the head gives them."""
+        seen: list[Tensor] = []
+        hook = self.model.get_submodule(self.family.head).register_forward_hook(lambda _, __, out: seen.append(out))
+        try:
+            self(inputs, start, carried)
+        finally:
+            hook.remove()
+        return seen[0]
+
+    def fingerprint(self, cut: Cut | None = None) -> str:
+        """SHA-256 (hex) of the weights that the states at a cut depend on; None: of all.
+
+        Below the language blocks these are the encoder's alone: checkpoints that share it share what is cached there.
+        """
+        state = self.model.state_dict()
+        if cut is None or cut.part in (LANGUAGE, TOP):
+            return fingerprint(state)
+        connector = tuple(f"{path}." for path in self.family.connector)
+        own = {n: t for n, t in state.items() if n.startswith(f"{self.family.tower}.") and not n.startswith(connector)}
+        return fingerprint(own)
+
+    @contextmanager
+    def _entered(self, inputs: Inputs, start: Cut | None, carried: Carried | None) -> Iterator[dict[str, Any]]:
+        """While this lasts, a pass of the model with the inputs that are given here begins at `start`."""
+        if start is None or carried is None:
+            yield dict(inputs)
+            return
+        self._check(start)
+        with ExitStack() as stack:
+            if start.part in (ENCODER, CONNECTOR):
+                encoder = self.blocks(ENCODER)
+                stack.enter_context(skipped(encoder[: start.block] if start.part == ENCODER else encoder))
+                for path in self.family.idle if start.part == CONNECTOR else ():
+                    stack.enter_context(skipped(self.model.get_submodule(path).children()))
+                given = self._blank(inputs)
+            else:
+                language = self.blocks(LANGUAGE)
+                below = language if start.part == TOP else language[: start.block]
+                idle = [block for number, block in enumerate(below) if number not in self.family.always]
+                stack.enter_context(skipped(idle, self.family.skip))
+                given = {name: value for name, value in inputs.items() if name not in self.family.media}
+                if self.family.resume:
+                    rows = len(inputs["input_ids"] if "input_ids" in inputs else inputs["decoder_input_ids"])
+                    self.family.resume(self.model, given, carried.memory, rows)
+                for path, stub in self.family.stubs.items():
+                    out = stub(carried.memory)  # type: ignore[arg-type]
+                    stack.enter_context(forward_of(self.model.get_submodule(path), lambda *_, out=out, **__: out))
+            module, argument = self._place(start)
+            stack.enter_context(put_at(module, carried.states, argument))
+            yield given
+
+    def _blank(self, inputs: Inputs) -> dict[str, Any]:
+        """Media of ones: what is all zeros is no picture to some families."""
+
+        def blank(name: str, value: Any) -> Any:
+            media = name in self.family.media and value is not None and value.is_floating_point()
+            return torch.ones_like(value[:1]).expand_as(value) if media else value
+
+        return {name: blank(name, value) for name, value in inputs.items()}
+
+    def _place(self, cut: Cut) -> tuple[nn.Module, str]:
+        """The module in front of which a cut lies, and the argument that the states are."""
+        if cut.part == CONNECTOR:
+            assert self.family.entry is not None
+            path, argument = self.family.entry
+            return self.model.get_submodule(path), argument
+        if cut.part == TOP:
+            return self.model.get_submodule(self.family.top), STATES
+        return self.blocks(cut.part)[cut.block], STATES
+
+    def _check(self, cut: Cut) -> None:
+        known = self.cuts()
+        check(
+            cut in known,
+            f"backbone: a pass can't begin or end at {cut}. A {type(self.model).__name__} has "
+            f"{', '.join(f'{part} {first} to {last}' for part, first, last in _ranges(known))}.",
+        )
+
+
+def _ranges(cuts: list[Cut]) -> Iterator[tuple[str, int, int]]:
+    by_part: Mapping[str, list[int]] = {}
+    for cut in cuts:
+        by_part.setdefault(cut.part, []).append(cut.block)  # type: ignore[attr-defined]
+    for part, blocks in by_part.items():
+        yield part, blocks[0], blocks[-1]
+
+
+def _rows(out: Any) -> Tensor:
+    """A module's output as (rows, tokens, width)."""
+    states = out if isinstance(out, Tensor) else getattr(out, "last_hidden_state", None)
+    states = out[0] if states is None else states
+    return states.reshape(-1, *states.shape[-2:])
