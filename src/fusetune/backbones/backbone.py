@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from fusetune.backbones import towers as tower_registry
 from fusetune.backbones.bases import FORMAT, INDEX, opened, read_index
 from fusetune.backbones.common_space import Space
+from fusetune.backbones.composite.loading import CompositeSource, load_parts, resolved
 from fusetune.backbones.sharing import separate, share, shared, twin
 from fusetune.backbones.sources import TowerSource, registered_tower, towers_from
 from fusetune.backbones.tower import Tower, fingerprint
 from fusetune.backbones.trunk import Trunk
-from fusetune.config import digest
+from fusetune.config import digest, to_plain
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
+
+COMPOSITE = "composite"  # in an index: what the whole base is loaded from
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,13 @@ class Backbone(nn.Module):
 
     Args:
         towers: by modality.
-        trunk: the fusion blocks on top, if any.
+        trunk: the fusion blocks on top, if any: a `trunk.Trunk`, or the language blocks of a composite model.
+        origin: of a composite model, which is saved by reference as a whole.
     """
 
-    def __init__(self, towers: Mapping[str, Tower], trunk: Trunk | None = None) -> None:
+    def __init__(self, towers: Mapping[str, Tower], trunk: Any = None, origin: CompositeSource | None = None) -> None:
         super().__init__()
+        self.origin = origin
         self.towers = nn.ModuleDict(towers)
         self.trunk = trunk
         self._fingerprints: dict[str, str] = {}
@@ -78,7 +83,7 @@ class Backbone(nn.Module):
 
     def sources(self) -> dict[str, str]:
         """The hub ids and folders that towers came from, by modality; of towers that were made here, none."""
-        origins: dict[str, Any] = {name: tower.origin for name, tower in self.towers.items()}
+        origins: dict[str, Any] = {name: tower.origin or self.origin for name, tower in self.towers.items()}
         return {name: origin.source for name, origin in origins.items() if origin}
 
     def stack(self, name: str) -> nn.Module:
@@ -124,7 +129,7 @@ class Backbone(nn.Module):
     def part(self, modalities: Sequence[str], use_trunk: bool = True) -> "Backbone":
         """A backbone of some of the towers, the very modules, with the trunk or without it."""
         trunk = self.trunk if use_trunk else None
-        part = Backbone({name: self.tower(name) for name in modalities}, trunk)
+        part = Backbone({name: self.tower(name) for name in modalities}, trunk, self.origin)
         part._fingerprints = self._fingerprints
         return part
 
@@ -154,20 +159,23 @@ class Backbone(nn.Module):
         """
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"format": FORMAT, "towers": {}, "trunk": None}
+        if self.origin:
+            index[COMPOSITE] = {**to_plain(self.origin), "kinds": {n: t.kind for n, t in self.towers.items()}}
         for name, tower in self.towers.items():
-            origin: Any = tower.origin
+            origin: Any = tower.origin or self.origin
             if not origin:
                 tower.save_pretrained(folder / _own(name))  # type: ignore[operator]
             index["towers"][name] = {
                 "tower": getattr(tower, "registered", tower.kind),
                 "source": origin.source if origin else _own(name),
-                "options": origin.options() if origin else {},
+                "options": tower.origin.options() if tower.origin else {},  # type: ignore[union-attr, operator]
                 "fingerprint": self.fingerprint_of(name),
             }
             if tower.probe:
                 index["towers"][name]["probe"] = tower.probe
         if self.trunk:
-            self.trunk.save_pretrained(folder / "trunk")
+            if not self.origin:
+                self.trunk.save_pretrained(folder / "trunk")
             index["trunk"], index["trunk_fingerprint"] = "trunk", self.fingerprint_of("trunk")
         index["fingerprint"] = self.fingerprint()
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -193,6 +201,8 @@ class Backbone(nn.Module):
         unknown = sorted(set(modalities or ()) - set(index["towers"]))
         if unknown:
             raise FusetuneError(f"{Path(source, INDEX)}: no tower for {unknown}; it holds {sorted(index['towers'])}.")
+        if COMPOSITE in index:
+            return cls._composite(index, modalities, Path(source, INDEX))
         entries = {n: entry for n, entry in index["towers"].items() if modalities is None or n in modalities}
         loaded: dict[str, Tower] = {}
         first: dict[str, str] = {}  # modalities on the same weights, by what they say of them
@@ -219,6 +229,26 @@ class Backbone(nn.Module):
                     f"{Path(source, INDEX)}: '{entries[name]['source']}' has changed since; run `pretrain` again."
                 )
         return backbone
+
+    @classmethod
+    def _composite(cls, index: Mapping[str, Any], modalities: Mapping[str, str] | None, file: Path) -> "Backbone":
+        options = dict(index[COMPOSITE])
+        kinds = {n: kind for n, kind in options.pop("kinds").items() if modalities is None or n in modalities}
+        backbone = cls.from_composite(CompositeSource(**options), kinds)
+        backbone.remember_fingerprints()
+        expected = {name: index["towers"][name]["fingerprint"] for name in kinds} | {
+            "trunk": index["trunk_fingerprint"]
+        }
+        if backbone._fingerprints != expected:
+            raise FusetuneError(f"{file}: '{options['source']}' has changed since; run `pretrain` again.")
+        return backbone
+
+    @classmethod
+    def from_composite(cls, chosen: CompositeSource, kinds: Mapping[str, str]) -> "Backbone":
+        """A composite model's tower of pictures, tower of words and language blocks; raises as `load_parts` does."""
+        chosen = resolved(chosen)
+        towers, trunk = load_parts(chosen, kinds)
+        return cls(towers, trunk, chosen)
 
 
 def _own(name: str) -> str:

@@ -57,7 +57,7 @@ def _mlp(first: str, last: str) -> dict[str, str]:
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 _VIT = _attention("attention", *_PROJECTIONS, "o_proj") | _mlp("mlp.fc1", "mlp.fc2")
-_CLIP = _attention("self_attn", *_PROJECTIONS, "out_proj") | _mlp("mlp.fc1", "mlp.fc2")
+CLIP_ROLES = _attention("self_attn", *_PROJECTIONS, "out_proj") | _mlp("mlp.fc1", "mlp.fc2")
 _WORDS = ("query", "key", "value", "dense")
 _BERT = _attention("attention.self", *_WORDS) | _mlp("intermediate.dense", "output.dense")
 _BERT["attention_output"] = "attention.output.dense"
@@ -67,7 +67,7 @@ _WAVE = _attention("attention", *_PROJECTIONS, "out_proj") | _mlp(
     "feed_forward.intermediate_dense", "feed_forward.output_dense"
 )
 _WHISPER = _attention("self_attn", *_PROJECTIONS, "out_proj") | _mlp("fc1", "fc2")
-_LLAMA = _attention("self_attn", *_PROJECTIONS, "o_proj") | _mlp("mlp.up_proj", "mlp.down_proj")
+LLAMA_ROLES = _attention("self_attn", *_PROJECTIONS, "o_proj") | _mlp("mlp.up_proj", "mlp.down_proj")
 _BLIP = {"qkv": "self_attn.qkv", "attention_output": "self_attn.projection"} | _mlp("mlp.fc1", "mlp.fc2")
 
 _NO_POOLER = {"add_pooling_layer": False}
@@ -83,15 +83,15 @@ _WAVES = Family(
 FAMILIES = {
     "vit": Family("layers", options=_NO_POOLER, roles=_VIT),
     "dinov2": Family("encoder.layer", roles=_VIT),
-    "clip_vision_model": Family("encoder.layers", roles=_CLIP),
-    "siglip_vision_model": Family("encoder.layers", roles=_CLIP),
+    "clip_vision_model": Family("encoder.layers", roles=CLIP_ROLES),
+    "siglip_vision_model": Family("encoder.layers", roles=CLIP_ROLES),
     "blip_vision_model": Family("encoder.layers", roles=_BLIP),
     "bert": Family("encoder.layer", options=_NO_POOLER, roles=_BERT),
     "roberta": Family("encoder.layer", options=_NO_POOLER, reserved_positions=2, roles=_BERT),
-    "clip_text_model": Family("encoder.layers", roles=_CLIP),
-    "siglip_text_model": Family("encoder.layers", fixed_length=True, roles=_CLIP),
+    "clip_text_model": Family("encoder.layers", roles=CLIP_ROLES),
+    "siglip_text_model": Family("encoder.layers", fixed_length=True, roles=CLIP_ROLES),
     "blip_text_model": Family("encoder.layer", options=_NO_POOLER, roles=_BERT),
-    "llama": Family("layers", {"embed_tokens": _same}, roles=_LLAMA),
+    "llama": Family("layers", {"embed_tokens": _same}, roles=LLAMA_ROLES),
     "wav2vec2": _WAVES,
     "hubert": _WAVES,
     "whisper": Family("layers", {"conv1": _same, "conv2": _channels_first}, roles=_WHISPER),

@@ -84,6 +84,20 @@ def left_at(module: nn.Module, argument: str = STATES) -> Iterator[None]:
 
 
 @contextmanager
+def left_behind(module: nn.Module) -> Iterator[None]:
+    """The same behind a module, with what it gives."""
+
+    def leave(_: nn.Module, args: Any, out: Tensor) -> None:
+        raise Left(out)
+
+    hook = module.register_forward_hook(leave)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
 def forward_of(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
     """Give one module another forward for a while; parameters, hooks and names stay as they are."""
     module.__dict__["forward"] = function

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.backbones import towers
+from fusetune.backbones.composite.loading import CompositeSource, is_composite
 from fusetune.backbones.families import load, parts_of
 from fusetune.backbones.sharing import twin
 from fusetune.backbones.tower import Tower
@@ -116,10 +117,13 @@ class BackboneSettings:
         source: of every modality that `towers` doesn't name, as in `TowerSource`; sequences and vectors are
             ``features`` wherever the source has no tower for them.
         towers: by modality.
+        prompt: of a composite model (LLaVA), what a text is put into, with {image} and {}; None: the checkpoint's chat
+            template, or its family's way.
     """
 
     source: str = "embedded"
     towers: Mapping[str, TowerSource] = field(default_factory=dict)
+    prompt: str | None = None
 
     def sources(self, kinds: Mapping[str, str]) -> dict[str, TowerSource]:
         """Where the tower of each modality comes from.
@@ -137,6 +141,30 @@ class BackboneSettings:
             _check_made(name, kinds[name], chosen)
         return found
 
+    def composite(self, kinds: Mapping[str, str]) -> CompositeSource | None:
+        """The composite model that all modalities come from together; None: each has a tower of its own.
+
+        Raises:
+            FusetuneError: some come from a composite model and others don't, or a prompt for no such model.
+        """
+        chosen = self.sources(kinds)
+        whole = {n: c for n, c in chosen.items() if not c.part and c.source not in MADE_HERE and _speaks(c)}
+        check(
+            bool(whole) or self.prompt is None,
+            "backbone.prompt: goes with a composite model (LLaVA, PaliGemma) as backbone.source; leave it out.",
+        )
+        if not whole:
+            return None
+        others = [name for name in chosen if name not in whole]
+        sources = {(one.source, one.revision) for one in whole.values()}
+        check(
+            not others and len(sources) == 1,
+            f"backbone: {', '.join(whole)} of '{next(iter(sources))[0]}', a composite model, stand beside "
+            f"{', '.join(others) or 'another one'}. Expected all modalities from it, or `part` for one encoder alone.",
+        )
+        limit = next((one.max_tokens for one in whole.values() if one.max_tokens), None)
+        return CompositeSource(*next(iter(sources)), self.prompt, limit)
+
     def is_embedded(self, kinds: Mapping[str, str]) -> bool:
         """Whether the data take the embedded base as it is, its trunk included."""
         own = all(EMBEDDED.get(name) == kind for name, kind in kinds.items())
@@ -145,6 +173,11 @@ class BackboneSettings:
     def _default(self, name: str, kind: str) -> TowerSource:
         has_own = self.source == "align" or (self.source == "embedded" and EMBEDDED.get(name) == kind)
         return TowerSource("features" if kind in FEATURES and not has_own else self.source)
+
+
+def _speaks(chosen: TowerSource) -> bool:
+    """Whether a source is a model that sees and speaks; an encoder of both (CLIP) is not."""
+    return is_composite(chosen.source, chosen.revision) and not kinds_of(chosen)
 
 
 def embedded_name(name: str, kind: str, chosen: TowerSource) -> str | None:

@@ -66,12 +66,7 @@ class TextTower(RowTower):
         return tokens_in
 
     def preprocessing(self) -> dict[str, Any]:
-        backend = getattr(self.processor, "backend_tokenizer", None)
-        state = json.loads(backend.to_str()) if backend else {"vocabulary": self.processor.get_vocab()}
-        # set by whichever call came last, not part of what the tokenizer is
-        state.pop("truncation", None)
-        state.pop("padding", None)
-        return {"class": type(self.processor).__name__, "tokenizer": state, "max_length": self._limit}
+        return {**tokenizer_state(self.processor), "max_length": self._limit}
 
     @property
     def _fixed(self) -> bool:
@@ -94,3 +89,13 @@ class TextTower(RowTower):
 
     def _tokens(self, out: Tensor, mask: Tensor, samples: int) -> Tokens:
         return Tokens(out, mask)
+
+
+def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
+    """What the ids of a text depend on."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = json.loads(backend.to_str()) if backend else {"vocabulary": tokenizer.get_vocab()}
+    # set by whichever call came last, not part of what the tokenizer is
+    state.pop("truncation", None)
+    state.pop("padding", None)
+    return {"class": type(tokenizer).__name__, "tokenizer": state}

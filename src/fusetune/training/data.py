@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.tower import fingerprint
-from fusetune.config import build, to_plain
+from fusetune.config import build, check, to_plain
 from fusetune.errors import FusetuneError
 from fusetune.features.source import Source
 from fusetune.manifest.schema import SPLITS, Modality
@@ -81,6 +81,10 @@ def task_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | Non
 def load_backbone(folder: str | Path, data: DataSettings) -> Backbone:
     """The backbone with the towers that the data needs, and its trunk if the data uses it."""
     backbone = Backbone.from_pretrained(folder, {name: m.kind for name, m in data.modalities.items()})
+    check(
+        data.use_trunk or not backbone.origin,
+        "data.use_trunk: expected true: the streams of a composite model meet in its language blocks.",
+    )
     if not data.use_trunk:
         backbone.trunk = None
     return backbone

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusetune.backbones.families import CLIP_ROLES, LLAMA_ROLES
+
 Inputs = Mapping[str, Any]  # of a model's forward, by name
 Resume = Callable[[Any, dict[str, Any], Tensor | None, int], None]  # model, inputs to change, memory, rows
 PICTURES = ("pixel_values", "pixel_attention_mask")
@@ -38,6 +40,9 @@ class CompositeFamily:
         idle: further blocks below the entry, which need not run then.
         skip: what a language block does in a pass from a later one; None: hand on the states.
         always: language blocks that make something for later ones, so that they run in every pass.
+        encoder_roles, language_roles: what the parts of their blocks are for -> their paths in a block.
+        prompt: what a text is put into where the checkpoint has no chat template: {image}, {} for the text, {bos} for
+            the tokenizer's first token; None: an experiment can't be built on this family yet.
         padding: sides on which rows of unequal length may be padded.
         causal: whether states at picture places are the same whatever text comes behind them.
     """
@@ -58,6 +63,9 @@ class CompositeFamily:
     idle: tuple[str, ...] = ()
     skip: Callable[..., Any] | None = None
     always: tuple[int, ...] = ()
+    encoder_roles: Mapping[str, str] = field(default_factory=dict)
+    language_roles: Mapping[str, str] = field(default_factory=dict)
+    prompt: str | None = None
     padding: tuple[str, ...] = ("right", "left")
     causal: bool = True
 
@@ -111,11 +119,28 @@ _PROJECTOR = "model.multi_modal_projector"
 _TOWER, _TOWER_BLOCKS = "model.vision_tower", "model.vision_tower.encoder.layers"
 _STATES, _CROSS = "hidden_states", "encoder_hidden_states"
 _VISUAL, _MERGER = "model.visual", "model.visual.merger"
+_ROLES: dict[str, Any] = dict(encoder_roles=CLIP_ROLES, language_roles=LLAMA_ROLES)
 _LLAVA = CompositeFamily(
-    _TOWER, _TOWER_BLOCKS, (_PROJECTOR,), _DECODER, _NORM, read=_feature_layer, entry=(_PROJECTOR, _STATES)
+    _TOWER,
+    _TOWER_BLOCKS,
+    (_PROJECTOR,),
+    _DECODER,
+    _NORM,
+    read=_feature_layer,
+    entry=(_PROJECTOR, _STATES),
+    prompt="USER: {image}\n{} ASSISTANT:",
+    **_ROLES,
 )
 _PALIGEMMA = CompositeFamily(
-    _TOWER, _TOWER_BLOCKS, (_PROJECTOR,), _DECODER, _NORM, causal=False, entry=(_PROJECTOR, _STATES)
+    _TOWER,
+    _TOWER_BLOCKS,
+    (_PROJECTOR,),
+    _DECODER,
+    _NORM,
+    causal=False,
+    entry=(_PROJECTOR, _STATES),
+    prompt="{image}{bos}{}\n",
+    **_ROLES,
 )
 _QWEN = CompositeFamily(_VISUAL, f"{_VISUAL}.blocks", (_MERGER,), _DECODER, _NORM, entry=(_MERGER, _STATES))
 _QWEN3 = CompositeFamily(

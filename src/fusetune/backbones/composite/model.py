@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from fusetune.backbones.composite.families import COMPOSITES, Inputs, composite_family
 from fusetune.backbones.families import load, quiet
-from fusetune.backbones.replay import Left, forward_of, left_at, put_at, skipped
+from fusetune.backbones.replay import Left, forward_of, left_at, left_behind, put_at, skipped
 from fusetune.backbones.tower import fingerprint
 from fusetune.config import check
 from fusetune.errors import FusetuneError
 
-ENCODER, CONNECTOR, LANGUAGE, TOP = "encoder", "connector", "language", "top"
+ENCODER, CONNECTOR, PLACES, LANGUAGE, TOP = "encoder", "connector", "places", "language", "top"
+FINAL = "final"
 STATES = "hidden_states"
 
 
@@ -24,7 +25,9 @@ class Cut(NamedTuple):
     """In front of which block a pass ends, or begins.
 
     Attributes:
-        part: encoder, connector, language, or top: behind the last language block.
+        part: encoder; connector: in front of it; places: behind it, what stands at the picture's places in the text;
+            language; top: behind the last language block; final: behind the module there (a norm), where a pass may
+            only end.
         block: of the encoder or of the language blocks.
     """
 
@@ -68,8 +71,31 @@ class CompositeModel(nn.Module):
             known = ", ".join(sorted({name.partition(",")[0] for name in COMPOSITES}))
             raise FusetuneError(f"backbone: no composite model of class {type(model).__name__}. Known: {known}.")
         self.model, self.family = model, family
+        self.picture_shape: Any = None  # of `pixel_values`, without the number of pictures; where somebody has said it
         self.requires_grad_(False)
         self.eval()
+
+    @property
+    def image_id(self) -> int:
+        """The token at a picture's places."""
+        config = self.model.config
+        return getattr(config, "image_token_id", None) or config.image_token_index
+
+    @property
+    def stand_in_id(self) -> int:
+        """A token that stands for any word where the places alone count."""
+        return next(i for i in range(3) if i != self.image_id)
+
+    def stand_ins(self, rows: int, ids: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Any]:
+        """Inputs of a pass whose words don't matter, or have been laid out: ids and mask, (rows, tokens)."""
+        device = next(self.parameters()).device
+        if ids is None or mask is None:
+            ids = torch.full((rows, 1), self.stand_in_id, device=device)
+            mask = torch.ones_like(ids, dtype=torch.bool)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
+        if not self.family.causal:
+            inputs["token_type_ids"] = torch.zeros_like(ids)  # everything is read in both directions
+        return inputs
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None, **options: Any) -> "CompositeModel":
@@ -115,6 +141,8 @@ class CompositeModel(nn.Module):
         found = [Cut(ENCODER, k) for k in range(min(self.family.read(config, blocks), blocks))]
         if self.family.entry:
             found.append(Cut(CONNECTOR))
+            if not self.family.memory:
+                found.append(Cut(PLACES))
         found += [Cut(LANGUAGE, k) for k in range(self.family.first(config), len(self.blocks(LANGUAGE)))]
         return [*found, Cut(TOP)]
 
@@ -130,14 +158,17 @@ class CompositeModel(nn.Module):
 
     def carry(self, inputs: Inputs, stop: Cut, start: Cut | None = None, carried: Carried | None = None) -> Carried:
         """What is known at `stop`, from the inputs or from an earlier cut."""
-        self._check(stop)
+        if stop.part != FINAL:
+            self._check(stop)
         memory = [carried.memory] if carried and carried.memory is not None else []
         with self._entered(inputs, start, carried) as given, ExitStack() as stack:
             if self.family.memory and stop.part in (LANGUAGE, TOP) and not memory:
                 module = self.model.get_submodule(self.family.memory)
                 hook = module.register_forward_hook(lambda _, __, out: memory.append(_rows(out)))
                 stack.callback(hook.remove)
-            stack.enter_context(left_at(*self._place(stop)))
+            module, argument = self._place(stop)
+            behind = stop.part in (PLACES, FINAL)
+            stack.enter_context(left_behind(module) if behind else left_at(module, argument))
             try:
                 self.model(**given)
             except Left as left:
@@ -174,10 +205,10 @@ class CompositeModel(nn.Module):
             return
         self._check(start)
         with ExitStack() as stack:
-            if start.part in (ENCODER, CONNECTOR):
+            if start.part in (ENCODER, CONNECTOR, PLACES):
                 encoder = self.blocks(ENCODER)
                 stack.enter_context(skipped(encoder[: start.block] if start.part == ENCODER else encoder))
-                for path in self.family.idle if start.part == CONNECTOR else ():
+                for path in () if start.part == ENCODER else self.family.idle:
                     stack.enter_context(skipped(self.model.get_submodule(path).children()))
                 given = self._blank(inputs)
             else:
@@ -193,7 +224,8 @@ class CompositeModel(nn.Module):
                     out = stub(carried.memory)  # type: ignore[arg-type]
                     stack.enter_context(forward_of(self.model.get_submodule(path), lambda *_, out=out, **__: out))
             module, argument = self._place(start)
-            stack.enter_context(put_at(module, carried.states, argument))
+            given_out = forward_of(module, lambda *_, **__: carried.states)
+            stack.enter_context(given_out if start.part == PLACES else put_at(module, carried.states, argument))
             yield given
 
     def _blank(self, inputs: Inputs) -> dict[str, Any]:
@@ -211,7 +243,9 @@ class CompositeModel(nn.Module):
             assert self.family.entry is not None
             path, argument = self.family.entry
             return self.model.get_submodule(path), argument
-        if cut.part == TOP:
+        if cut.part == PLACES:
+            return self.model.get_submodule(self.family.connector[-1]), STATES
+        if cut.part in (TOP, FINAL):
             return self.model.get_submodule(self.family.top), STATES
         return self.blocks(cut.part)[cut.block], STATES
 

@@ -63,8 +63,11 @@ def make_base(
     from fusetune.pipelines.progress import StepProgress
 
     settings, chosen = _chosen(backbone, data)
-    if settings.is_embedded({name: m["kind"] for name, m in data["modalities"].items()}):
+    kinds = {name: m["kind"] for name, m in data["modalities"].items()}
+    if settings.is_embedded(kinds):
         return _embedded(source_manifest, bases, pretrain)
+    if whole := settings.composite(kinds):
+        return save_base(Backbone.from_composite(whole, kinds), bases)
     rows = _fitting_rows(manifest, unlabelled, data)
     with StepProgress() as progress:
         made = compose(

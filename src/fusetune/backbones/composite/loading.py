@@ -1,0 +1,68 @@
+"""Where a composite base comes from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusetune.backbones.composite.families import COMPOSITES
+from fusetune.backbones.composite.model import CompositeModel
+from fusetune.backbones.composite.parts import LanguageTrunk, parts
+from fusetune.backbones.composite.prompt import Prompt
+from fusetune.backbones.families import load
+from fusetune.backbones.tower import Tower
+from fusetune.config import check
+
+
+@dataclass(frozen=True)
+class CompositeSource:
+    """
+    Attributes:
+        source: a hub id, or a local folder of model and processor.
+        revision: of a hub id.
+        prompt: what a text is put into, with {image} and {}; None: the checkpoint's chat template, or its family's way.
+        max_tokens: of the text in its prompt; what is longer is cut, and `inputs` says how much that is.
+    """
+
+    source: str
+    revision: str | None = None
+    prompt: str | None = None
+    max_tokens: int | None = None
+
+
+def is_composite(source: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint is of a composite family in the table, by its configuration alone."""
+    from transformers import AutoConfig
+
+    architectures = load(AutoConfig, source, revision).architectures or ()
+    return any(name.partition(",")[0] in architectures for name in COMPOSITES)
+
+
+def load_parts(chosen: CompositeSource, kinds: Mapping[str, str]) -> tuple[dict[str, Tower], LanguageTrunk]:
+    """Towers by modality and the trunk of a composite model.
+
+    Args:
+        kinds: by modality.
+
+    Raises:
+        FusetuneError: nothing there, a family that no experiment can be built on, or modalities that it doesn't take.
+    """
+    from transformers import AutoProcessor
+
+    composite = CompositeModel.from_pretrained(chosen.source, chosen.revision)
+    family = composite.family
+    able = sorted(name for name, row in COMPOSITES.items() if row.prompt)
+    check(
+        family.prompt is not None,
+        f"backbone '{chosen.source}': a {type(composite.model).__name__} can be entered and left at any depth, but no "
+        f"experiment can be built on it yet. Those that can: {', '.join(able)}.",
+    )
+    processor = load(AutoProcessor, chosen.source, chosen.revision)
+    image_token = processor.tokenizer.convert_ids_to_tokens(composite.image_id)
+    prompt = Prompt.of(processor, image_token, chosen.prompt, str(family.prompt))
+    return parts(composite, processor, kinds, prompt, chosen.max_tokens)
+
+
+def resolved(chosen: CompositeSource) -> CompositeSource:
+    """With an absolute path, where it is a local folder."""
+    folder = Path(chosen.source)
+    return CompositeSource(str(folder.resolve()), None, chosen.prompt, chosen.max_tokens) if folder.is_dir() else chosen

@@ -1,0 +1,228 @@
+"""A composite model as a backbone: a tower that sees, a tower of words, and the language blocks as the trunk.
+
+The streams stay apart at every depth of the trunk: the states at the picture's places, and those at the text's. With
+their masks they say how the sequence was laid out, so a pass begins at any depth from them alone. What the language
+model needs besides (positions, masks) it rebuilds itself from stand-in ids, of which the places alone count.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.backbones.composite.model import CONNECTOR, ENCODER, FINAL, LANGUAGE, PLACES, Carried, CompositeModel, Cut
+from fusetune.backbones.composite.prompt import PromptTower, laid_out
+from fusetune.backbones.tower import Tower
+from fusetune.config import check
+from fusetune.errors import FusetuneError
+from fusetune.tokens import Tokens, pad
+
+
+class SeeingTower(Tower):
+    """The encoder of pictures up to what the connector reads, and the connector as its last block.
+
+    A sample is a list of one PIL image. At the top stand the states at the picture's places in the text.
+    """
+
+    kind = "image"
+
+    def __init__(self, composite: CompositeModel, processor: Any) -> None:
+        super().__init__()
+        family, self.processor = composite.family, processor
+        self._composite = (composite,)  # in a tuple: its other parts are not this tower's
+        self.encoder = composite.model.get_submodule(family.tower)
+        self.connector = nn.ModuleList(composite.model.get_submodule(path) for path in family.connector)
+        self._cuts = [cut for cut in composite.cuts() if cut.part in (ENCODER, CONNECTOR, PLACES)]
+        self.depth, self.width = len(self._cuts) - 1, composite.model.config.get_text_config().hidden_size
+
+    @property
+    def composite(self) -> CompositeModel:
+        return self._composite[0]
+
+    def blocks(self) -> nn.ModuleList:
+        encoder = self.composite.blocks(ENCODER)[: self.depth - 1]
+        return nn.ModuleList([*encoder, self.connector[-1]])
+
+    def roles(self) -> Mapping[str, str]:
+        return self.composite.family.encoder_roles
+
+    def prepare(self, samples: Sequence[Any]) -> Tokens:
+        pictures = [sample for sample in samples if sample is not None]
+        several = max((len(sample) for sample in pictures), default=1)
+        check(several <= 1, f"a composite model reads one picture a sample, found {several}.")
+        rows = self._process([sample[0] for sample in pictures]).flatten(1) if pictures else torch.zeros(0, self._size)
+        each = iter(rows)
+        return pad([torch.zeros(0, rows.shape[1]) if s is None else next(each)[None] for s in samples])
+
+    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+        present = tokens.mask.any(1)
+        if start == stop:
+            return tokens
+        if not (present.is_meta or present.any()):
+            width: int = self.width if stop == self.depth else self.composite.model.config.vision_config.hidden_size
+            return Tokens(tokens.values.new_zeros(len(present), 1, width), torch.zeros_like(present)[:, None])
+        values = tokens.values if present.is_meta else tokens.values[present]
+        self.row_samples = None if present.is_meta else present.nonzero().squeeze(1)
+        pictures = values.view(-1, *self.shape) if start == 0 else values.new_ones(len(values), *self.shape)
+        out = self._seen(pictures, values if start else None, start, stop)
+        mask = present[:, None].expand(len(present), out.shape[1])
+        if len(out) == len(present):
+            return Tokens(out, mask)
+        whole = out.new_zeros(len(present), *out.shape[1:])
+        return Tokens(whole.index_put((present.nonzero().squeeze(1),), out), mask)
+
+    def tokens_out(self, tokens_in: int) -> int:
+        return self._places
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {"class": type(self.processor).__name__, **self.processor.to_dict()}
+
+    def save_pretrained(self, folder: Path) -> None:
+        raise TypeError("this tower belongs to its composite model, which is saved by reference")
+
+    @cached_property
+    def shape(self) -> torch.Size:
+        """Of a picture, as the model takes it."""
+        from PIL import Image
+
+        return self._process([Image.new("RGB", (64, 64))]).shape[1:]
+
+    @property
+    def _size(self) -> int:
+        return self.shape.numel()
+
+    @cached_property
+    def _places(self) -> int:
+        with torch.no_grad():
+            parameter = next(self.encoder.parameters())
+            blank = torch.ones(1, *self.shape, device=parameter.device, dtype=parameter.dtype)
+            return self._seen(blank, None, 0, self.depth).shape[1]
+
+    def _seen(self, pictures: Tensor, states: Tensor | None, start: int, stop: int) -> Tensor:
+        """(pictures, tokens, width) at depth `stop`."""
+        inputs = {"pixel_values": pictures, **self.composite.stand_ins(len(pictures))}
+        carried = None if states is None else Carried(states)
+        return self.composite.carry(inputs, self._cuts[stop], self._cuts[start] if start else None, carried).states
+
+    def _process(self, pictures: Sequence[Any]) -> Tensor:
+        found = self.processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
+        values: Tensor = found["pixel_values"]
+        if values.ndim != 4:
+            raise FusetuneError(
+                f"a picture is cut into several by this checkpoint's {type(self.processor).__name__}; composite models "
+                "whose pictures are one tensor each can be a base."
+            )
+        return values
+
+
+class LanguageTrunk(nn.Module):
+    """The language blocks, over the streams of a picture and a text; depth 0 takes its places and the text's ids.
+
+    Args:
+        offset: tokens of the text in front of the picture.
+        image, text: the names of the two streams; '' where the data has none.
+    """
+
+    def __init__(self, composite: CompositeModel, offset: int, image: str, text: str) -> None:
+        super().__init__()
+        family = composite.family
+        self._composite = (composite,)
+        self.language = composite.model.get_submodule(family.language.rpartition(".")[0])
+        self.head = composite.model.get_submodule(family.head)
+        self.offset, self.image, self.text = offset, image, text
+        self.depth = len(composite.blocks(LANGUAGE))
+        self.width = composite.model.config.get_text_config().hidden_size
+
+    @property
+    def composite(self) -> CompositeModel:
+        return self._composite[0]
+
+    def blocks(self) -> nn.ModuleList:
+        blocks: Any = self.composite.model.get_submodule(self.composite.family.language)
+        return blocks
+
+    def roles(self) -> Mapping[str, str]:
+        return self.composite.family.language_roles
+
+    def advance(self, streams: Mapping[str, Tokens], start: int, stop: int) -> dict[str, Tokens]:
+        """Run the blocks from depth `start` to depth `stop`; behind the last one the norm runs too."""
+        if start == stop:
+            return dict(streams)
+        sides = {name: streams[name] for name in (self.text, self.image) if name in streams}
+        unknown = [name for name in streams if name not in sides]
+        check(not unknown, f"the language model takes a picture and a text, no stream '{', '.join(unknown)}'.")
+        text, image = self._masks(streams)
+        which, real = laid_out(text, image, self.offset)
+        ids = torch.where(which >= text.shape[1], self.composite.image_id, self.composite.stand_in_id)
+        if start == 0:
+            out = self._from_inputs(streams, ids, which, real, stop)
+        else:
+            states = torch.cat([streams[name].values for name in sides], 1)  # those that are there, text first
+            joint = states.gather(1, which[..., None].expand(*which.shape, states.shape[-1])) * real[..., None]
+            inputs = self.composite.stand_ins(len(ids), ids, real)
+            out = self.composite.carry(inputs, self._cut(stop), Cut(LANGUAGE, start), Carried(joint)).states
+        apart = out.new_zeros(len(out), text.shape[1] + image.shape[1], out.shape[-1])
+        apart = apart.scatter_add(1, which[..., None].expand_as(out), out * real[..., None])
+        split = dict(zip((self.text, self.image), apart.split([text.shape[1], image.shape[1]], 1), strict=True))
+        return {name: Tokens(split[name], tokens.mask) for name, tokens in sides.items()}
+
+    def _from_inputs(
+        self, streams: Mapping[str, Tokens], ids: Tensor, which: Tensor, real: Tensor, stop: int
+    ) -> Tensor:
+        if self.text in streams:
+            words = streams[self.text].values.squeeze(-1).long()
+            given = words.gather(1, which.clamp(max=words.shape[1] - 1))
+            ids = torch.where(which < words.shape[1], given, ids).masked_fill(~real, self.composite.stand_in_id)
+        inputs = self.composite.stand_ins(len(ids), ids, real)
+        seen = streams.get(self.image)
+        present = seen.mask.any(1) if seen else ids.new_zeros(0)
+        if seen is None or not (present.is_meta or present.any()):
+            return self.composite.carry(inputs, self._cut(stop)).states
+        states = seen.values if present.is_meta else seen.values[present]
+        inputs["pixel_values"] = states.new_ones(len(states), *self.composite.picture_shape)
+        return self.composite.carry(inputs, self._cut(stop), Cut(PLACES), Carried(states)).states
+
+    def _cut(self, stop: int) -> Cut:
+        return Cut(FINAL) if stop == self.depth else Cut(LANGUAGE, stop)
+
+    def _masks(self, streams: Mapping[str, Tokens]) -> tuple[Tensor, Tensor]:
+        """Of text and picture, (rows, tokens); of one that isn't there, no tokens."""
+        mask = next(iter(streams.values())).mask
+        none = mask.new_zeros(len(mask), 0)
+        text, image = (streams[n].mask if n in streams else none for n in (self.text, self.image))
+        return text, image
+
+    def save_pretrained(self, folder: Path) -> None:
+        raise TypeError("these blocks belong to their composite model, which is saved by reference")
+
+
+def parts(
+    composite: CompositeModel, processor: Any, kinds: Mapping[str, str], prompt: Any, max_tokens: int | None
+) -> tuple[dict[str, Tower], LanguageTrunk]:
+    """Towers by modality, and the trunk.
+
+    Args:
+        kinds: by modality: at most one image and one text.
+        prompt: a `prompt.Prompt`.
+
+    Raises:
+        FusetuneError: other modalities than a picture and a text.
+    """
+    by_kind: dict[str, str] = {}
+    for name, kind in kinds.items():
+        check(
+            kind in ("image", "text") and kind not in by_kind,
+            f"data.modalities.{name}: a composite model takes one image and one text, found {dict(kinds)}.",
+        )
+        by_kind[kind] = name
+    text_config = composite.model.config.get_text_config()
+    seeing = SeeingTower(composite, processor.image_processor)
+    composite.picture_shape = seeing.shape
+    longest = text_config.max_position_embeddings - seeing.tokens_out(1)
+    words = PromptTower(processor.tokenizer, prompt, text_config.hidden_size, longest, max_tokens)
+    towers = {"image": seeing, "text": words}
+    trunk = LanguageTrunk(composite, words.offset, by_kind.get("image", ""), by_kind.get("text", ""))
+    return {name: towers[kind] for name, kind in kinds.items()}, trunk

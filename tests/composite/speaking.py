@@ -1,0 +1,80 @@
+"""Tiny models that see and speak, as a hub has them: model, tokenizer, image processor, chat template."""
+
+import torch
+import transformers as tf
+from composites import VISION
+
+TEXTS = ["what is the grey of this picture", "which one", "is it light or dark", "user assistant :"]
+TEMPLATE = (
+    "{% for m in messages %}{{ '<s>' if loop.first else '' }}{{ m['role'] }}: {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+SQUARE = {"height": 32, "width": 32}
+LM = dict(
+    hidden_size=48,
+    intermediate_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    initializer_range=0.2,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+
+
+def tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE(unk_token=None))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "<s>", "</s>", "<image>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    made.train_from_iterator(TEXTS * 3, trainer)
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=256,
+        extra_special_tokens={"image_token": "<image>"},
+    )  # fmt: skip
+
+
+def saved_llava(folder, template=TEMPLATE):
+    torch.manual_seed(0)
+    words = tokenizer()
+    vision = tf.CLIPVisionConfig(**VISION)
+    text = tf.LlamaConfig(vocab_size=len(words), **LM)
+    config = tf.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=words.convert_tokens_to_ids("<image>")
+    )
+    images = tf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE)
+    processor = tf.LlavaProcessor(
+        image_processor=images, tokenizer=words, patch_size=8, vision_feature_select_strategy="default",
+        image_token="<image>", num_additional_image_tokens=1, chat_template=template,
+    )  # fmt: skip
+    return _saved(tf.LlavaForConditionalGeneration(config).eval(), processor, folder)
+
+
+def saved_paligemma(folder):
+    torch.manual_seed(0)
+    words = tokenizer()
+    vision = tf.SiglipVisionConfig(**VISION, projection_dim=48)
+    text = tf.GemmaConfig(vocab_size=len(words), head_dim=12, **LM)
+    number = words.convert_tokens_to_ids("<image>")
+    config = tf.PaliGemmaConfig(vision_config=vision, text_config=text, image_token_id=number, projection_dim=48)
+    images = tf.SiglipImageProcessor(size=SQUARE)
+    images.image_seq_length = 16
+    processor = tf.PaliGemmaProcessor(image_processor=images, tokenizer=words)
+    processor.tokenizer.add_bos_token = False
+    return _saved(tf.PaliGemmaForConditionalGeneration(config).eval(), processor, folder)
+
+
+def _saved(model, processor, folder):
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor
+
+
+MODELS = {"llava": saved_llava, "paligemma": saved_paligemma}

@@ -1,0 +1,99 @@
+"""A model that sees and speaks (LLaVA) as the base of an experiment, from raw data to a served version."""
+
+import base64
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+from serving import served
+from speaking import TEXTS, saved_llava
+
+from conftest import copy_project, kedro
+
+LORA = {
+    "placements": [
+        {"where": "trunk", "adapter": "lora", "blocks": {"take": "top", "count": 2}, "config": {"rank": 4}},
+        {"where": "head", "adapter": "linear"},
+    ]
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A grey, and a question that asks for it or for the opposite: neither side answers alone."""
+    project = copy_project(tmp_path_factory.mktemp("speaking"))
+    saved_llava(project / "llava")
+    (project / "pictures").mkdir()
+    rng, rows = np.random.default_rng(0), []
+    for i in range(240):
+        light, turned = int(rng.integers(2)), int(rng.integers(2))
+        values = (40 + 150 * light + rng.integers(0, 40, (32, 32, 3))).astype(np.uint8)
+        Image.fromarray(values).save(project / f"pictures/{i}.png")
+        asked = TEXTS[2] if turned else TEXTS[0]
+        split = "train" if i < 140 else "val" if i < 190 else "test"
+        rows.append(f"{i}.png,{split},{asked},{'ab'[light ^ turned]}")
+    (project / "samples.csv").write_text("file,split,question,answer\n" + "\n".join(rows) + "\n")
+    folder = project / "conf/greys"
+    folder.mkdir()
+    (folder / "globals.yml").write_text("experiment: greys\n")
+    parameters = {
+        "ingest": {"reader": "manifest", "settings": {"file": "samples.csv", "sample_id": "file"}},
+        "backbone": {"source": str(project / "llava")},
+        "data": {"modalities": {"image": {"kind": "image", "column": "file", "root": "pictures"},
+                                "text": {"kind": "text", "column": "question"}},
+                 "task": {"name": "classification", "label": "answer"}, "use_trunk": True},
+        "validate": {"min_rows_per_split": 10, "severity": {"content.duplicate": "off"}},
+        "train": {"epochs": 12, "patience": 12},
+    }  # fmt: skip
+    (folder / "parameters.yml").write_text(yaml.safe_dump(parameters))
+    (folder / "methods").mkdir()
+    (folder / "methods/lora.yml").write_text(yaml.safe_dump({"lora": LORA}, sort_keys=False))
+    return project
+
+
+def run(project, *arguments):
+    done = kedro(project, "run", "--env", "greys", *arguments)
+    text = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 0, text
+    return text
+
+
+def test_lora_in_the_language_blocks_from_raw_data_to_a_served_version(project):
+    text = run(project, "--pipelines", "train_lora")
+    reported = project / "data/08_reporting/greys/lora"
+    metrics = json.loads((reported / "metrics.json").read_text())
+    assert metrics["test"]["accuracy"] > 0.9 and max(metrics["unimodal"].values()) < 0.75, metrics
+    adapter = project / "data/06_models/greys/lora/adapter_config.json"
+    assert json.loads(adapter.read_text())["frontier"]["trunk"] == 2, "cached below the upper two of four blocks"
+    assert "champion" in text and "up to date" in run(project, "--pipelines", "train_lora")
+    run(project, "--pipelines", "predict")
+    scored = pq.read_table(project / "data/07_model_output/greys/scored.parquet").to_pylist()
+    expected = {row["sample_id"]: row["prediction"] for row in scored}
+    questions = {row.split(",")[0]: row.split(",")[2] for row in (project / "samples.csv").read_text().splitlines()[1:]}
+    names = list(expected)[:4]
+    assert len({expected[name] for name in list(expected)}) == 2
+    with served(project, "models:/fusetune-greys@champion") as ask:
+        asked = [
+            {"image": base64.b64encode((project / "pictures" / n).read_bytes()).decode(), "text": questions[n]}
+            for n in names
+        ]
+        status, answer = ask(asked)
+        assert status == 200, answer
+        assert [a["prediction"] for a in json.loads(answer)["predictions"]] == [expected[n] for n in names]
+
+
+def test_adapters_at_the_junction_stand_behind_the_language_blocks(project):
+    run(project, "--pipelines", "train_wander")
+    adapter = json.loads((project / "data/06_models/greys/wander/adapter_config.json").read_text())
+    assert adapter["frontier"]["trunk"] == 4
+    entries = {folder.name.rpartition("-")[0] for folder in (project / "data/04_feature/store").iterdir()}
+    assert {"image-trunk4", "text-trunk4"} <= entries
+
+
+def test_a_trunk_that_is_switched_off_is_told(project):
+    done = kedro(project, "run", "--env", "greys", "--pipelines", "train_wander", "--params", "data.use_trunk=false")
+    text = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0 and "data.use_trunk: expected true" in text, text
