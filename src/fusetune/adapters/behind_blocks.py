@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from fusetune.adapters.adapter import StreamAdapter, StreamAdapters
 from fusetune.tokens import Tokens
@@ -20,17 +20,12 @@ class BehindBlocks(StreamAdapters):
     def __init__(self, made: Mapping[int, StreamAdapter], trunk: Any) -> None:
         super().__init__(None, {})
         self.members = nn.ModuleDict({str(number): adapter for number, adapter in made.items()})
-        self._layers = list(trunk.layers)  # not to be registered as parts of ours
+        self._trunk = (trunk,)  # in a tuple: not to be registered as a part of ours
         self._handles: list[Any] = []  # of hooks
 
     def attach(self) -> None:
-        layers = self._layers
         for name, adapter in self.members.named_children():
-            number = int(name)
-            if number + 1 < len(layers):
-                self._handles.append(layers[number + 1].register_forward_pre_hook(self._before(adapter)))
-            else:
-                self._handles.append(layers[number].register_forward_hook(self._behind(adapter)))
+            self._handles.append(self._trunk[0].behind(int(name), self._change(adapter)))
 
     def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
         raise TypeError("the hooks on the trunk's blocks call the members")
@@ -40,12 +35,5 @@ class BehindBlocks(StreamAdapters):
             handle.remove()
         self._handles.clear()
 
-    def _before(self, adapter: Any) -> Callable[..., Any]:
-        return lambda _, args: (self._adapted(adapter, *args), args[1]) if self.active else None
-
-    def _behind(self, adapter: Any) -> Callable[..., Any]:
-        return lambda _, args, out: self._adapted(adapter, out, args[1]) if self.active else out
-
-    def _adapted(self, adapter: Any, values: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
-        streams = adapter({name: Tokens(states, masks[name]) for name, states in values.items()})
-        return {name: tokens.values for name, tokens in streams.items()}
+    def _change(self, adapter: Any) -> Callable[[Mapping[str, Tokens]], Mapping[str, Tokens]]:
+        return lambda streams: adapter(streams) if self.active else streams

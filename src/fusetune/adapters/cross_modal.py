@@ -94,7 +94,7 @@ class CrossModal(StreamAdapter):
         self.dropout = Dropout(config.dropout)
         self.attention = GatedAttention(size, config.heads)
         self.stretches = nn.ParameterDict(
-            {n: nn.Parameter(stretches(config.heads, s.max_tokens)) for n, s in streams.items()}
+            {n: nn.Parameter(stretches(config.heads, s.max_tokens)) for n, s in streams.items() if s.max_tokens > 1}
         )
         for layer in (self.attention.query, self.attention.key):
             nn.init.normal_(layer.weight, std=ATTENTION_STD * size**-0.5)
@@ -111,7 +111,7 @@ class CrossModal(StreamAdapter):
             if name in known and others:
                 context = torch.cat([low[other] for other in others], 1)
                 mask = torch.cat([known[other].mask for other in others], 1)
-                bias = torch.cat([self.stretches[other][:, : low[other].shape[1]] for other in others], 1)
+                bias = torch.cat([self._stretch(other, low[other]) for other in others], 1)
                 message = self.up[name](self.attention(low[name], context, mask, bias))
                 weight = (len(self.down) / 2 * shares[:, i])[:, None, None]
                 changed[name] = Tokens(known[name].values + weight * message, known[name].mask)
@@ -130,6 +130,12 @@ class CrossModal(StreamAdapter):
         if name in self.positions:
             low = low + self.positions[name][: low.shape[1]]
         return low * tokens.mask.unsqueeze(-1)
+
+    def _stretch(self, name: str, low: Tensor) -> Tensor:
+        """(heads, tokens): none for the one token of a vector, which all heads read."""
+        if name in self.stretches:
+            return self.stretches[name][:, : low.shape[1]]
+        return low.new_zeros(self.attention.heads, low.shape[1])
 
     def _shares(self, known: Mapping[str, Tokens], low: Mapping[str, Tensor]) -> Tensor:
         projected = {name: Tokens(states, known[name].mask) for name, states in low.items()}

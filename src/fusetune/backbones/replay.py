@@ -62,7 +62,7 @@ def put_at(module: nn.Module, states: Tensor, argument: str = STATES) -> Iterato
             return args, {**kwargs, argument: states}
         return (states, *args[1:]), kwargs
 
-    hook = module.register_forward_pre_hook(put, with_kwargs=True)
+    hook = module.register_forward_pre_hook(put, with_kwargs=True, prepend=True)  # in front of what adapters do there
     try:
         yield
     finally:
@@ -76,7 +76,7 @@ def left_at(module: nn.Module, argument: str = STATES) -> Iterator[None]:
     def leave(_: nn.Module, args: Any, kwargs: Any) -> None:
         raise Left(kwargs[argument] if argument in kwargs else args[0])
 
-    hook = module.register_forward_pre_hook(leave, with_kwargs=True)
+    hook = module.register_forward_pre_hook(leave, with_kwargs=True, prepend=True)
     try:
         yield
     finally:

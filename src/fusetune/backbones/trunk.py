@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,8 @@ from fusetune.backbones.blocks import MLP, Attention, attention_roles
 from fusetune.config import build, to_plain
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
+
+Change = Callable[[Mapping[str, Tokens]], Mapping[str, Tokens]]  # of streams
 
 POSITION_SCALE = 0.7  # against features of unit scale: strong enough to tell the cells of a scene apart early
 LONGEST_WAVE = 200.0  # tokens
@@ -135,6 +138,22 @@ class Trunk(nn.Module):
         if stop == self.depth:
             values = {name: self.norm(states) for name, states in values.items()}
         return {name: Tokens(values[name], masks[name]) for name in values}
+
+    def behind(self, number: int, change: Change) -> Any:
+        """Put `change` behind a block, in front of the next one, so that what the block puts out can still be cached.
+
+        Returns:
+            The hook's handle, whose `remove` takes it away again.
+        """
+
+        def changed(values: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+            streams = change({name: Tokens(states, masks[name]) for name, states in values.items()})
+            return {name: tokens.values for name, tokens in streams.items()}
+
+        if number + 1 < self.depth:
+            following = self.layers[number + 1]
+            return following.register_forward_pre_hook(lambda _, args: (changed(*args), args[1]))
+        return self.layers[number].register_forward_hook(lambda _, args, out: changed(out, args[1]))
 
     def _enter(self, name: str, states: Tensor) -> Tensor:
         if name not in self.inputs:

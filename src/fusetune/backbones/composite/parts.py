@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fusetune.backbones.composite.model import CONNECTOR, ENCODER, FINAL, LANGUAGE, PLACES, Carried, CompositeModel, Cut
 from fusetune.backbones.composite.prompt import PromptTower, laid_out
 from fusetune.backbones.tower import Tower
+from fusetune.backbones.trunk import Change
 from fusetune.config import check
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens, pad
@@ -133,6 +134,7 @@ class LanguageTrunk(nn.Module):
         self.language = composite.model.get_submodule(family.language.rpartition(".")[0])
         self.head = composite.model.get_submodule(family.head)
         self.offset, self.image, self.text = offset, image, text
+        self._layout: tuple[dict[str, Tensor], Tensor, Tensor] = {}, torch.empty(0), torch.empty(0)
         self.depth = len(composite.blocks(LANGUAGE))
         self.width = composite.model.config.get_text_config().hidden_size
 
@@ -156,18 +158,40 @@ class LanguageTrunk(nn.Module):
         check(not unknown, f"the language model takes a picture and a text, no stream '{', '.join(unknown)}'.")
         text, image = self._masks(streams)
         which, real = laid_out(text, image, self.offset)
+        self._layout = {name: tokens.mask for name, tokens in sides.items()}, which, real
         ids = torch.where(which >= text.shape[1], self.composite.image_id, self.composite.stand_in_id)
         if start == 0:
             out = self._from_inputs(streams, ids, which, real, stop)
         else:
-            states = torch.cat([streams[name].values for name in sides], 1)  # those that are there, text first
-            joint = states.gather(1, which[..., None].expand(*which.shape, states.shape[-1])) * real[..., None]
+            joint = self._joined(sides)
             inputs = self.composite.stand_ins(len(ids), ids, real)
             out = self.composite.carry(inputs, self._cut(stop), Cut(LANGUAGE, start), Carried(joint)).states
-        apart = out.new_zeros(len(out), text.shape[1] + image.shape[1], out.shape[-1])
-        apart = apart.scatter_add(1, which[..., None].expand_as(out), out * real[..., None])
-        split = dict(zip((self.text, self.image), apart.split([text.shape[1], image.shape[1]], 1), strict=True))
-        return {name: Tokens(split[name], tokens.mask) for name, tokens in sides.items()}
+        return self._apart(out)
+
+    def behind(self, number: int, change: Change) -> Any:
+        """As `trunk.Trunk.behind`: of the one sequence, the picture's places and the text's are told apart for it."""
+        if number + 1 < self.depth:
+
+            def before(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+                return (self._joined(change(self._apart(args[0]))), *args[1:]), kwargs
+
+            return self.blocks()[number + 1].register_forward_pre_hook(before, with_kwargs=True)
+        return self.blocks()[number].register_forward_hook(lambda _, args, out: self._joined(change(self._apart(out))))
+
+    def _joined(self, streams: Mapping[str, Tokens]) -> Tensor:
+        """The one sequence of the pass that runs, (rows, tokens, width)."""
+        masks, which, real = self._layout
+        states = torch.cat([streams[name].values for name in masks], 1)  # those that are there, text first
+        return states.gather(1, which[..., None].expand(*which.shape, states.shape[-1])) * real[..., None]
+
+    def _apart(self, joint: Tensor) -> dict[str, Tokens]:
+        """The streams in it."""
+        masks, which, real = self._layout
+        lengths = [mask.shape[1] for mask in masks.values()]
+        whole = joint.new_zeros(len(joint), sum(lengths), joint.shape[-1])
+        whole = whole.scatter_add(1, which[..., None].expand_as(joint), joint * real[..., None])
+        parts = zip(masks.items(), whole.split(lengths, 1), strict=True)
+        return {name: Tokens(states, mask) for (name, mask), states in parts}
 
     def _from_inputs(
         self, streams: Mapping[str, Tokens], ids: Tensor, which: Tensor, real: Tensor, stop: int
