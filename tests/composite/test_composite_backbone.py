@@ -5,9 +5,15 @@ import torch
 from encoders import pictures
 from speaking import MODELS, TEXTS, saved_llava
 
+from fusetune.adapters.adapter import Stream
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.backbones.composite.loading import CompositeSource
+from fusetune.config import build
 from fusetune.errors import FusetuneError
+from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.frontier import frontier
+from fusetune.plan.plan import Plan
+from fusetune.tasks.classification import Classification, ClassificationConfig
 
 KINDS = {"image": "image", "text": "text"}
 NAMES = list(KINDS)
@@ -139,3 +145,32 @@ def test_other_modalities_and_families_are_refused_by_name(speaking, tmp_path):
     made("blip")[0].save_pretrained(tmp_path)
     with pytest.raises(FusetuneError, match="no experiment can be built on it yet. Those that can: Llava"):
         Backbone.from_composite(CompositeSource(str(tmp_path)), KINDS)
+
+
+def test_adapters_behind_language_blocks_are_cached_below_and_tell_places_apart(speaking):
+    """From the cache at the frontier as from the inputs; both streams are changed, and detached nothing is."""
+    folder = speaking[4]
+    backbone = Backbone.from_composite(CompositeSource(str(folder)), KINDS)
+    task = Classification(ClassificationConfig("label"))
+    task.labels = ["a", "b"]
+    streams = backbone.prepare({"image": pictures(1, 0, 1), "text": ASKED})
+    sizes = {"image": Stream(48, 16), "text": Stream(48, streams["text"].values.shape[1])}
+    where = {"where": "trunk", "adapter": "cross_modal", "config": {"bottleneck_dim": 8, "heads": 2}}
+    placed = {**where, "blocks": {"take": "explicit", "explicit": {"trunk": [1, 3]}}}
+    plan = build(Plan, {"placements": [placed, {"where": "head", "adapter": "linear"}]}, "plan")
+    ground, top = Frontier(dict.fromkeys(NAMES, 0)), backbone.full_depth(NAMES)
+    with torch.no_grad():
+        bare = through(backbone, streams, top)
+        model = AdaptedModel(backbone, plan, task, sizes)
+        reached = frontier(model, streams)
+        assert reached.trunk == 2, "behind block 1 is in front of block 2"
+        torch.testing.assert_close(through(backbone, streams, top)["text"].values, bare["text"].values)
+        for parameter in model.trainable().values():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+        cached = through(backbone, streams, reached)
+        changed = through(backbone, streams, top)
+        for name in NAMES:
+            assert (changed[name].values - bare[name].values).abs().max() > 1e-2
+        assert torch.equal(model.eval()(cached, reached), model(streams, ground))
+        model.detach()
+        assert torch.equal(through(backbone, streams, top)["text"].values, bare["text"].values)
