@@ -41,6 +41,25 @@ def copy_project(target: Path) -> Path:
     return target
 
 
+def experiment_in(project: Path, name: str, parameters: dict) -> Path:
+    """A conf folder of its own; returns it."""
+    import yaml
+
+    folder = project / "conf" / name
+    folder.mkdir()
+    (folder / "globals.yml").write_text(f"experiment: {name}\n")
+    (folder / "parameters.yml").write_text(yaml.safe_dump(parameters, sort_keys=False))
+    return folder
+
+
+def ran(project: Path, env: str, *arguments: str) -> str:
+    """What `kedro run` of an experiment says, white space apart; it has to succeed."""
+    done = kedro(project, "run", "--env", env, *arguments)
+    text = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 0, text
+    return text
+
+
 @pytest.fixture(scope="session")
 def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which `kedro run --pipelines train_wander --env ci` has run once."""

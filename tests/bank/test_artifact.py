@@ -19,6 +19,7 @@ from conftest import WANDER, clean
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.bank.artifact import CONFIG, WEIGHTS, Artifact
 from fusetune.errors import FusetuneError
+from fusetune.report.training_figures import training_figures
 from fusetune.runs.run import train_and_test
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
@@ -40,7 +41,7 @@ def saved(toy, tmp_path):
         {"left": 0.5},
     )
     result.artifact.save_pretrained(tmp_path / "adapter")
-    result.figures.save_pretrained(tmp_path / "figures")
+    training_figures(result).save_pretrained(tmp_path / "figures")
     return tmp_path / "adapter", experiment, result
 
 

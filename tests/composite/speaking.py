@@ -1,8 +1,8 @@
 """Tiny models that see and speak, as a hub has them: model, tokenizer, image processor, chat template."""
 
+import composites
 import torch
 import transformers as tf
-from composites import VISION
 
 TEXTS = ["what is the grey of this picture", "which one", "is it light or dark", "user assistant :"]
 TEMPLATE = (
@@ -11,18 +11,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 SQUARE = {"height": 32, "width": 32}
-LM = dict(
-    hidden_size=48,
-    intermediate_size=64,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    initializer_range=0.2,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+LM = {key: value for key, value in composites.LM.items() if key != "vocab_size"} | {"initializer_range": 0.2}
 
 
 def tokenizer():
@@ -44,7 +33,7 @@ def tokenizer():
 def saved_llava(folder, template=TEMPLATE):
     torch.manual_seed(0)
     words = tokenizer()
-    vision = tf.CLIPVisionConfig(**VISION)
+    vision = tf.CLIPVisionConfig(**composites.VISION)
     text = tf.LlamaConfig(vocab_size=len(words), **LM)
     config = tf.LlavaConfig(
         vision_config=vision, text_config=text, image_token_id=words.convert_tokens_to_ids("<image>")
@@ -60,7 +49,7 @@ def saved_llava(folder, template=TEMPLATE):
 def saved_paligemma(folder):
     torch.manual_seed(0)
     words = tokenizer()
-    vision = tf.SiglipVisionConfig(**VISION, projection_dim=48)
+    vision = tf.SiglipVisionConfig(**composites.VISION, projection_dim=48)
     text = tf.GemmaConfig(vocab_size=len(words), head_dim=12, **LM)
     number = words.convert_tokens_to_ids("<image>")
     config = tf.PaliGemmaConfig(vision_config=vision, text_config=text, image_token_id=number, projection_dim=48)

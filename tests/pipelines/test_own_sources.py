@@ -11,7 +11,7 @@ import yaml
 from encoders import bert
 from serving import served
 
-from conftest import copy_project, kedro
+from conftest import copy_project, experiment_in, kedro, ran
 
 WORDS = ["the first", "a much longer text", "several words", "one"]
 TASKS = {
@@ -45,9 +45,6 @@ def project(tmp_path_factory):
     columns["tags"][250] = []
     pq.write_table(pa.table(columns), project / "reviews.parquet")
     for name, task in TASKS.items():
-        folder = project / "conf" / name
-        folder.mkdir()
-        (folder / "globals.yml").write_text(f"experiment: {name}\n")
         parameters = {
             "ingest": {"reader": "manifest", "settings": {"file": "reviews.parquet", "sample_id": "id"}},
             "backbone": {"towers": {"text": {"source": str(project / "encoder")}}},
@@ -58,20 +55,13 @@ def project(tmp_path_factory):
             },
             "validate": {"min_rows_per_split": 10, "severity": {"content.duplicate": "off"}},
         }
-        (folder / "parameters.yml").write_text(yaml.safe_dump(parameters))
+        experiment_in(project, name, parameters)
     return project
-
-
-def run(project, env, *arguments):
-    done = kedro(project, "run", "--env", env, *arguments)
-    text = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 0, text
-    return text
 
 
 @pytest.mark.parametrize("env", TASKS)
 def test_a_hub_tower_and_features_train_cache_register_and_predict(project, env):
-    text = run(project, env, "--pipelines", "train_late_fusion")
+    text = ran(project, env, "--pipelines", "train_late_fusion")
     reported = project / "data/08_reporting" / env
     metrics = json.loads((reported / "late_fusion/metrics.json").read_text())
     index = json.loads((project / "data/06_models" / env / "base.json").read_text())
@@ -88,19 +78,19 @@ def test_a_hub_tower_and_features_train_cache_register_and_predict(project, env)
     assert test[name] > max(metrics["unimodal"].values()) + 0.05, "both modalities are needed"
     assert test[name] > plain["majority or mean"] + 0.2
     assert "plain baselines: majority or mean" in text and "champion" in text
-    predicted = run(project, env, "--pipelines", "predict")
+    predicted = ran(project, env, "--pipelines", "predict")
     assert "50 rows predicted, 0 could not be read" in predicted, "those of the test split"
     scored = pq.read_table(project / "data/07_model_output" / env / "scored.parquet")
     column = {"kinds": "prediction", "prices": "value", "tags": "labels", "grades": "prediction"}[env]
     assert scored[column].null_count == 0 and len(set(map(str, scored[column].to_pylist()))) > 3
-    again = run(project, env, "--pipelines", "train_late_fusion")
+    again = ran(project, env, "--pipelines", "train_late_fusion")
     assert "everything is up to date" in again
 
 
 def test_a_hub_tower_and_features_answer_over_http(project):
     """The same as `predict` says; what is missing or of another width is told by name."""
-    run(project, "kinds", "--pipelines", "train_late_fusion")
-    run(project, "kinds", "--pipelines", "predict")
+    ran(project, "kinds", "--pipelines", "train_late_fusion")
+    ran(project, "kinds", "--pipelines", "predict")
     rows = pq.read_table(project / "reviews.parquet").to_pylist()[250:]
     asked = [{"text": row["review"], "prosody": row["prosody"]} for row in rows]
     scored = pq.read_table(project / "data/07_model_output/kinds/scored.parquet").to_pylist()
@@ -123,7 +113,7 @@ def test_the_comparison_is_of_numbers_too(project):
     )  # fmt: skip
     noisy = {"noisy": {"changes": {"prosody": {"name": "noise", "share": 2.0}}}}
     (project / "conf/prices/parameters_second.yml").write_text(yaml.safe_dump({"evaluate_on": noisy}))
-    run(project, "prices", "--pipelines", "compare")
+    ran(project, "prices", "--pipelines", "compare")
     summary = json.loads((project / "data/08_reporting/prices/comparison/summary.json").read_text())
     assert summary["metric"] == "r2" and set(summary["rows"]) == {"linear_probe", "wander"}
     assert len(summary["differences"]) == 1
@@ -156,8 +146,8 @@ def test_other_data_are_evaluated_beside_the_test_split(project):
     rows[5]["measured"] = pq.read_table(project / "reviews.parquet")["prosody"][7].as_py()
     pq.write_table(pa.Table.from_pylist(rows), project / "other.parquet")
     (project / "conf/kinds/parameters_second.yml").write_text(yaml.safe_dump({"evaluate_on": SETS}, sort_keys=False))
-    run(project, "kinds", "--pipelines", "train_late_fusion,train_wander", "--params", "wander.train.epochs=2")
-    text = run(project, "kinds", "--pipelines", "evaluate")
+    ran(project, "kinds", "--pipelines", "train_late_fusion,train_wander", "--params", "wander.train.epochs=2")
+    text = ran(project, "kinds", "--pipelines", "evaluate")
     assert "1 rows fail cell.missing (text), e.g." in text and "'row': 3" in text
     assert "1 rows are the same as training rows" in text
     both = json.loads((project / "data/08_reporting/kinds/second_sets/metrics.json").read_text())
@@ -174,10 +164,10 @@ def test_other_data_are_evaluated_beside_the_test_split(project):
     table = pq.read_table(project / "data/07_model_output/kinds/second_predictions.parquet")
     assert table.num_rows == sum(one["rows"] for own in both.values() for one in own.values())
     assert (project / "data/08_reporting/kinds/second_sets/figures/second_sets.png").stat().st_size > 5_000
-    assert "everything is up to date" in run(project, "kinds", "--pipelines", "evaluate")
+    assert "everything is up to date" in ran(project, "kinds", "--pipelines", "evaluate")
     rows[8]["kind"] = None
     pq.write_table(pa.Table.from_pylist(rows), project / "other.parquet")
-    assert "1 rows fail label.missing (kind)" in run(project, "kinds", "--pipelines", "evaluate")
+    assert "1 rows fail label.missing (kind)" in ran(project, "kinds", "--pipelines", "evaluate")
 
 
 def _metrics(project):
@@ -197,7 +187,7 @@ def _metrics(project):
 )
 def test_a_set_that_can_not_be_is_refused_by_name(project, sets, message):
     (project / "conf/prices/parameters_second.yml").write_text(yaml.safe_dump({"evaluate_on": sets}))
-    run(project, "prices", "--pipelines", "train_linear_probe", "--params", "train.epochs=1")
+    ran(project, "prices", "--pipelines", "train_linear_probe", "--params", "train.epochs=1")
     done = kedro(project, "run", "--env", "prices", "--pipelines", "evaluate")
     assert done.returncode != 0 and message in " ".join((done.stdout + done.stderr).split())
 
@@ -207,7 +197,7 @@ def test_rows_without_a_number_or_labels_are_set_aside_by_name(project):
     rows[3]["price"], rows[4]["price"] = float("inf"), None
     table = pa.Table.from_pylist(rows)
     pq.write_table(table, project / "broken.parquet")
-    run(project, "prices", "--pipelines", "validate", "--params", "ingest.settings.file=broken.parquet")
+    ran(project, "prices", "--pipelines", "validate", "--params", "ingest.settings.file=broken.parquet")
     aside = pq.read_table(project / "data/08_reporting/prices/quarantine.parquet").to_pylist()
     assert [(row["row"], row["column"], row["check"]) for row in aside] == [
         (4, "price", "label.missing"), (3, "price", "label.type")

@@ -5,12 +5,11 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from dual_encoders import saved
 from PIL import Image
 from serving import served
 
-from conftest import copy_project, kedro
+from conftest import copy_project, experiment_in, ran
 
 WORDS = ["the", "first", "longer", "text"]
 
@@ -27,9 +26,6 @@ def project(tmp_path_factory):
         Image.fromarray(values).save(project / f"pictures/{i}.png")
         lines.append(f"{i}.png,{WORDS[grey]}")
     (project / "samples.csv").write_text("\n".join(lines) + "\n")
-    folder = project / "conf/greys"
-    folder.mkdir()
-    (folder / "globals.yml").write_text("experiment: greys\n")
     parameters = {
         "ingest": {"reader": "manifest", "settings": {"file": "samples.csv", "sample_id": "file"},
                    "split": {"train": 0.5, "val": 0.25, "test": 0.25, "stratify": "kind", "seed": 0}},
@@ -39,29 +35,22 @@ def project(tmp_path_factory):
                  "use_trunk": False},
         "validate": {"min_rows_per_split": 10},
     }  # fmt: skip
-    (folder / "parameters.yml").write_text(yaml.safe_dump(parameters))
+    experiment_in(project, "greys", parameters)
     return project
 
 
-def run(project, *arguments):
-    done = kedro(project, "run", "--env", "greys", *arguments)
-    text = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 0, text
-    return text
-
-
 def test_a_classifier_that_starts_from_its_labels_names(project):
-    text = run(project, "--pipelines", "train_linear_probe")
+    text = ran(project, "greys", "--pipelines", "train_linear_probe")
     metrics = json.loads((project / "data/08_reporting/greys/linear_probe/metrics.json").read_text())
     known = metrics["before_training"]
     assert f"before any training {known:.3f}" in text and metrics["test"]["accuracy"] > known + 0.1
     card = (project / "data/06_models/greys/linear_probe/README.md").read_text()
     assert f"| before any training | {known:.3f} |" in card
-    run(project, "--pipelines", "predict")
+    ran(project, "greys", "--pipelines", "predict")
     scored = pq.read_table(project / "data/07_model_output/greys/scored.parquet").to_pylist()
     expected = {row["sample_id"]: row["prediction"] for row in scored}
     assert len(set(expected.values())) == 4
-    assert "up to date" in run(project, "--pipelines", "train_linear_probe")
+    assert "up to date" in ran(project, "greys", "--pipelines", "train_linear_probe")
     (project / "encoder" / "tokenizer.json").unlink()  # whoever serves needs no text side
     with served(project, "models:/fusetune-greys@champion") as ask:
         import base64

@@ -11,7 +11,7 @@ from PIL import Image
 from serving import served
 from speaking import TEXTS, saved_llava
 
-from conftest import copy_project, kedro
+from conftest import copy_project, experiment_in, kedro, ran
 
 LORA = {
     "placements": [
@@ -36,9 +36,6 @@ def project(tmp_path_factory):
         split = "train" if i < 140 else "val" if i < 190 else "test"
         rows.append(f"{i}.png,{split},{asked},{'ab'[light ^ turned]}")
     (project / "samples.csv").write_text("file,split,question,answer\n" + "\n".join(rows) + "\n")
-    folder = project / "conf/greys"
-    folder.mkdir()
-    (folder / "globals.yml").write_text("experiment: greys\n")
     parameters = {
         "ingest": {"reader": "manifest", "settings": {"file": "samples.csv", "sample_id": "file"}},
         "backbone": {"source": str(project / "llava")},
@@ -48,28 +45,21 @@ def project(tmp_path_factory):
         "validate": {"min_rows_per_split": 10, "severity": {"content.duplicate": "off"}},
         "train": {"epochs": 12, "patience": 12},
     }  # fmt: skip
-    (folder / "parameters.yml").write_text(yaml.safe_dump(parameters))
+    folder = experiment_in(project, "greys", parameters)
     (folder / "methods").mkdir()
     (folder / "methods/lora.yml").write_text(yaml.safe_dump({"lora": LORA}, sort_keys=False))
     return project
 
 
-def run(project, *arguments):
-    done = kedro(project, "run", "--env", "greys", *arguments)
-    text = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 0, text
-    return text
-
-
 def test_lora_in_the_language_blocks_from_raw_data_to_a_served_version(project):
-    text = run(project, "--pipelines", "train_lora")
+    text = ran(project, "greys", "--pipelines", "train_lora")
     reported = project / "data/08_reporting/greys/lora"
     metrics = json.loads((reported / "metrics.json").read_text())
     assert metrics["test"]["accuracy"] > 0.9 and max(metrics["unimodal"].values()) < 0.75, metrics
     adapter = project / "data/06_models/greys/lora/adapter_config.json"
     assert json.loads(adapter.read_text())["frontier"]["trunk"] == 2, "cached below the upper two of four blocks"
-    assert "champion" in text and "up to date" in run(project, "--pipelines", "train_lora")
-    run(project, "--pipelines", "predict")
+    assert "champion" in text and "up to date" in ran(project, "greys", "--pipelines", "train_lora")
+    ran(project, "greys", "--pipelines", "predict")
     scored = pq.read_table(project / "data/07_model_output/greys/scored.parquet").to_pylist()
     expected = {row["sample_id"]: row["prediction"] for row in scored}
     questions = {row.split(",")[0]: row.split(",")[2] for row in (project / "samples.csv").read_text().splitlines()[1:]}
@@ -86,7 +76,7 @@ def test_lora_in_the_language_blocks_from_raw_data_to_a_served_version(project):
 
 
 def test_adapters_at_the_junction_stand_behind_the_language_blocks(project):
-    run(project, "--pipelines", "train_wander")
+    ran(project, "greys", "--pipelines", "train_wander")
     adapter = json.loads((project / "data/06_models/greys/wander/adapter_config.json").read_text())
     assert adapter["frontier"]["trunk"] == 4
     entries = {folder.name.rpartition("-")[0] for folder in (project / "data/04_feature/store").iterdir()}

@@ -88,7 +88,7 @@ class CompositeModel(nn.Module):
 
     def stand_ins(self, rows: int, ids: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Any]:
         """Inputs of a pass whose words don't matter, or have been laid out: ids and mask, (rows, tokens)."""
-        device = next(self.parameters()).device
+        device = self.model.get_input_embeddings().weight.device
         if ids is None or mask is None:
             ids = torch.full((rows, 1), self.stand_in_id, device=device)
             mask = torch.ones_like(ids, dtype=torch.bool)
