@@ -5,7 +5,7 @@ positions, norms and the head are its own; a row says what stands where, and wha
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -246,7 +246,7 @@ _QWEN_AUDIO = CompositeFamily(
 # by the class of the checkpoint: one model type may have several (BLIP writes captions, and answers questions)
 COMPOSITES: dict[str, CompositeFamily] = {
     "LlavaForConditionalGeneration": _LLAVA,
-    "LlavaNextForConditionalGeneration": _LLAVA,
+    "LlavaNextForConditionalGeneration": replace(_LLAVA, prompt=None),  # it cuts a picture into several
     "PaliGemmaForConditionalGeneration": _PALIGEMMA,
     "Qwen2VLForConditionalGeneration": _QWEN,
     "Qwen2_5_VLForConditionalGeneration": _QWEN,
