@@ -27,7 +27,7 @@ def test_every_cut_is_exact(composite):
         other = batch(name, places, side, media=8)
         assert (model.logits(other) - expected).abs().max() > 1e-3, "another picture changes what is said"
         without = {key: value for key, value in inputs.items() if key not in model.family.media}
-        for cut in model.cuts():
+        for cut in model.cuts:
             carried = model.carry(inputs, cut)
             given = without if cut.part in ("language", "top") else other  # of media the shape alone counts
             found = model.logits(given, cut, carried)
@@ -40,7 +40,7 @@ def test_from_one_cut_to_the_next(composite):
     name, model, places = composite
     inputs = batch(name, places)
     expected, carried, at = model.logits(inputs), None, None
-    for cut in model.cuts():
+    for cut in model.cuts:
         carried = model.carry(inputs, cut, at, carried)
         at = cut
     assert torch.equal(model.logits(inputs, at, carried), expected)
@@ -52,7 +52,7 @@ def test_what_is_carried_matters(composite):
     name, model, places = composite
     inputs, other = batch(name, places), batch(name, places, media=8)
     expected = model.logits(inputs)
-    for cut in model.cuts():
+    for cut in model.cuts:
         wrong = model.carry(other, cut)
         if cut.part == "language" and cut.block == 0 and wrong.memory is None:
             assert not torch.equal(wrong.states, model.carry(inputs, cut).states), f"{cut} holds the picture"

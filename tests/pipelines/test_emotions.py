@@ -6,9 +6,8 @@ import pickle
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
-from conftest import copy_project, kedro
+from conftest import copy_project, experiment_in, ran
 
 COUNTS = {"train": 160, "valid": 40, "test": 60}
 STREAMS = {"words": "text", "audio": "audio", "vision": "vision"}  # ours: theirs
@@ -53,24 +52,20 @@ def project(tmp_path_factory):
     project = copy_project(tmp_path_factory.mktemp("emotions"))
     for name, (reader, make, task, _, _) in LAYOUTS.items():
         (project / f"{reader}.pkl").write_bytes(pickle.dumps(make()))
-        folder = project / "conf" / name
-        folder.mkdir()
-        (folder / "globals.yml").write_text(f"experiment: {name}\n")
         parameters = {
             "ingest": {"reader": reader, "settings": {"file": f"{reader}.pkl"}},
             "backbone": {"source": "features"},
             "data": {"modalities": {s: {"kind": "sequence"} for s in STREAMS}, "task": task, "use_trunk": False},
             "validate": {"min_rows_per_split": 10},
         }
-        (folder / "parameters.yml").write_text(yaml.safe_dump(parameters))
+        experiment_in(project, name, parameters)
     return project
 
 
 @pytest.mark.parametrize("env", LAYOUTS)
 def test_a_published_layout_is_trained_on(project, env):
     _, _, _, metric, least = LAYOUTS[env]
-    done = kedro(project, "run", "--env", env, "--pipelines", "train_late_fusion")
-    assert done.returncode == 0, done.stdout + done.stderr
+    ran(project, env, "--pipelines", "train_late_fusion")
     metrics = json.loads((project / f"data/08_reporting/{env}/late_fusion/metrics.json").read_text())
     assert metric is None or metrics["metric"] == metric
     reached = metrics["test"][metrics["metric"]]

@@ -1,7 +1,7 @@
 """The encoder families of `transformers` that can be entered and left at any depth, and how any encoder is loaded."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -155,6 +155,20 @@ def load(cls: Any, source: str | Path, revision: str | None = None, **options: A
             f"backbone '{source}': {cls.__name__} can't be loaded ({first}). Expected a local folder made by "
             "save_pretrained, or a hub id and a network."
         ) from error
+
+
+def refuse_random(missing: Sequence[str], source: str | Path, expected: str) -> None:
+    """Raise FusetuneError for weights that a checkpoint lacks and outputs depend on.
+
+    Args:
+        expected: the class whose checkpoint has them.
+    """
+    if missing:
+        raise FusetuneError(
+            f"backbone '{source}': its checkpoint has no weights for {', '.join(missing[:3])}"
+            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}, so they would be random. Expected the "
+            f"checkpoint of a {expected}."
+        )
 
 
 def quiet() -> None:

@@ -81,7 +81,6 @@ def towers_from(chosen: Mapping[str, TowerSource], kinds: Mapping[str, str]) -> 
             found[name] = from_source(source, kinds[name], name)
         else:
             found[name] = twin(found[same])
-            found[name].origin = found[same].origin
     return found
 
 

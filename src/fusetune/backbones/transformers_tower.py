@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.backbones.common_space import Projection, Space, projection_of
-from fusetune.backbones.families import FAMILIES, load, load_model, quiet
+from fusetune.backbones.families import FAMILIES, load, load_model, quiet, refuse_random
 from fusetune.backbones.replay import Left, entered, left_at
 from fusetune.backbones.tower import Tower
 from fusetune.config import check
-from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
 
 
@@ -110,12 +109,7 @@ class TransformersTower(Tower):
             out = self.advance(self.prepare([self.blank()]), 0, self.depth).values.sum()
         gradients = torch.autograd.grad(out, list(parameters.values()), allow_unused=True)
         used = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
-        if used:
-            raise FusetuneError(
-                f"backbone '{source}': its checkpoint has no weights for {', '.join(used[:3])}"
-                f"{f' and {len(used) - 3} more' if len(used) > 3 else ''}, so they would be random. Expected the "
-                f"checkpoint of a {type(self.model).__name__}."
-            )
+        refuse_random(used, source, type(self.model).__name__)
         with torch.no_grad():
             for parameter in parameters.values():
                 parameter.zero_()

@@ -61,7 +61,7 @@ def find_starts(
 
 def find_directions(task: Task, backbone: Backbone, store: Store | Path | str, cache: CacheSettings) -> Tensor:
     """Of each label's prompts in the common space of the tower that is asked, (labels, width); the store keeps them."""
-    prompts, texts = task.config.prompts, task.prompt_texts()
+    prompts, texts = task.prompts, task.prompt_texts()
     key = digest([VERSION, backbone.tower(prompts.modality).space().identity, texts])
 
     def asked() -> dict[str, Tensor]:

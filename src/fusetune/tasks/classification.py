@@ -63,10 +63,6 @@ class Classification(Task):
         self.labels: list[str] = []
         self.weights: list[float] = []
 
-    @property
-    def prompts(self) -> Prompts | None:
-        return getattr(self.config, "prompts", None)
-
     def columns(self) -> list[str]:
         return [self.config.label]
 

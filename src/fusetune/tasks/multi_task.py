@@ -69,7 +69,7 @@ class MultiTask(Task):
                     f"data.task.tasks.{name}: several tasks are of classes; this one is of {cls.plain}."
                 )
             check(
-                not getattr(self.tasks[name].config, "prompts", None),
+                not self.tasks[name].prompts,
                 f"data.task.tasks.{name}.prompts: among several tasks nobody is asked; leave it out.",
             )
         self._outputs: dict[str, int] = {}

@@ -94,6 +94,11 @@ class Task(ABC):
         del spaces
         return self.head(widths, make)
 
+    @property
+    def prompts(self) -> Any:
+        """The settings by which a dual encoder is asked (`prompted_head.Prompts`); None: it isn't."""
+        return getattr(self.config, "prompts", None)
+
     def prompt_texts(self) -> list[list[str]]:
         """By label, the texts that a dual encoder is asked about it; [] where it isn't asked."""
         return []

@@ -35,7 +35,7 @@ class DataSettings:
 
     def alone(self, name: str) -> "DataSettings":
         """One modality and no other; what is asked of a dual encoder's other side (`prompts`) stays where it is."""
-        asked = getattr(make_task(self.task).config, "prompts", None)
+        asked = make_task(self.task).prompts
         task = {k: v for k, v in self.task.items() if k != "prompts" or (asked and asked.modality == name)}
         return replace(self, modalities={name: self.modalities[name]}, task=task)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fusetune.backbones.families import CLIP_ROLES, LLAMA_ROLES
+from fusetune.backbones.replay import STATES
 
 Inputs = Mapping[str, Any]  # of a model's forward, by name
 Resume = Callable[[Any, dict[str, Any], Tensor | None, int], None]  # model, inputs to change, memory, rows
@@ -117,20 +118,8 @@ _DECODER = "model.language_model.layers"
 _NORM = "model.language_model.norm"
 _PROJECTOR = "model.multi_modal_projector"
 _TOWER, _TOWER_BLOCKS = "model.vision_tower", "model.vision_tower.encoder.layers"
-_STATES, _CROSS = "hidden_states", "encoder_hidden_states"
+_CROSS = "encoder_hidden_states"
 _VISUAL, _MERGER = "model.visual", "model.visual.merger"
-_ROLES: dict[str, Any] = dict(encoder_roles=CLIP_ROLES, language_roles=LLAMA_ROLES)
-_LLAVA = CompositeFamily(
-    _TOWER,
-    _TOWER_BLOCKS,
-    (_PROJECTOR,),
-    _DECODER,
-    _NORM,
-    read=_feature_layer,
-    entry=(_PROJECTOR, _STATES),
-    prompt="USER: {image}\n{} ASSISTANT:",
-    **_ROLES,
-)
 _PALIGEMMA = CompositeFamily(
     _TOWER,
     _TOWER_BLOCKS,
@@ -138,11 +127,13 @@ _PALIGEMMA = CompositeFamily(
     _DECODER,
     _NORM,
     causal=False,
-    entry=(_PROJECTOR, _STATES),
+    entry=(_PROJECTOR, STATES),
+    encoder_roles=CLIP_ROLES,
+    language_roles=LLAMA_ROLES,
     prompt="{image}{bos}{}\n",
-    **_ROLES,
 )
-_QWEN = CompositeFamily(_VISUAL, f"{_VISUAL}.blocks", (_MERGER,), _DECODER, _NORM, entry=(_MERGER, _STATES))
+_LLAVA = replace(_PALIGEMMA, read=_feature_layer, causal=True, prompt="USER: {image}\n{} ASSISTANT:")
+_QWEN = CompositeFamily(_VISUAL, f"{_VISUAL}.blocks", (_MERGER,), _DECODER, _NORM, entry=(_MERGER, STATES))
 _QWEN3 = CompositeFamily(
     _VISUAL,
     f"{_VISUAL}.blocks",
@@ -158,7 +149,7 @@ _SMOL = CompositeFamily(
     ("model.connector",),
     "model.text_model.layers",
     "model.text_model.norm",
-    entry=("model.connector", _STATES),
+    entry=("model.connector", STATES),
 )
 _OPT = CompositeFamily(
     "vision_model",
@@ -170,16 +161,12 @@ _OPT = CompositeFamily(
     entry=("qformer", _CROSS),
     resume=_queries,
 )
-_T5 = CompositeFamily(
-    "vision_model",
-    "vision_model.encoder.layers",
-    ("qformer", "language_projection", "language_model.encoder"),
-    "language_model.decoder.block",
-    "language_model.decoder.final_layer_norm",
-    "language_model.lm_head",
+_T5 = replace(
+    _OPT,
+    connector=(*_OPT.connector, "language_model.encoder"),
+    language="language_model.decoder.block",
+    top="language_model.decoder.final_layer_norm",
     memory="language_model.encoder",
-    entry=("qformer", _CROSS),
-    resume=_queries,
     skip=_t5_block,
     always=(0,),
 )
@@ -195,18 +182,12 @@ _BLIP = CompositeFamily(
     stubs={"vision_model": _output},
     padding=("right",),
 )
-_BLIP_VQA = CompositeFamily(
-    "vision_model",
-    "vision_model.encoder.layers",
-    ("text_encoder",),
-    "text_decoder.bert.encoder.layer",
-    "text_decoder.cls",
-    "text_decoder.cls",
+_BLIP_VQA = replace(
+    _BLIP,
+    connector=("text_encoder",),
     memory="text_encoder",
     entry=("text_encoder", _CROSS),
-    resume=_no_picture,
     stubs={"vision_model": lambda memory: _output(memory[:, :1]), "text_encoder": lambda memory: (memory,)},
-    padding=("right",),
 )
 _MLLAMA = CompositeFamily(
     "model.vision_model",
@@ -216,7 +197,7 @@ _MLLAMA = CompositeFamily(
     _NORM,
     media=("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"),
     memory=_PROJECTOR,
-    entry=(_PROJECTOR, _STATES),
+    entry=(_PROJECTOR, STATES),
     idle=("model.vision_model.global_transformer.layers",),
     resume=_cross_states,
     read=lambda config, blocks: min(config.vision_config.intermediate_layers_indices) + 1,
@@ -240,7 +221,7 @@ _QWEN_AUDIO = CompositeFamily(
     _DECODER,
     _NORM,
     media=("input_features", "feature_attention_mask"),
-    entry=(_PROJECTOR, _STATES),
+    entry=(_PROJECTOR, STATES),
 )
 
 # by the class of the checkpoint: one model type may have several (BLIP writes captions, and answers questions)
@@ -263,10 +244,15 @@ COMPOSITES: dict[str, CompositeFamily] = {
     "WhisperForConditionalGeneration": _WHISPER,
     "Qwen2AudioForConditionalGeneration": _QWEN_AUDIO,
 }
+CLASSES = sorted({name.partition(",")[0] for name in COMPOSITES})
 
 
-def composite_family(model: Any) -> CompositeFamily | None:
-    """The row of a model that was loaded; None for one that the table doesn't know."""
-    name = type(model).__name__
-    text = getattr(getattr(model.config, "text_config", None), "model_type", "")
+def composite_family(name: str, config: Any) -> CompositeFamily | None:
+    """The row of a class and its configuration; None for one that the table doesn't know."""
+    text = getattr(getattr(config, "text_config", None), "model_type", "")
     return COMPOSITES.get(f"{name}, {text}") or COMPOSITES.get(name)
+
+
+def class_of(config: Any) -> str:
+    """The class that a checkpoint was saved from; '' where its configuration names none."""
+    return next(iter(config.architectures or ()), "")

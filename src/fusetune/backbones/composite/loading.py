@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusetune.backbones.composite.families import COMPOSITES
+from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of, composite_family
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.parts import LanguageTrunk, parts
 from fusetune.backbones.composite.prompt import Prompt
@@ -33,8 +33,7 @@ def is_composite(source: str, revision: str | None = None) -> bool:
     """Whether a checkpoint is of a composite family in the table, by its configuration alone."""
     from transformers import AutoConfig
 
-    architectures = load(AutoConfig, source, revision).architectures or ()
-    return any(name.partition(",")[0] in architectures for name in COMPOSITES)
+    return class_of(load(AutoConfig, source, revision)) in CLASSES
 
 
 def load_parts(chosen: CompositeSource, kinds: Mapping[str, str]) -> tuple[dict[str, Tower], LanguageTrunk]:
@@ -46,19 +45,22 @@ def load_parts(chosen: CompositeSource, kinds: Mapping[str, str]) -> tuple[dict[
     Raises:
         FusetuneError: nothing there, a family that no experiment can be built on, or modalities that it doesn't take.
     """
-    from transformers import AutoProcessor
+    from transformers import AutoConfig, AutoProcessor
 
-    composite = CompositeModel.from_pretrained(chosen.source, chosen.revision)
-    family = composite.family
+    config = load(AutoConfig, chosen.source, chosen.revision)
+    name = class_of(config)
+    family = composite_family(name, config)
+    default = family.prompt if family else None
     able = sorted(name for name, row in COMPOSITES.items() if row.prompt)
     check(
-        family.prompt is not None,
-        f"backbone '{chosen.source}': a {type(composite.model).__name__} can be entered and left at any depth, but no "
+        family is None or default is not None,  # of no family: the model says which there are
+        f"backbone '{chosen.source}': a {name} can be entered and left at any depth, but no "
         f"experiment can be built on it yet. Those that can: {', '.join(able)}.",
     )
+    composite = CompositeModel.from_pretrained(chosen.source, chosen.revision)
     processor = load(AutoProcessor, chosen.source, chosen.revision)
     image_token = processor.tokenizer.convert_ids_to_tokens(composite.image_id)
-    prompt = Prompt.of(processor, image_token, chosen.prompt, str(family.prompt))
+    prompt = Prompt.of(processor, image_token, chosen.prompt, str(default))
     return parts(composite, processor, kinds, prompt, chosen.max_tokens)
 
 

@@ -1,24 +1,24 @@
 """A composite model that is entered and left at any cut of its one axis: encoder, connector, language blocks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.composite.families import COMPOSITES, Inputs, composite_family
-from fusetune.backbones.families import load, quiet
-from fusetune.backbones.replay import Left, forward_of, left_at, left_behind, put_at, skipped
+from fusetune.backbones.composite.families import CLASSES, Inputs, class_of, composite_family
+from fusetune.backbones.families import load, quiet, refuse_random
+from fusetune.backbones.replay import STATES, Left, forward_of, left_at, left_behind, put_at, skipped
 from fusetune.backbones.tower import fingerprint
 from fusetune.config import check
 from fusetune.errors import FusetuneError
 
 ENCODER, CONNECTOR, PLACES, LANGUAGE, TOP = "encoder", "connector", "places", "language", "top"
 FINAL = "final"
-STATES = "hidden_states"
 
 
 class Cut(NamedTuple):
@@ -66,10 +66,10 @@ class CompositeModel(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        family = composite_family(model)
+        name = type(model).__name__
+        family = composite_family(name, model.config)
         if family is None:
-            known = ", ".join(sorted({name.partition(",")[0] for name in COMPOSITES}))
-            raise FusetuneError(f"backbone: no composite model of class {type(model).__name__}. Known: {known}.")
+            raise FusetuneError(f"backbone: no composite model of class {name}. Known: {', '.join(CLASSES)}.")
         self.model, self.family = model, family
         self.picture_shape: Any = None  # of `pixel_values`, without the number of pictures; where somebody has said it
         self.requires_grad_(False)
@@ -86,12 +86,14 @@ class CompositeModel(nn.Module):
         """A token that stands for any word where the places alone count."""
         return next(i for i in range(3) if i != self.image_id)
 
-    def stand_ins(self, rows: int, ids: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Any]:
-        """Inputs of a pass whose words don't matter, or have been laid out: ids and mask, (rows, tokens)."""
+    def wordless(self, rows: int) -> dict[str, Any]:
+        """Inputs of a pass that ends in front of the language model."""
         device = self.model.get_input_embeddings().weight.device
-        if ids is None or mask is None:
-            ids = torch.full((rows, 1), self.stand_in_id, device=device)
-            mask = torch.ones_like(ids, dtype=torch.bool)
+        ids = torch.full((rows, 1), self.stand_in_id, device=device)
+        return self.worded(ids, torch.ones_like(ids))
+
+    def worded(self, ids: Tensor, mask: Tensor) -> dict[str, Any]:
+        """Inputs of a pass over a sequence that has been laid out: ids and mask, (rows, tokens)."""
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
         if not self.family.causal:
             inputs["token_type_ids"] = torch.zeros_like(ids)  # everything is read in both directions
@@ -110,21 +112,15 @@ class CompositeModel(nn.Module):
         import transformers
 
         config = load(transformers.AutoConfig, source, revision)
-        name = next(iter(config.architectures or ()), "")
-        known = sorted({key.partition(",")[0] for key in COMPOSITES})
+        name = class_of(config)
         check(
-            name in known,
+            name in CLASSES,
             f"backbone '{source}': its checkpoint is of {name or 'no class that it names'}, no composite model that "
-            f"can be entered. Known: {', '.join(known)}.",
+            f"can be entered. Known: {', '.join(CLASSES)}.",
         )
         quiet()
         made, info = load(getattr(transformers, name), source, revision, output_loading_info=True, **options)
-        missing = sorted(info["missing_keys"])
-        check(
-            not missing,
-            f"backbone '{source}': its checkpoint has no weights for {', '.join(missing[:3])}"
-            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}, so they would be random.",
-        )
+        refuse_random(sorted(info["missing_keys"]), source, name)
         return cls(made)
 
     def train(self, mode: bool = True) -> "CompositeModel":
@@ -135,7 +131,8 @@ class CompositeModel(nn.Module):
         paths = {ENCODER: self.family.encoder, LANGUAGE: self.family.language}
         return list(self.model.get_submodule(paths[part]).children())
 
-    def cuts(self) -> list[Cut]:
+    @cached_property
+    def cuts(self) -> tuple[Cut, ...]:
         """All that a pass may end or begin at, from the inputs upwards."""
         config, blocks = self.model.config, len(self.blocks(ENCODER))
         found = [Cut(ENCODER, k) for k in range(min(self.family.read(config, blocks), blocks))]
@@ -144,7 +141,7 @@ class CompositeModel(nn.Module):
             if not self.family.memory:
                 found.append(Cut(PLACES))
         found += [Cut(LANGUAGE, k) for k in range(self.family.first(config), len(self.blocks(LANGUAGE)))]
-        return [*found, Cut(TOP)]
+        return (*found, Cut(TOP))
 
     def forward(self, inputs: Inputs, start: Cut | None = None, carried: Carried | None = None) -> Any:
         """The model's own output (logits; a loss where `inputs` has labels).
@@ -250,18 +247,17 @@ class CompositeModel(nn.Module):
         return self.blocks(cut.part)[cut.block], STATES
 
     def _check(self, cut: Cut) -> None:
-        known = self.cuts()
         check(
-            cut in known,
+            cut in self.cuts,
             f"backbone: a pass can't begin or end at {cut}. A {type(self.model).__name__} has "
-            f"{', '.join(f'{part} {first} to {last}' for part, first, last in _ranges(known))}.",
+            f"{', '.join(f'{part} {first} to {last}' for part, first, last in _ranges(self.cuts))}.",
         )
 
 
-def _ranges(cuts: list[Cut]) -> Iterator[tuple[str, int, int]]:
-    by_part: Mapping[str, list[int]] = {}
+def _ranges(cuts: Sequence[Cut]) -> Iterator[tuple[str, int, int]]:
+    by_part: dict[str, list[int]] = {}
     for cut in cuts:
-        by_part.setdefault(cut.part, []).append(cut.block)  # type: ignore[attr-defined]
+        by_part.setdefault(cut.part, []).append(cut.block)
     for part, blocks in by_part.items():
         yield part, blocks[0], blocks[-1]
 

@@ -36,7 +36,7 @@ class SeeingTower(Tower):
         self._composite = (composite,)  # in a tuple: its other parts are not this tower's
         self.encoder = composite.model.get_submodule(family.tower)
         self.connector = nn.ModuleList(composite.model.get_submodule(path) for path in family.connector)
-        self._cuts = [cut for cut in composite.cuts() if cut.part in (ENCODER, CONNECTOR, PLACES)]
+        self._cuts = [cut for cut in composite.cuts if cut.part in (ENCODER, CONNECTOR, PLACES)]
         self.depth, self.width = len(self._cuts) - 1, composite.model.config.get_text_config().hidden_size
 
     @property
@@ -104,7 +104,7 @@ class SeeingTower(Tower):
 
     def _seen(self, pictures: Tensor, states: Tensor | None, start: int, stop: int) -> Tensor:
         """(pictures, tokens, width) at depth `stop`."""
-        inputs = {"pixel_values": pictures, **self.composite.stand_ins(len(pictures))}
+        inputs = {"pixel_values": pictures, **self.composite.wordless(len(pictures))}
         carried = None if states is None else Carried(states)
         return self.composite.carry(inputs, self._cuts[stop], self._cuts[start] if start else None, carried).states
 
@@ -164,7 +164,7 @@ class LanguageTrunk(nn.Module):
             out = self._from_inputs(streams, ids, which, real, stop)
         else:
             joint = self._joined(sides)
-            inputs = self.composite.stand_ins(len(ids), ids, real)
+            inputs = self.composite.worded(ids, real)
             out = self.composite.carry(inputs, self._cut(stop), Cut(LANGUAGE, start), Carried(joint)).states
         return self._apart(out)
 
@@ -200,7 +200,7 @@ class LanguageTrunk(nn.Module):
             words = streams[self.text].values.squeeze(-1).long()
             given = words.gather(1, which.clamp(max=words.shape[1] - 1))
             ids = torch.where(which < words.shape[1], given, ids).masked_fill(~real, self.composite.stand_in_id)
-        inputs = self.composite.stand_ins(len(ids), ids, real)
+        inputs = self.composite.worded(ids, real)
         seen = streams.get(self.image)
         present = seen.mask.any(1) if seen else ids.new_zeros(0)
         if seen is None or not (present.is_meta or present.any()):
