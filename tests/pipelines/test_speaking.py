@@ -1,6 +1,7 @@
 """A model that sees and speaks (LLaVA) as the base of an experiment, from raw data to a served version."""
 
 import base64
+import csv
 import json
 
 import numpy as np
@@ -19,6 +20,18 @@ LORA = {
         {"where": "head", "adapter": "linear"},
     ]
 }  # fmt: skip
+# a head that has never learned to say anything is hard to steer: every linear layer of the blocks, and more steps
+EVERYWHERE = {
+    "rank": 16,
+    "targets": ["query", "key", "value", "attention_output", "mlp_input", "mlp_gate", "mlp_output"],
+}
+WORDS = {
+    "placements": [
+        {"where": "trunk", "adapter": "lora", "blocks": {"take": "top", "count": 2}, "config": EVERYWHERE},
+        {"where": "head", "adapter": "linear"},
+    ],
+    "train": {"epochs": 40, "patience": 40, "learning_rate": 0.01, "weight_decay": 0.0, "modality_dropout": 0.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +47,9 @@ def project(tmp_path_factory):
         Image.fromarray(values).save(project / f"pictures/{i}.png")
         asked = TEXTS[2] if turned else TEXTS[0]
         split = "train" if i < 140 else "val" if i < 190 else "test"
-        rows.append(f"{i}.png,{split},{asked},{'ab'[light ^ turned]}")
-    (project / "samples.csv").write_text("file,split,question,answer\n" + "\n".join(rows) + "\n")
+        said = "it is light" if light ^ turned else "dark, isn't it"
+        rows.append(f'{i}.png,{split},{asked},{"ab"[light ^ turned]},"{said}"')
+    (project / "samples.csv").write_text("file,split,question,answer,said\n" + "\n".join(rows) + "\n")
     parameters = {
         "ingest": {"reader": "manifest", "settings": {"file": "samples.csv", "sample_id": "file"}},
         "backbone": {"source": str(project / "llava")},
@@ -45,10 +59,25 @@ def project(tmp_path_factory):
         "validate": {"min_rows_per_split": 10, "severity": {"content.duplicate": "off"}},
         "train": {"epochs": 12, "patience": 12},
     }  # fmt: skip
-    folder = experiment_in(project, "greys", parameters)
-    (folder / "methods").mkdir()
-    (folder / "methods/lora.yml").write_text(yaml.safe_dump({"lora": LORA}, sort_keys=False))
+    in_words = {"modalities": parameters["data"]["modalities"], "use_trunk": True,
+                "task": {"name": "generation", "answer": "said", "metric": "exact_match"}}  # fmt: skip
+    for name, changed, method in (("greys", {}, LORA), ("words", {"data": in_words}, WORDS)):
+        folder = experiment_in(project, name, parameters | changed)
+        (folder / "methods").mkdir()
+        (folder / "methods/lora.yml").write_text(yaml.safe_dump({"lora": method}, sort_keys=False))
     return project
+
+
+def told(project, column):
+    """A column of the samples, by picture."""
+    with (project / "samples.csv").open() as file:
+        return {row["file"]: row[column] for row in csv.DictReader(file)}
+
+
+def requests(project, names):
+    asked = told(project, "question")
+    pictures = {name: base64.b64encode((project / "pictures" / name).read_bytes()).decode() for name in names}
+    return [{"image": pictures[name], "text": asked[name]} for name in names]
 
 
 def test_lora_in_the_language_blocks_from_raw_data_to_a_served_version(project):
@@ -62,17 +91,39 @@ def test_lora_in_the_language_blocks_from_raw_data_to_a_served_version(project):
     ran(project, "greys", "--pipelines", "predict")
     scored = pq.read_table(project / "data/07_model_output/greys/scored.parquet").to_pylist()
     expected = {row["sample_id"]: row["prediction"] for row in scored}
-    questions = {row.split(",")[0]: row.split(",")[2] for row in (project / "samples.csv").read_text().splitlines()[1:]}
     names = list(expected)[:4]
     assert len({expected[name] for name in list(expected)}) == 2
     with served(project, "models:/fusetune-greys@champion") as ask:
-        asked = [
-            {"image": base64.b64encode((project / "pictures" / n).read_bytes()).decode(), "text": questions[n]}
-            for n in names
-        ]
-        status, answer = ask(asked)
+        status, answer = ask(requests(project, names))
         assert status == 200, answer
         assert [a["prediction"] for a in json.loads(answer)["predictions"]] == [expected[n] for n in names]
+
+
+def test_answers_in_words_are_learned_from_the_cache(project):
+    """The same pictures and questions; the model's own head says it, word by word."""
+    ran(project, "words", "--pipelines", "train_lora")
+    reported, truth = project / "data/08_reporting/words/lora", told(project, "said")
+    metrics = json.loads((reported / "metrics.json").read_text())
+    assert metrics["test"]["exact_match"] > 0.9 and metrics["test"]["perplexity"] < 2, metrics
+    assert metrics["unimodal"] == {} and metrics["plain"] == {}
+    adapter = json.loads((project / "data/06_models/words/lora/adapter_config.json").read_text())
+    assert adapter["frontier"] == {"towers": {"image": 3, "text": 0, "answer": 0}, "trunk": 2}
+    assert set(adapter["streams"]) == {"image", "text"}
+    ran(project, "words", "--pipelines", "predict")
+    said = pq.read_table(project / "data/07_model_output/words/scored.parquet").to_pylist()
+    expected = {row["sample_id"]: row["prediction"] for row in said}
+    right = sum(row["prediction"] == truth[row["sample_id"]] for row in said) / len(said)
+    assert right == pytest.approx(metrics["test"]["exact_match"]), "greedy decoding says what teacher forcing counts"
+    names = list(expected)[:4]
+    with served(project, "models:/fusetune-words@champion") as ask:
+        status, answer = ask(requests(project, names))
+        assert status == 200, answer
+        assert [a["prediction"] for a in json.loads(answer)["predictions"]] == [expected[n] for n in names]
+    rows = pq.read_table(project / "data/07_model_output/words/lora/predictions.parquet").to_pylist()
+    assert {row["teacher_forced"] for row in rows if row["score"] == 1} == {"it is light", "dark, isn't it"}
+    done = kedro(project, "run", "--env", "words", "--pipelines", "train_wander")
+    text = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0 and "behind the last language block nothing reads what 'wander' makes" in text, text
 
 
 def test_adapters_at_the_junction_stand_behind_the_language_blocks(project):

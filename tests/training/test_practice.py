@@ -69,6 +69,32 @@ def test_accumulated_batches_are_one_larger_batch(toy, tmp_path):
     assert any(not torch.allclose(p, trained[2][name], rtol=1e-3) for name, p in trained[0].items())
 
 
+def test_checkpointed_blocks_run_twice_and_learn_the_same(toy, tmp_path):
+    """Above the frontier alone, hidden units (dropout) too."""
+    dropped = {
+        **LORA,
+        "config": {"rank": 2, "dropout": 0.2},
+        "blocks": {"modalities": ["left"], "take": "top", "count": 1},
+    }
+    found, runs = [], []
+    for again in (False, True):
+        experiment = toy.experiment(dropped, TRUNK)
+        splits, counts = toy.splits(experiment), {}
+        for number, block in enumerate(experiment.model.backbone.tower("left").blocks()):
+            part = next(module for module in block.modules() if not list(module.children()))
+            part.register_forward_hook(lambda *_, n=number, c=counts: c.update({n: c.get(n, 0) + 1}))
+        settings = TrainSettings(epochs=2, batch_size=32, patience=2, device="cpu", gradient_checkpointing=again)
+        folder = tmp_path / str(again)
+        train(experiment.model, splits["train"], splits["val"], settings, "k", folder, Reporter())
+        found.append(experiment.model.trainable())
+        runs.append(counts)
+    assert runs[0].keys() == runs[1].keys() == {1}, "block 0 is below the frontier"
+    steps = 2 * 5  # two epochs of 160 rows
+    assert runs[1][1] == runs[0][1] + steps
+    for name, parameter in found[0].items():
+        torch.testing.assert_close(found[1][name], parameter, rtol=1e-4, atol=1e-6)
+
+
 def test_the_norm_of_the_gradient_is_known_by_site(toy, tmp_path):
     experiment = toy.experiment(LORA, WANDER)
     splits = toy.splits(experiment)

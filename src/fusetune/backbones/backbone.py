@@ -126,6 +126,20 @@ class Backbone(nn.Module):
         for name in [*self.towers, "trunk"] if self.trunk else list(self.towers):
             self._fingerprints[name] = self.fingerprint_of(name)
 
+    def take_answers(self, name: str, most: int) -> "Backbone":
+        """With a stream of answers, of at most so many tokens, that the language model's own head learns to give.
+
+        Raises:
+            FusetuneError: no model that speaks.
+        """
+        if not self.origin:
+            raise FusetuneError(
+                "data.task: answers in words need a model that speaks. Expected backbone.source: the hub id or folder "
+                "of a vision-language model (LLaVA, PaliGemma)."
+            )
+        self.towers[name] = self.trunk.take_answers(name, most)
+        return self
+
     def part(self, modalities: Sequence[str], use_trunk: bool = True) -> "Backbone":
         """A backbone of some of the towers, the very modules, with the trunk or without it."""
         trunk = self.trunk if use_trunk else None

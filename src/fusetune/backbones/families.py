@@ -67,7 +67,10 @@ _WAVE = _attention("attention", *_PROJECTIONS, "out_proj") | _mlp(
     "feed_forward.intermediate_dense", "feed_forward.output_dense"
 )
 _WHISPER = _attention("self_attn", *_PROJECTIONS, "out_proj") | _mlp("fc1", "fc2")
-LLAMA_ROLES = _attention("self_attn", *_PROJECTIONS, "o_proj") | _mlp("mlp.up_proj", "mlp.down_proj")
+LLAMA_ROLES = {
+    **_attention("self_attn", *_PROJECTIONS, "o_proj"), **_mlp("mlp.up_proj", "mlp.down_proj"),
+    "mlp_gate": "mlp.gate_proj",
+}  # fmt: skip
 _BLIP = {"qkv": "self_attn.qkv", "attention_output": "self_attn.projection"} | _mlp("mlp.fc1", "mlp.fc2")
 
 _NO_POOLER = {"add_pooling_layer": False}

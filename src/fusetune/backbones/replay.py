@@ -100,8 +100,12 @@ def left_behind(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def forward_of(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
     """Give one module another forward for a while; parameters, hooks and names stay as they are."""
+    before = module.__dict__.get("forward")
     module.__dict__["forward"] = function
     try:
         yield
     finally:
-        del module.__dict__["forward"]
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before

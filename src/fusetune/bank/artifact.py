@@ -33,7 +33,7 @@ from fusetune.config import build, check, digest, to_plain
 from fusetune.errors import FusetuneError
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.plan.plan import Plan
-from fusetune.training.data import DataSettings, load_backbone, make_task, without_roots
+from fusetune.training.data import DataSettings, load_backbone, make_task, meet, without_roots
 
 FORMAT = 2
 CARD = "README.md"
@@ -199,6 +199,7 @@ class Artifact:
         try:
             task = make_task(self.data().task)
             task.restore(self.config["task_state"])
+            meet(task, backbone)
             streams = {name: build(Stream, s, f"streams.{name}") for name, s in self.config["streams"].items()}
             plan = build(Plan, self.config["plan"], "adapter_config.plan")
             return AdaptedModel(backbone, plan, task, streams, self.config["method"])

@@ -18,11 +18,12 @@ from torch import Tensor
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.bank.artifact import Artifact, check_base, skeleton
 from fusetune.bank.low_rank import LowRankTables
-from fusetune.config import check
+from fusetune.config import check, digest
 from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.speaking import answered
 from fusetune.tasks.task import finite_rows
 from fusetune.tokens import Tokens
-from fusetune.training.data import DataSettings
+from fusetune.training.data import ANSWER, DataSettings, answering
 
 DEFAULT_BYTES = 2**30
 
@@ -194,7 +195,7 @@ class Bank:
                 own = [k for k, i in enumerate(alone) if owners[i] is held]
                 held.model.attach()
                 try:
-                    outputs = held.model(_of(states, own), start).float().cpu()
+                    outputs = answered(held.model, _of(states, own), start)
                 finally:
                     held.model.detach()
                 found |= {rows[alone[k]]: out for k, out in zip(own, outputs, strict=True)}
@@ -226,7 +227,7 @@ class Bank:
     def _bones(self, artifact: Artifact) -> Backbone:
         """The skeleton of the backbone as the adapter's modalities see it; raises FusetuneError if it has another."""
         data = artifact.data()
-        key = (*data.modalities, data.use_trunk)
+        key = (*data.modalities, data.use_trunk, digest(data.task))
         with self._lock:
             part = self._part(data)
             check_base(part, data, artifact.config["base_fingerprint"], self.base)
@@ -257,14 +258,16 @@ class Bank:
         if missing:
             more = Backbone.from_pretrained(self.base, missing)
             trunk = self._whole.trunk if self._whole else more.trunk
-            self._whole = Backbone(have | dict(more.towers), trunk).to(self.device)
+            self._whole = Backbone(have | dict(more.towers), trunk, more.origin).to(self.device)
         assert self._whole
-        return self._whole.part(list(data.modalities), data.use_trunk)
+        return answering(self._whole.part(list(data.modalities), data.use_trunk), data)
 
 
 def _shared(model: AdaptedModel) -> bool:
-    """Whether all that it changes below the junction are low-rank products."""
-    return all(placed.site == "junction" or placed.adapter.low_rank() is not None for placed in model.placed)
+    """Whether all that it changes below the junction are low-rank products, and the rest runs once."""
+    return not model.task.speaks and all(
+        placed.site == "junction" or placed.adapter.low_rank() is not None for placed in model.placed
+    )
 
 
 def _check_request(row: int, held: Held, samples: Mapping[str, Sequence[Any]]) -> None:
@@ -293,4 +296,5 @@ def _of(streams: Mapping[str, Tokens], rows: Sequence[int]) -> dict[str, Tokens]
 
 def _lowest(frontiers: Sequence[Frontier]) -> Frontier:
     towers = {name: min(f.towers[name] for f in frontiers) for name in frontiers[0].towers}
-    return Frontier(towers, min(f.trunk for f in frontiers))
+    speaks = ANSWER in towers  # an answer that is still to be given starts in front of the trunk
+    return Frontier({n: k for n, k in towers.items() if n != ANSWER}, 0 if speaks else min(f.trunk for f in frontiers))

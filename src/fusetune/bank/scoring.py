@@ -10,6 +10,7 @@ from fusetune.backbones.backbone import Frontier
 from fusetune.errors import FusetuneError
 from fusetune.features.source import Source
 from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.speaking import answered
 from fusetune.tasks.task import finite_rows
 
 
@@ -76,4 +77,4 @@ def _outputs(model: AdaptedModel, source: Source, rows: Sequence[int], device: t
         if all(column[i] is None for column in samples.values()):
             raise FusetuneError(f"row {row}: no modality is given; expected some of {', '.join(samples)}.")
     streams = {name: tokens.to(device) for name, tokens in model.backbone.prepare(samples).items()}
-    return model(streams, Frontier(dict.fromkeys(streams, 0))).float().cpu()
+    return answered(model, streams, Frontier(dict.fromkeys(streams, 0)))

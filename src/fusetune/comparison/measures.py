@@ -84,14 +84,14 @@ class Conditions:
         self.rows, self.start = [rows[i] for i in picked], experiment.frontier
         self.targets = experiment.targets(self.rows)
         backbone = experiment.model.backbone
-        inputs = backbone.prepare({n: experiment.source.decoded(n, self.rows) for n in experiment.data.modalities})
+        inputs = backbone.prepare({n: experiment.source.decoded(n, self.rows) for n in experiment.source.modalities})
         self.inputs = {name: tokens.to(device) for name, tokens in inputs.items()}
         self.ground = Frontier(dict.fromkeys(inputs, 0))
         self.all = []
-        for kind, value, streams in _conditions(self.inputs, settings, experiment.task.fuses):
-            parts = [
-                backbone.advance(part, self.ground, self.start) for part in _batches(streams, len(self.rows), TIMED)
-            ]
+        asked = {name: self.inputs[name] for name in experiment.data.modalities}  # true answers stay as they are
+        for kind, value, streams in _conditions(asked, settings, experiment.task.fuses):
+            whole = _batches({**self.inputs, **streams}, len(self.rows), TIMED)
+            parts = [backbone.advance(part, self.ground, self.start) for part in whole]
             self.all.append(Condition(kind, value, _joined(parts)))
 
     @torch.no_grad()
@@ -100,9 +100,9 @@ class Conditions:
         model.eval()
         found: dict[str, Any] = {"samples": len(self.rows)}
         for condition in self.all:
-            parts = [
-                model(states, self.start).float().cpu() for states in _batches(condition.states, len(self.rows), 256)
-            ]
+            parts, targets = [], iter(self.targets.split(256))
+            for states in _batches(condition.states, len(self.rows), 256):
+                parts.append(model.task.kept(model(states, self.start).float().cpu(), next(targets)))
             value = model.task.metrics(torch.cat(parts), self.targets)[model.task.metric]
             if condition.kind == "whole":
                 found["whole"] = value

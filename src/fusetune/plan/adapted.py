@@ -59,6 +59,8 @@ class AdaptedModel(nn.Module):
     def forward(self, states: Mapping[str, Tokens], start: Frontier) -> Tensor:
         """Outputs of the task from streams at the frontier `start`."""
         streams = self._met(states, start)
+        if self.task.speaks:
+            return self.backbone.trunk.said(streams)
         met, entered = streams, _pooled(streams)
         for adapter in self.junction:
             streams = adapter(streams) if adapter.active else streams
@@ -165,10 +167,14 @@ class AdaptedModel(nn.Module):
         found = {f"{placed.site}.{n}": change for placed in self.placed for n, change in placed.adapter.delta().items()}
         return found | {place: p.detach() - self._aside[p] for place, p in self.opened().items()}
 
+    def stacks(self) -> list[str]:
+        """The towers that the streams pass through, and the trunk where there is one."""
+        return [*self.streams, *(["trunk"] if self.backbone.trunk else [])]
+
     def opened(self) -> dict[str, nn.Parameter]:
         """The base's own parameters that are trained, by place."""
         own, places = set(self.trainable().values()) & self._base, {}
-        for stack in (*self.streams, *(["trunk"] if self.backbone.trunk else [])):
+        for stack in self.stacks():
             for name, parameter in self.backbone.stack(stack).named_parameters():
                 if parameter in own:
                     places[f"{stack}.{name.replace('.base_layer.', '.')}"] = parameter

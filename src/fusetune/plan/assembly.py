@@ -98,6 +98,8 @@ class Assembly:
     def _place(self, cls: Any, config: Any, placement: Any, number: int, at: str) -> None:
         if issubclass(cls, HeadAdapter):
             self.heads.append(lambda width, outputs: cls(config, width, outputs))
+            if self.task.speaks:
+                self.resolved.append(f"no {placement.adapter} head: the model's own answers, and stays as it is")
         elif issubclass(cls, BackboneAdapter):
             adapter = cls(config)
             opened = adapter.open_in(self.backbone)
@@ -169,6 +171,11 @@ class Assembly:
         self._done(placement, number, adapter, "connector", f"in front of {behind}")
 
     def _at_junction(self, cls: Any, config: Any, placement: Any, number: int, at: str) -> None:
+        if self.task.speaks:
+            raise FusetuneError(
+                f"{at}: behind the last language block nothing reads what '{placement.adapter}' makes of the streams: "
+                "the model's own head answers, word by word. Place it in the language blocks: where: trunk."
+            )
         streams = self._met_streams(self.streams)
         for before in self.junction:
             streams = before.streams_out(streams)

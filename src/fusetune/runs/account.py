@@ -91,7 +91,7 @@ def account(experiment: Experiment, cache: CacheSettings, batch_size: int = 64) 
     rows = experiment.example_rows(MEASURED)
     experiment.model.set_epoch(max(experiment.frontiers))
     count = len(experiment.source)
-    distinct = dict.fromkeys(experiment.data.modalities, count)
+    distinct = dict.fromkeys(experiment.source.modalities, count)
     if not experiment.frontier.trunk:
         distinct = {name: len(set(keys)) for name, keys in experiment.source.content_keys().items()}
     inputs, targets = experiment.example(MEASURED), experiment.targets(rows)

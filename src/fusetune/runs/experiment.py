@@ -17,6 +17,7 @@ from fusetune.features.dataset import FeatureSet
 from fusetune.features.extraction import Progress, extract
 from fusetune.features.index import CacheSettings, Features
 from fusetune.features.inputs import input_lengths
+from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.filehash import remembered_sha256
 from fusetune.plan.adapted import AdaptedModel
@@ -53,7 +54,7 @@ class Experiment(TaskRows):
         where: str,
         lengths: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__(table, data)
+        super().__init__(table, data, backbone)
         torch.manual_seed(seed)
         self.model = AdaptedModel(backbone, plan, self.task, self._streams(backbone, lengths), where)
         self.starts: dict[str, str] = {}  # digests
@@ -113,7 +114,7 @@ class Experiment(TaskRows):
     def example(self, count: int) -> dict[str, Tokens]:
         """The first training samples at depth 0, complete ones if there are any."""
         rows = self.example_rows(count)
-        return self.model.backbone.prepare({name: self.source.decoded(name, rows) for name in self.data.modalities})
+        return self.model.backbone.prepare({name: self.source.decoded(name, rows) for name in self.source.modalities})
 
     def example_rows(self, count: int) -> list[int]:
         columns = [self.source.column(name).is_valid().to_pylist() for name in self.data.modalities]
@@ -136,6 +137,6 @@ class Experiment(TaskRows):
         )
 
     def _streams(self, backbone: Backbone, lengths: Mapping[str, int] | None) -> dict[str, Stream]:
-        names = list(self.data.modalities)
-        items, widths = lengths or input_lengths(self.source, backbone), backbone.widths(names)
+        names, source = list(self.data.modalities), Source(self.table, self.data.modalities)
+        items, widths = lengths or input_lengths(source, backbone), backbone.widths(names)
         return {name: Stream(widths[name], backbone.tower(name).tokens_out(items[name])) for name in names}

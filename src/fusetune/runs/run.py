@@ -208,13 +208,15 @@ def unimodal_metrics(
     progress: Progress,
     lengths: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, float], Features]:
-    """The test metric of `plan` when one modality is given and no other, for each; {} where the task compares two.
+    """The test metric of `plan` when one modality is given and no other, for each; {} where the task compares two,
+    and where the model answers in words: nothing would be trained.
 
     Also returns what was cached for it, all modalities in one.
     """
     found: dict[str, float] = {}
     used = Features(Frontier({}), {}, {})
-    if not make_task(data.task).fuses:
+    task = make_task(data.task)
+    if not task.fuses or task.speaks:
         return found, used
     for name in data.modalities:
         alone = data.alone(name)

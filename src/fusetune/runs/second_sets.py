@@ -21,7 +21,7 @@ from fusetune.manifest.checks import ValidationSettings
 from fusetune.manifest.contents import digest_column, with_digests
 from fusetune.manifest.second_sets import SecondSet
 from fusetune.plan.adapted import AdaptedModel
-from fusetune.training.data import DataSettings, make_task, task_columns
+from fusetune.training.data import DataSettings, make_task, streams_of, task_columns
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.predicting import Split, predict
 
@@ -117,7 +117,8 @@ def sound_rows(
     aside = table.num_rows - outcome.sound.num_rows
     check(outcome.sound.num_rows > 0, f"{where}: no row is sound. {'; '.join(told)}")
     digested = {n: m for n, m in modalities.items() if digest_column(n) not in outcome.sound.column_names}
-    source = ChangedSource(with_digests(outcome.sound, digested), modalities, chosen.changes, f"{where}.changes")
+    streams = streams_of(data) | modalities
+    source = ChangedSource(with_digests(outcome.sound, digested), streams, chosen.changes, f"{where}.changes")
     seen = 0 if train is None else _shared(train, source)
     if seen:
         told.append(f"{seen} rows are the same as training rows: what is measured on them is no generalisation")
@@ -176,7 +177,7 @@ def evaluate_on(
 
 def _shared(train: Source, rows: Source) -> int:
     """Rows that are the same as a training row in every modality."""
-    names = list(rows.modalities)
+    names = list(train.modalities)
     keys = train.content_keys()
     seen = set(zip(*(keys[name] for name in names), strict=True))
     own = Source.content_keys(rows)
@@ -193,7 +194,9 @@ def _fitting(model: AdaptedModel, features: FeatureSet) -> list[int]:
     if not any(getattr(module, "bounded", False) for module in model.modules()):
         return list(range(count))
     fits = np.ones(count, bool)
-    for name, lengths in features.lengths().items():
+    lengths_of = features.lengths()
+    for name in model.streams:
+        lengths = lengths_of[name]
         most, tower = model.streams[name].max_tokens, model.backbone.tower(name)
         deep = features.frontier.towers[name] > 0
         fits &= (lengths if deep else np.array([tower.tokens_out(int(n)) for n in lengths])) <= most

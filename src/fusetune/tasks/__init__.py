@@ -11,6 +11,7 @@ tasks = Registry(
         "multi_label": "fusetune.tasks.multi_label:MultiLabel",
         "vqa": "fusetune.tasks.vqa:VQA",
         "multi_task": "fusetune.tasks.multi_task:MultiTask",
+        "generation": "fusetune.tasks.generation:Generation",
         "retrieval": "fusetune.tasks.retrieval:Retrieval",
     },
 )

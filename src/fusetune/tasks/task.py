@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 HeadMaker = Callable[[int, int], nn.Module]  # (width, outputs) -> a head adapter
@@ -45,12 +46,14 @@ class Task(ABC):
         fuses: whether the streams may meet before the head; a task that compares them must keep them apart.
         plain: what a plain baseline predicts: ``classes``, ``labels``, ``numbers`` or ``pairs``; None: there is none.
         by_row: whether what `decode` says of a row depends on that row alone.
+        speaks: whether the model's own head answers in words: outputs are logits of a vocabulary.
     """
 
     metric: str
     config: Any
     fuses: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
+    speaks: ClassVar[bool] = False
     plain: ClassVar[str | None] = None
     Config: ClassVar[type[Any]]
 
@@ -114,6 +117,15 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+
+    def row_weights(self, targets: Tensor) -> Tensor:
+        """(rows,): what each row counts in a mean of losses over batches."""
+        return torch.ones(len(targets))
+
+    def kept(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What of a batch's outputs is kept for metrics and answers; vocabularies are too wide to be."""
+        del targets
+        return outputs
 
     def settle(self, outputs: Tensor, targets: Tensor) -> None:
         """Choose what is chosen after training (a threshold), by outputs of validation rows."""

@@ -19,6 +19,8 @@ from fusetune.manifest.schema import SPLITS, Modality
 from fusetune.tasks import tasks
 from fusetune.tasks.task import Task, content_column
 
+ANSWER = "answer"  # the stream of answers, for tasks that answer in words
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -32,6 +34,10 @@ class DataSettings:
     modalities: Mapping[str, Modality]
     task: Mapping[str, Any] = field(default_factory=dict)
     use_trunk: bool = True
+
+    def __post_init__(self) -> None:
+        taken = ANSWER in self.modalities and self.task.get("name") == "generation"
+        check(not taken, f"data.modalities.{ANSWER}: this is the name of the answers; expected another one.")
 
     def alone(self, name: str) -> "DataSettings":
         """One modality and no other; what is asked of a dual encoder's other side (`prompts`) stays where it is."""
@@ -87,7 +93,25 @@ def load_backbone(folder: str | Path, data: DataSettings) -> Backbone:
     )
     if not data.use_trunk:
         backbone.trunk = None
-    return backbone
+    return answering(backbone, data)
+
+
+def answering(backbone: Backbone, data: DataSettings) -> Backbone:
+    """With a stream of answers, where the task wants them in words."""
+    task: Any = make_task(data.task)
+    return backbone.take_answers(ANSWER, task.config.max_answer_tokens) if task.speaks else backbone
+
+
+def streams_of(data: DataSettings) -> dict[str, Modality]:
+    """The modalities, and the answers where the task wants them in words and has them."""
+    task: Any = make_task(data.task)
+    return dict(data.modalities) | ({ANSWER: Modality("text", task.config.answer)} if task.speaks else {})
+
+
+def meet(task: Task, backbone: Backbone) -> None:
+    """Let a task that answers in words know the words of the model that gives them."""
+    if task.speaks:
+        task.meet(backbone.tower(ANSWER))  # type: ignore[attr-defined]
 
 
 class TaskRows:
@@ -95,16 +119,19 @@ class TaskRows:
 
     Args:
         table: the validated manifest.
+        backbone: of a task that answers in words, whose words they are; its answers are a stream then.
     """
 
-    def __init__(self, table: pa.Table, data: DataSettings) -> None:
-        self.table, self.data, self.source = table, data, Source(table, data.modalities)
+    def __init__(self, table: pa.Table, data: DataSettings, backbone: Backbone | None = None) -> None:
+        self.task = make_task(data.task)
+        if backbone is not None:
+            meet(self.task, backbone)
+        self.table, self.data, self.source = table, data, Source(table, streams_of(data))
         split = table["split"].to_pylist()
         self.rows = {name: [i for i, value in enumerate(split) if value == name] for name in SPLITS}
         for name, rows in self.rows.items():
             if not rows:
                 raise FusetuneError(f"manifest: no row of split '{name}'; each of {', '.join(SPLITS)} needs some.")
-        self.task = make_task(data.task)
         self._columns = task_columns(self.task, self.source)
         self.task.fit(self._picked(self.rows["train"]))
 

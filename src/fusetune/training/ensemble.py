@@ -191,6 +191,10 @@ def refusal(
         return "batches of several steps or of one length are cut for each member anew"
     if training_dtype(targets.device, settings[0].autocast) == torch.float16:
         return "float16 needs a scale of the loss for each of them"
+    if any(of_one.gradient_checkpointing for of_one in settings):
+        return "blocks that run again in the backward pass run for one at a time"
+    if model.task.speaks:
+        return "the logits of a vocabulary are not kept for several at once"
     if model.stages() != [1] or model.apart:
         return "the plan changes while it is trained, or keeps away from other adapters"
     for adapter in model.adapters():

@@ -17,10 +17,12 @@ from fusetune.features.dataset import batches
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.schedule import warmup_cosine
 from fusetune.training import checkpoint
+from fusetune.training.data import ANSWER
 from fusetune.training.epochs import Epoch, Reporter, counted, stale
 from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import TOTAL, clip, gradient_norms, make_optimizer
 from fusetune.training.predicting import Split, predict
+from fusetune.training.recomputing import recomputed
 from fusetune.training.settings import TrainSettings
 from fusetune.training.zero_shot import zero_shot_metric
 
@@ -82,7 +84,10 @@ def train(
                 reporter.stage(_moved(model, train_split, number + 1, history[-1]))
             begun = time.perf_counter()
             step = number * steps_per_epoch
-            loss, norms = _train_epoch(model, train_split, optimizer, scaler, settings, number, step, steps, reporter)
+            with recomputed(model, settings.gradient_checkpointing):
+                loss, norms = _train_epoch(
+                    model, train_split, optimizer, scaler, settings, number, step, steps, reporter
+                )
             trained = time.perf_counter() - begun
             outputs, val_loss = predict(model, val_split, settings.batch_size, number + 1)
             metric = model.task.metrics(outputs, val_split.targets)[model.task.metric]
@@ -127,7 +132,7 @@ def _train_epoch(
     steps: int,
     reporter: Reporter,
 ) -> tuple[float, dict[str, float]]:
-    """Mean loss of a sample, and mean norms of the gradient by site.
+    """Mean loss of a sample (of a token, where the model answers in words), and mean norms of the gradient by site.
 
     On a GPU nothing is waited for within `LOOKED_AT` steps: losses and norms stay there until they are read together.
     """
@@ -139,23 +144,24 @@ def _train_epoch(
     model.train()
     lengths = features.ragged_lengths() if settings.length_buckets else None
     indices = list(batches(len(split.targets), settings.batch_size, order, lengths))
-    rows = [len(index) for index in indices]
+    weights = model.task.row_weights(split.targets)  # of rows: 1, or their tokens
+    shares = [weights[index].sum().item() for index in indices]
     several = settings.accumulate
-    of_step = [sum(rows[i : i + several]) for i in range(0, len(rows), several)]  # samples behind each step
+    of_step = [sum(shares[i : i + several]) for i in range(0, len(shares), several)]  # what is behind each step
     targets, losses, sums = split.targets.to(device), _Losses(number, step, settings), dict[str, Tensor]()
     optimizer.zero_grad(set_to_none=True)
     first = step
     for part, (index, states) in enumerate(features.batches(indices, view=number)):
         if settings.modality_dropout:
-            states = with_dropped_modalities(states, settings.modality_dropout)
+            states = with_dropped_modalities(states, settings.modality_dropout, always=(ANSWER,))
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             out = model(states, features.frontier)
         loss = model.task.loss(out.float(), targets[index.to(device, non_blocking=True)])
-        losses.add(loss.detach(), rows[part])
+        losses.add(loss.detach(), shares[part])
         penalty = model.penalty()
         whole = loss if penalty is None else loss + penalty
-        scaler.scale(whole * (rows[part] / of_step[part // several])).backward()
-        if (part + 1) % several and part + 1 < len(rows):
+        scaler.scale(whole * (shares[part] / of_step[part // several])).backward()
+        if (part + 1) % several and part + 1 < len(shares):
             continue
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warmup_cosine(step, steps, settings.warmup)
@@ -165,7 +171,7 @@ def _train_epoch(
         for adapter in model.adapters():
             adapter.on_step(step)
         optimizer.zero_grad(set_to_none=True)
-        if (step - first) % LOOKED_AT.get(device.type, 1) == 0 or part + 1 == len(rows):
+        if (step - first) % LOOKED_AT.get(device.type, 1) == 0 or part + 1 == len(shares):
             reporter.step(step, steps, losses.read())
     return losses.mean(), {site: (total / (step - first)).item() for site, total in sums.items()}
 
@@ -176,12 +182,12 @@ class _Losses:
     def __init__(self, number: int, step: int, settings: TrainSettings) -> None:
         self.number, self.step, self.settings = number, step, settings
         self._waiting: list[Tensor] = []
-        self._rows: list[int] = []
+        self._shares: list[float] = []
         self._read: list[float] = []
 
-    def add(self, loss: Tensor, rows: int) -> None:
+    def add(self, loss: Tensor, share: float) -> None:
         self._waiting.append(loss)
-        self._rows.append(rows)
+        self._shares.append(share)
 
     def read(self) -> float:
         """The last one; raises FusetuneError for one that is no number."""
@@ -195,8 +201,8 @@ class _Losses:
         return found[-1]
 
     def mean(self) -> float:
-        """Of a sample."""
-        return sum(v * n for v, n in zip(self._read, self._rows, strict=True)) / sum(self._rows)
+        """Of a sample, or of a token of its answer."""
+        return sum(v * n for v, n in zip(self._read, self._shares, strict=True)) / sum(self._shares)
 
 
 def _step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, largest: float) -> dict[str, Tensor]:

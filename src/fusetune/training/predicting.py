@@ -43,7 +43,7 @@ def predict(
     epoch: int | None = None,
     observed: dict[str, list[Tensor]] | None = None,
 ) -> tuple[Tensor, float]:
-    """Outputs of all rows, float32 on the CPU, and the mean loss.
+    """Outputs of all rows, as the task keeps them, float32 on the CPU, and the mean loss.
 
     Args:
         epoch: whose features are used; None: those of the last stage.
@@ -53,17 +53,18 @@ def predict(
         FusetuneError: an output is no number: the training has diverged.
     """
     model.eval()
-    outputs, total = [], 0.0
+    outputs, total, weights = [], 0.0, model.task.row_weights(split.targets)
     features = split.features if epoch is None else split.at(epoch)
     with torch.no_grad():
         for index, states in features.batches(batches(len(split.targets), 4 * batch_size)):
             out = model(states, features.frontier).float()
-            total += model.task.loss(out, split.targets[index].to(out.device)).item() * len(index)
-            outputs.append(out.cpu())
+            targets = split.targets[index].to(out.device)
+            total += model.task.loss(out, targets).item() * weights[index].sum().item()
+            outputs.append(model.task.kept(out, targets).cpu())
             if observed is not None:
                 for name, values in model.observed().items():
                     observed.setdefault(name, []).append(values.float().cpu())
-    return check_finite(torch.cat(outputs), split, epoch), total / len(split.targets)
+    return check_finite(torch.cat(outputs), split, epoch), total / weights.sum().item()
 
 
 def check_finite(outputs: Tensor, split: Split, epoch: int | None = None) -> Tensor:

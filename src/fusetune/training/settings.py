@@ -24,6 +24,7 @@ class TrainSettings:
         clip: largest norm of the gradient.
         accumulate: batches whose gradients are averaged into one step, every sample alike.
         modality_dropout: share of (sample, modality) that is hidden in training; one modality always stays.
+        gradient_checkpointing: blocks above the frontier keep their inputs alone and run again in the backward pass.
         length_buckets: batches of samples of about one length: less padding where lengths vary much.
         patience: epochs without a better validation metric after which training stops.
         seed: of initial weights and order.
@@ -44,6 +45,7 @@ class TrainSettings:
     clip: float = 1.0
     accumulate: int = 1
     modality_dropout: float = 0.0
+    gradient_checkpointing: bool = False
     length_buckets: bool = False
     patience: int = 6
     seed: int = 0

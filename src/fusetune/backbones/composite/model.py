@@ -92,12 +92,23 @@ class CompositeModel(nn.Module):
         ids = torch.full((rows, 1), self.stand_in_id, device=device)
         return self.worded(ids, torch.ones_like(ids))
 
-    def worded(self, ids: Tensor, mask: Tensor) -> dict[str, Any]:
-        """Inputs of a pass over a sequence that has been laid out: ids and mask, (rows, tokens)."""
+    def worded(self, ids: Tensor, mask: Tensor, answer: Tensor | None = None) -> dict[str, Any]:
+        """Inputs of a pass over a sequence that has been laid out: ids, mask, and which of it an answer is."""
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
-        if not self.family.causal:
-            inputs["token_type_ids"] = torch.zeros_like(ids)  # everything is read in both directions
+        if not self.family.causal:  # what asks is read in both directions
+            inputs["token_type_ids"] = torch.zeros_like(ids) if answer is None else answer.long()
         return inputs
+
+    def said(self, states: Tensor) -> Tensor:
+        """(rows, tokens, vocabulary): what the model's own head makes of states behind the final norm."""
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        ids = torch.full(states.shape[:2], self.stand_in_id, device=states.device)
+        language = self.model.get_submodule(self.family.language.rpartition(".")[0])
+        out = BaseModelOutputWithPast(last_hidden_state=states)
+        with forward_of(language, lambda *_, **__: out):
+            logits: Tensor = self(self.worded(ids, torch.ones_like(ids))).logits
+        return logits
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None, **options: Any) -> "CompositeModel":

@@ -1,8 +1,9 @@
 """A composite model as a backbone: a tower that sees, a tower of words, and the language blocks as the trunk.
 
-The streams stay apart at every depth of the trunk: the states at the picture's places, and those at the text's. With
-their masks they say how the sequence was laid out, so a pass begins at any depth from them alone. What the language
-model needs besides (positions, masks) it rebuilds itself from stand-in ids, of which the places alone count.
+The streams stay apart at every depth of the trunk: the states at the picture's places, those at the text's, and those
+at the answer's where the model learns to give one. With their masks they say how the sequence was laid out, so a pass
+begins at any depth from them alone. What the language model needs besides (positions, masks) it rebuilds itself from
+stand-in ids, of which the places alone count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.composite.model import CONNECTOR, ENCODER, FINAL, LANGUAGE, PLACES, Carried, CompositeModel, Cut
-from fusetune.backbones.composite.prompt import PromptTower, laid_out
+from fusetune.backbones.composite.prompt import ROOM, AnswerTower, PromptTower, laid_out
 from fusetune.backbones.tower import Tower
 from fusetune.backbones.trunk import Change
 from fusetune.config import check
@@ -123,17 +124,23 @@ class LanguageTrunk(nn.Module):
     """The language blocks, over the streams of a picture and a text; depth 0 takes its places and the text's ids.
 
     Args:
-        offset: tokens of the text in front of the picture.
+        words: of the prompt.
         image, text: the names of the two streams; '' where the data has none.
+
+    Attributes:
+        answer: the name of the stream of answers; '' where nobody asks for any.
     """
 
-    def __init__(self, composite: CompositeModel, offset: int, image: str, text: str) -> None:
+    answer = ""
+
+    def __init__(self, composite: CompositeModel, words: PromptTower, image: str, text: str) -> None:
         super().__init__()
         family = composite.family
         self._composite = (composite,)
         self.language = composite.model.get_submodule(family.language.rpartition(".")[0])
         self.head = composite.model.get_submodule(family.head)
-        self.offset, self.image, self.text = offset, image, text
+        self._words = (words,)
+        self.offset, self.image, self.text = words.offset, image, text
         self._layout: tuple[dict[str, Tensor], Tensor, Tensor] = {}, torch.empty(0), torch.empty(0)
         self.depth = len(composite.blocks(LANGUAGE))
         self.width = composite.model.config.get_text_config().hidden_size
@@ -153,35 +160,59 @@ class LanguageTrunk(nn.Module):
         """Run the blocks from depth `start` to depth `stop`; behind the last one the norm runs too."""
         if start == stop:
             return dict(streams)
-        sides = {name: streams[name] for name in (self.text, self.image) if name in streams}
-        unknown = [name for name in streams if name not in sides]
-        check(not unknown, f"the language model takes a picture and a text, no stream '{', '.join(unknown)}'.")
-        text, image = self._masks(streams)
-        which, real = laid_out(text, image, self.offset)
-        self._layout = {name: tokens.mask for name, tokens in sides.items()}, which, real
-        ids = torch.where(which >= text.shape[1], self.composite.image_id, self.composite.stand_in_id)
-        if start == 0:
-            out = self._from_inputs(streams, ids, which, real, stop)
-        else:
-            joint = self._joined(sides)
-            inputs = self.composite.worded(ids, real)
-            out = self.composite.carry(inputs, self._cut(stop), Cut(LANGUAGE, start), Carried(joint)).states
-        return self._apart(out)
+        masks = self._lay_out(streams)
+        which = self._layout[1]
+        inputs = self._inputs(streams if start == 0 else {}, masks)
+        if start:
+            carried = Carried(self._joined(streams))
+            return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(LANGUAGE, start), carried).states)
+        seen = streams.get(self.image)
+        present = seen.mask.any(1) if seen else which.new_zeros(0)
+        if seen is None or not (present.is_meta or present.any()):
+            return self._apart(self.composite.carry(inputs, self._cut(stop)).states)
+        states = seen.values if present.is_meta else seen.values[present]
+        inputs["pixel_values"] = states.new_ones(len(states), *self.composite.picture_shape)
+        return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(PLACES), Carried(states)).states)
+
+    def said(self, streams: Mapping[str, Tokens]) -> Tensor:
+        """The model's own logits, of streams at the top: (rows, 1 + longest answer, vocabulary).
+
+        The first is of what comes behind the prompt, each further one of what comes behind a token of the answer;
+        nothing else is given to the head.
+        """
+        text, image, answer = self._lay_out(streams)
+        joint = self._joined(streams)
+        last = text.sum(1, keepdim=True) + image.sum(1, keepdim=True) - 1
+        at = last.clamp(min=0) + torch.arange(1 + answer.shape[1], device=last.device)
+        at = at.clamp(max=joint.shape[1] - 1)
+        return self.composite.said(joint.gather(1, at[..., None].expand(*at.shape, joint.shape[-1])))
+
+    def take_answers(self, name: str, most: int) -> AnswerTower:
+        """From now on a stream of this name holds answers, of at most so many tokens; returns its tower."""
+        kept = room(self.composite)
+        check(most <= kept, f"data.task.max_answer_tokens: expected at most {kept} with this model, found {most}.")
+        self.answer = name
+        return AnswerTower(self._words[0], most)
 
     def behind(self, number: int, change: Change) -> Any:
         """As `trunk.Trunk.behind`: of the one sequence, the picture's places and the text's are told apart for it."""
         if number + 1 < self.depth:
 
             def before(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-                return (self._joined(change(self._apart(args[0]))), *args[1:]), kwargs
+                return (self._changed(change, args[0]), *args[1:]), kwargs
 
             return self.blocks()[number + 1].register_forward_pre_hook(before, with_kwargs=True)
-        return self.blocks()[number].register_forward_hook(lambda _, args, out: self._joined(change(self._apart(out))))
+        return self.blocks()[number].register_forward_hook(lambda _, args, out: self._changed(change, out))
+
+    def _changed(self, change: Change, joint: Tensor) -> Tensor:
+        """The prompt's streams are changed; the answer comes later than they do, and is no part of what they read."""
+        apart = self._apart(joint)
+        return self._joined({**apart, **change({name: t for name, t in apart.items() if name != self.answer})})
 
     def _joined(self, streams: Mapping[str, Tokens]) -> Tensor:
         """The one sequence of the pass that runs, (rows, tokens, width)."""
         masks, which, real = self._layout
-        states = torch.cat([streams[name].values for name in masks], 1)  # those that are there, text first
+        states = torch.cat([streams[name].values for name in masks], 1)  # those that are there, in their order
         return states.gather(1, which[..., None].expand(*which.shape, states.shape[-1])) * real[..., None]
 
     def _apart(self, joint: Tensor) -> dict[str, Tokens]:
@@ -193,31 +224,36 @@ class LanguageTrunk(nn.Module):
         parts = zip(masks.items(), whole.split(lengths, 1), strict=True)
         return {name: Tokens(states, mask) for (name, mask), states in parts}
 
-    def _from_inputs(
-        self, streams: Mapping[str, Tokens], ids: Tensor, which: Tensor, real: Tensor, stop: int
-    ) -> Tensor:
-        if self.text in streams:
-            words = streams[self.text].values.squeeze(-1).long()
-            given = words.gather(1, which.clamp(max=words.shape[1] - 1))
-            ids = torch.where(which < words.shape[1], given, ids).masked_fill(~real, self.composite.stand_in_id)
-        inputs = self.composite.worded(ids, real)
-        seen = streams.get(self.image)
-        present = seen.mask.any(1) if seen else ids.new_zeros(0)
-        if seen is None or not (present.is_meta or present.any()):
-            return self.composite.carry(inputs, self._cut(stop)).states
-        states = seen.values if present.is_meta else seen.values[present]
-        inputs["pixel_values"] = states.new_ones(len(states), *self.composite.picture_shape)
-        return self.composite.carry(inputs, self._cut(stop), Cut(PLACES), Carried(states)).states
+    def _lay_out(self, streams: Mapping[str, Tokens]) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks of text, picture and answer, (rows, tokens), of one that isn't there no tokens; keeps how they lie."""
+        names = (self.text, self.image, self.answer)
+        unknown = [name for name in streams if name not in names]
+        check(not unknown, f"the language model takes a picture and a text, no stream '{', '.join(unknown)}'.")
+        mask = next(iter(streams.values())).mask
+        none = mask.new_zeros(len(mask), 0)
+        text, image, answer = (streams[name].mask if name in streams else none for name in names)
+        which, real = laid_out(text, image, answer, self.offset)
+        self._layout = {name: streams[name].mask for name in names if name in streams}, which, real
+        return text, image, answer
+
+    def _inputs(self, streams: Mapping[str, Tokens], masks: tuple[Tensor, Tensor, Tensor]) -> dict[str, Any]:
+        """Of the pass over what was laid out, with the ids of those streams that are given; else places alone count."""
+        text, image, answer = masks
+        _, which, real = self._layout
+        in_image = (which >= text.shape[1]) & (which < text.shape[1] + image.shape[1]) & real
+        in_answer = (which >= text.shape[1] + image.shape[1]) & real
+        ids = torch.full_like(which, self.composite.stand_in_id)
+        if streams:
+            words = [
+                streams[name].values.squeeze(-1).long() if name in streams else torch.zeros_like(mask, dtype=ids.dtype)
+                for name, mask in ((self.text, text), ("", image), (self.answer, answer))
+            ]
+            ids = torch.where(real, torch.cat(words, 1).gather(1, which), ids)
+        ids = ids.masked_fill(in_image, self.composite.image_id)
+        return self.composite.worded(ids, real, in_answer)
 
     def _cut(self, stop: int) -> Cut:
         return Cut(FINAL) if stop == self.depth else Cut(LANGUAGE, stop)
-
-    def _masks(self, streams: Mapping[str, Tokens]) -> tuple[Tensor, Tensor]:
-        """Of text and picture, (rows, tokens); of one that isn't there, no tokens."""
-        mask = next(iter(streams.values())).mask
-        none = mask.new_zeros(len(mask), 0)
-        text, image = (streams[n].mask if n in streams else none for n in (self.text, self.image))
-        return text, image
 
     def save_pretrained(self, folder: Path) -> None:
         raise TypeError("these blocks belong to their composite model, which is saved by reference")
@@ -245,8 +281,14 @@ def parts(
     text_config = composite.model.config.get_text_config()
     seeing = SeeingTower(composite, processor.image_processor)
     composite.picture_shape = seeing.shape
-    longest = text_config.max_position_embeddings - seeing.tokens_out(1)
+    longest = text_config.max_position_embeddings - seeing.tokens_out(1) - room(composite)
     words = PromptTower(processor.tokenizer, prompt, text_config.hidden_size, longest, max_tokens)
     towers = {"image": seeing, "text": words}
-    trunk = LanguageTrunk(composite, words.offset, by_kind.get("image", ""), by_kind.get("text", ""))
+    trunk = LanguageTrunk(composite, words, by_kind.get("image", ""), by_kind.get("text", ""))
     return {name: towers[kind] for name, kind in kinds.items()}, trunk
+
+
+def room(composite: CompositeModel) -> int:
+    """Positions that no prompt takes: an answer stands there."""
+    positions: int = composite.model.config.get_text_config().max_position_embeddings
+    return min(ROOM, positions // 4)

@@ -1,4 +1,4 @@
-"""What a language model is shown: a picture's places, and a text in its prompt."""
+"""What a language model is shown: a picture's places, a text in its prompt, and the answer that it learns to give."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from fusetune.backbones.tower import Tower
 from fusetune.config import check
 from fusetune.tokens import Tokens, pad
 
-IMAGE, GAP, BOS = "{image}", "{}", "{bos}"
+IMAGE, GAP, BOS, SAID = "{image}", "{}", "{bos}", "{answer}"
+ROOM = 256  # positions that are kept for answers, at most a quarter of all
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class Prompt:
         before: the text in front of the picture.
         after: the text behind it, with {} where a sample's own goes.
         adds_bos: whether the tokenizer's first token has to be put in front.
+        answer: what stands behind the prompt once it has been answered, with {} where the answer goes.
     """
 
     before: str
     after: str
     adds_bos: bool
+    answer: str
 
     @classmethod
     def of(cls, processor: Any, image_token: str, given: str | None, default: str) -> "Prompt":
@@ -36,21 +39,43 @@ class Prompt:
             FusetuneError: one without {}, or without a place for the picture.
         """
         tokenizer = processor.tokenizer
-        text = given or _chat(processor) or default
+        text, answer = _chat(processor) if not given and _has_chat(processor) else _divided(given or default)
         bos = tokenizer.bos_token or ""
         text = text.replace(IMAGE, image_token).replace(BOS, bos)
         for part, name in ((GAP, "{} for a sample's text"), (image_token, f"{IMAGE} for its picture")):
             check(text.count(part) == 1, f"backbone.prompt: expected one {name}, found '{text}'.")
         before, _, after = text.partition(image_token)
         check(GAP in after, f"backbone.prompt: expected {IMAGE} in front of {GAP}, found '{text}'.")
-        return cls(before, after, bool(bos) and bos not in text)
+        return cls(before, after, bool(bos) and bos not in text, answer.rstrip())
+
+    @property
+    def end(self) -> str:
+        """What stands behind a sample's text."""
+        return self.after.partition(GAP)[2]
 
 
-def _chat(processor: Any) -> str | None:
-    if not getattr(processor, "chat_template", None):
-        return None
-    said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": GAP}]}]
-    return processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+def _has_chat(processor: Any) -> bool:
+    return bool(getattr(processor, "chat_template", None))
+
+
+def _chat(processor: Any) -> tuple[str, str]:
+    """The checkpoint's own way to ask, and to answer."""
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": GAP}]}]
+    told = [*asked, {"role": "assistant", "content": [{"type": "text", "text": SAID}]}]
+    prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    whole = processor.apply_chat_template(told, tokenize=False)
+    if not (whole.startswith(prompt) and SAID in whole):
+        return _divided(prompt)
+    return prompt, whole[len(prompt) :].replace(SAID, GAP)
+
+
+def _divided(text: str) -> tuple[str, str]:
+    """The prompt, and what follows it; a blank in front of an answer is the answer's."""
+    if SAID not in text:
+        return text, GAP if text[-1:].isspace() else f" {GAP}"
+    asked, _, end = text.partition(SAID)
+    prompt = asked.rstrip(" ")
+    return prompt, f"{asked[len(prompt) :]}{GAP}{end}"
 
 
 class PromptTower(Tower):
@@ -70,10 +95,8 @@ class PromptTower(Tower):
         if prompt.adds_bos:
             self.first = [tokenizer.bos_token_id, *self.first]
         self.limit = min(longest, tokenizer.model_max_length, max_tokens or longest)
-        check(
-            self.limit > len(self.first),
-            f"max_tokens: the prompt in front of the picture has {len(self.first)} tokens already, found {self.limit}.",
-        )
+        own = len(self._whole(""))
+        check(self.limit > own, f"max_tokens: the prompt alone has {own} tokens, found {self.limit}.")
 
     @property
     def offset(self) -> int:
@@ -110,28 +133,110 @@ class PromptTower(Tower):
         raise TypeError("a prompt belongs to its composite model, which is saved by reference")
 
     def _read(self, text: str) -> tuple[list[int], bool]:
-        ids = [*self.first, *self._ids(self.prompt.after.replace(GAP, text))]
-        return ids[: self.limit], len(ids) > self.limit
+        """Its ids; of one that is too long, the sample's own text is cut, never the prompt."""
+        ids = self._whole(text)
+        if len(ids) <= self.limit:
+            return ids, False
+        start, own, end = (self._ids(part) for part in (self.prompt.after.partition(GAP)[0], text, self.prompt.end))
+        room = self.limit - len(self.first) - len(start) - len(end)
+        return [*self.first, *start, *own[: max(0, room)], *end][: self.limit], True
+
+    def _whole(self, text: str) -> list[int]:
+        return [*self.first, *self._ids(self.prompt.after.replace(GAP, text))]
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.processor(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+        return ids_of(self.processor, text)
 
 
-def laid_out(text: Tensor, image: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """The one sequence that text and picture make: the first `offset` tokens of the text, the picture, the rest.
+class AnswerTower(Tower):
+    """Answers as token ids behind the prompt, the last one left out: nothing is said after it. Depth 0.
 
     Args:
-        text, image: masks, (rows, tokens), real ones first.
+        most: tokens of an answer; what is longer is cut, and has no end.
+    """
+
+    kind, depth = "text", 0
+
+    def __init__(self, words: PromptTower, most: int) -> None:
+        super().__init__()
+        self.processor, self.prompt, self.width, self.most = words.processor, words.prompt, words.width, most
+        ends = self.prompt.answer.endswith(GAP)
+        check(
+            not ends or self.processor.eos_token_id is not None,
+            "backbone.prompt: the tokenizer has no token that ends an answer. Put what ends it behind {answer}.",
+        )
+        self.end = [self.processor.eos_token_id] if ends else []
+
+    def ids(self, text: str) -> list[int]:
+        """What the model has to say, its end included, tokenised as behind a prompt; what is too long is cut."""
+        return self._whole(text)[: self.most]
+
+    def _whole(self, text: str) -> list[int]:
+        said = self.prompt.answer.replace(GAP, text)
+        before = ids_of(self.processor, self.prompt.end)
+        whole = ids_of(self.processor, self.prompt.end + said)
+        own = whole[len(before) :] if whole[: len(before)] == before else ids_of(self.processor, said)
+        return [*own, *self.end]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What ids say, up to the end of the answer."""
+        return str(self.processor.decode(list(ids), skip_special_tokens=True)).strip()
+
+    @property
+    def stops(self) -> list[int]:
+        """The ids that end an answer."""
+        return self.end or ids_of(self.processor, self.prompt.answer.rpartition(GAP)[2])[:1]
+
+    def prepare(self, samples: Sequence[Any]) -> Tokens:
+        rows = [[] if sample is None else self.ids(sample)[:-1] for sample in samples]
+        return pad([torch.tensor(ids, dtype=torch.long).unsqueeze(1) for ids in rows])
+
+    def read(self, texts: Sequence[str]) -> list[Reading]:
+        """How each answer is read: what is cut, and what the tokenizer doesn't know."""
+        unknown, found = self.processor.unk_token_id, []
+        for text in texts:
+            whole = self._whole(text)
+            ids, cut = tuple(whole[: self.most]), len(whole) > self.most
+            found.append(Reading(ids, len(whole), sum(i == unknown for i in whole), cut))
+        return found
+
+    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+        return tokens
+
+    def blocks(self) -> nn.ModuleList:
+        return nn.ModuleList()
+
+    def tokens_out(self, tokens_in: int) -> int:
+        return tokens_in
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {**tokenizer_state(self.processor), "prompt": self.prompt, "most": self.most}
+
+    def save_pretrained(self, folder: Any) -> None:
+        raise TypeError("answers belong to a task, not to a base")
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    """Of a part of a sequence: nothing is put around it."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+
+
+def laid_out(text: Tensor, image: Tensor, answer: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    """The one sequence of a sample: the first `offset` tokens of the text, the picture, the rest, the answer.
+
+    Args:
+        text, image, answer: masks, (rows, tokens), real ones first.
 
     Returns:
-        (rows, longest): which of `cat([text, image])` stands there, and whether anything does.
+        (rows, longest): which of `cat([text, image, answer])` stands there, and whether anything does.
     """
-    texts, places = text.sum(1, keepdim=True), image.sum(1, keepdim=True)
-    before = texts.clamp(max=offset)
-    longest = text.shape[1] + image.shape[1] if text.is_meta else int((texts + places).max().clamp(min=1))
+    texts, places, answers = (mask.sum(1, keepdim=True) for mask in (text, image, answer))
+    before, prompt, most = texts.clamp(max=offset), texts + places, text.shape[1] + image.shape[1]
+    longest = most + answer.shape[1] if text.is_meta else int((prompt + answers).max().clamp(min=1))
     at = torch.arange(longest, device=text.device)[None]
     in_image = (at >= before) & (at < before + places)
     of_text = torch.where(at < before, at, at - places)
     which = torch.where(in_image, text.shape[1] + at - before, of_text)
-    real = at < texts + places
+    which = torch.where(at >= prompt, most + at - prompt, which)
+    real = at < prompt + answers
     return which.masked_fill(~real, 0), real

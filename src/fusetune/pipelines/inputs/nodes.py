@@ -23,10 +23,10 @@ def check_inputs(
     from fusetune.manifest.checks import ValidationSettings
     from fusetune.pipelines.tracking import log_dict, log_metrics, log_text
     from fusetune.report.validation_page import validation_page
-    from fusetune.training.data import DataSettings, load_backbone
+    from fusetune.training.data import DataSettings, load_backbone, streams_of
 
     settings = build(DataSettings, data, "data")
-    source, backbone = Source(manifest, settings.modalities), load_backbone(base, settings)
+    source, backbone = Source(manifest, streams_of(settings)), load_backbone(base, settings)
     report = input_report(source, backbone, build(ValidationSettings, validate, "validate"))
     for sentence in told(report):
         logger.warning("%s", sentence)

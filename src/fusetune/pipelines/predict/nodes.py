@@ -111,7 +111,9 @@ def score_answers(task: Any, source: Any, keys: Mapping[str, Any], scored: Any, 
         groups = [of_rows[scored.rows[i]] for i in known]
     kinds = picked[kind] if kind else None
     metrics = evaluate(task, scored.outputs[known], task.targets(picked), settings, kinds, groups)
-    name = task.metric
+    name = (
+        task.metric if task.metric in metrics else next(iter(metrics))
+    )  # of words that were said: whether all are right
     logger.info(
         "%s %.3f (%.3f to %.3f) on %d rows", name, metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"],
         len(known),

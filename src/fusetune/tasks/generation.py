@@ -1,0 +1,144 @@
+"""An answer in words, by the model's own head."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusetune.config import check
+from fusetune.errors import FusetuneError
+from fusetune.tasks.task import HeadMaker, Task
+
+METRICS = ("token_accuracy", "exact_match", "log_likelihood")
+NO_TOKEN = -100  # as a target
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """
+    Attributes:
+        answer: the manifest column that holds the answer, a text.
+        max_answer_tokens: what is longer is cut, and `inputs` says how much that is.
+        metric: token_accuracy, exact_match or log_likelihood: what early stopping and the champion go by.
+    """
+
+    answer: str
+    max_answer_tokens: int = 64
+    metric: str = "token_accuracy"
+
+    def __post_init__(self) -> None:
+        check(self.metric in METRICS, f"metric: expected one of {', '.join(METRICS)}, found '{self.metric}'.")
+        check(self.max_answer_tokens > 0, f"max_answer_tokens: expected at least 1, found {self.max_answer_tokens}.")
+
+
+class Generation(Task):
+    """Cross-entropy of the answer's tokens, each behind the true ones before it (teacher forcing).
+
+    `exact_match` is that of greedy decoding: it says the whole answer if and only if each token is the likeliest behind
+    the true ones before it. `token_accuracy` and `log_likelihood` are means over a sample's tokens, then over samples;
+    `perplexity` is over all tokens.
+
+    Outputs are logits in training, what `kept` says where metrics are taken of them, and ids (rows, tokens) where the
+    model has answered by itself.
+
+    Attributes:
+        no_token: stands behind an answer.
+        words: turns answers into ids and back: the backbone's tower of answers (`meet`).
+    """
+
+    Config = GenerationConfig
+    speaks = True
+    words: Any = None
+    no_token = NO_TOKEN
+
+    def __init__(self, config: GenerationConfig) -> None:
+        self.config, self.metric = config, config.metric
+
+    def meet(self, words: Any) -> None:
+        """Know the tokens of the model that is to answer."""
+        self.words = words
+
+    def columns(self) -> list[str]:
+        return [self.config.answer]
+
+    def problems(self) -> dict[str, Callable[[Any], str | None]]:
+        return {self.config.answer: _problem}
+
+    def fit(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Nothing is learned: the answers are the model's own words."""
+
+    def targets(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
+        """(rows, longest): ids of each answer, its end included, and `NO_TOKEN` behind it."""
+        rows = []
+        for number, text in enumerate(columns[self.config.answer]):
+            problem = _problem(text)
+            if problem:
+                raise FusetuneError(f"column '{self.config.answer}', row {number}: {problem}.")
+            rows.append(self.words.ids(text))
+        found = torch.full((len(rows), max(map(len, rows), default=1)), NO_TOKEN)
+        for row, ids in zip(found, rows, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        return found
+
+    def known(self, columns: Mapping[str, Sequence[Any]]) -> list[bool]:
+        return [_problem(text) is None for text in columns[self.config.answer]]
+
+    def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
+        return nn.Identity()  # the model's own is no part of what a plan places
+
+    def row_weights(self, targets: Tensor) -> Tensor:
+        return (targets != NO_TOKEN).sum(1).float()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean over tokens; `targets` may be longer than the longest answer of the batch."""
+        wanted = targets[:, : outputs.shape[1]]
+        return F.cross_entropy(outputs.flatten(0, 1), wanted.flatten(), ignore_index=NO_TOKEN)
+
+    def kept(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(rows, longest, 2): of each token its log likelihood, and the likeliest one in its place; zeros behind."""
+        wanted = targets[:, : outputs.shape[1]]
+        there = wanted != NO_TOKEN
+        logs = outputs.log_softmax(-1).gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        found = torch.stack([logs, outputs.argmax(-1).float()], -1) * there.unsqueeze(-1)
+        return F.pad(found, (0, 0, 0, targets.shape[1] - found.shape[1]))
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
+        if outputs.ndim == 2:
+            longest = max(outputs.shape[1], targets.shape[1])
+            said, true = (F.pad(ids, (0, longest - ids.shape[1]), value=NO_TOKEN) for ids in (outputs, targets))
+            return {"exact_match": (said == true).all(1).float().cpu().numpy()}
+        there = targets != NO_TOKEN
+        tokens = there.sum(1).clamp(min=1)
+        right = (outputs[..., 1].round() == targets) & there
+        found = {
+            "token_accuracy": right.sum(1) / tokens,
+            "exact_match": (right | ~there).all(1).float(),
+            "log_likelihood": outputs[..., 0].sum(1) / tokens,
+        }
+        return {name: values.float().cpu().numpy() for name, values in found.items()}
+
+    def aggregates(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        if outputs.ndim == 2:
+            return {}
+        tokens = (targets != NO_TOKEN).sum()
+        return {"perplexity": float((-outputs[..., 0].double().sum() / tokens).exp())}
+
+    def decode(self, outputs: Tensor, contents: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Any]]:
+        """What the model has said; of what is `kept`, what is likeliest in each place of the true answer."""
+        ids = outputs if outputs.ndim == 2 else outputs[..., 1]
+        column = "prediction" if outputs.ndim == 2 else "teacher_forced"
+        return [{column: self.words.text(self._ended(row))} for row in ids.round().long().tolist()]
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        ends = [i for i, number in enumerate(ids) if number == NO_TOKEN or number in self.words.stops]
+        return ids[: ends[0]] if ends else ids
+
+
+def _problem(text: Any) -> str | None:
+    if not isinstance(text, str):
+        return f"expected an answer, a text, found {text!r}"
+    return None if text.strip() else "expected an answer, found an empty text"

@@ -1,0 +1,204 @@
+"""Answers in words: what is learned is the model's own loss on the answer's tokens, from every cut."""
+
+import pytest
+import torch
+from encoders import pictures
+from speaking import MODELS, TEXTS, saved_llava
+
+from fusetune.adapters.adapter import Stream
+from fusetune.backbones.backbone import Backbone, Frontier
+from fusetune.backbones.composite.loading import CompositeSource
+from fusetune.config import build
+from fusetune.errors import FusetuneError
+from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.frontier import frontier
+from fusetune.plan.plan import Plan
+from fusetune.tasks.generation import Generation, GenerationConfig
+from fusetune.training.data import ANSWER
+
+KINDS = {"image": "image", "text": "text"}
+ASKED, ANSWERS = [TEXTS[0], "one", TEXTS[2]], ["dark", "it is light", "which"]
+LORA = {"where": "trunk", "adapter": "lora", "blocks": {"take": "top", "count": 2}, "config": {"rank": 4}}
+
+
+def generation(**config):
+    return Generation(GenerationConfig("said", **config))
+
+
+def listening(folder, most=16):
+    backbone = Backbone.from_composite(CompositeSource(str(folder)), KINDS).take_answers(ANSWER, most)
+    task = generation(max_answer_tokens=most)
+    task.meet(backbone.tower(ANSWER))
+    return backbone, task
+
+
+def adapted(backbone, task, *placements):
+    plan = build(Plan, {"placements": [*placements, {"where": "head", "adapter": "linear"}]}, "plan")
+    return AdaptedModel(backbone, plan, task, {"image": Stream(48, 16), "text": Stream(48, 40)})
+
+
+def given(backbone, shown, answers=ANSWERS):
+    return backbone.prepare({"image": shown, "text": ASKED, ANSWER: answers})
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def speaking(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    model, processor = MODELS[request.param](folder)
+    return request.param, *listening(folder), model, processor
+
+
+def own_loss(name, model, processor, picture, text, answer):
+    """By the checkpoint's processor and forward: the summed loss of the answer's tokens, and their number."""
+    image = picture[0].convert("RGB")
+    if name == "llava":
+        said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+        prompt = processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+        inputs = processor(text=[prompt], images=[image], return_tensors="pt", add_special_tokens=False)
+        end = processor.tokenizer([f"{answer}</s>"], return_tensors="pt", add_special_tokens=False)["input_ids"]
+        labels = torch.cat([torch.full_like(inputs["input_ids"], -100), end], 1)
+        whole = torch.cat([inputs["input_ids"], end], 1)
+        inputs |= {"input_ids": whole, "labels": labels, "attention_mask": torch.ones_like(whole)}
+    else:
+        inputs = processor(text=[f"<image>{text}"], images=[image], suffix=[answer], return_tensors="pt")
+    labels = inputs["labels"]
+    return model(**inputs).loss * (labels != -100).sum(), int((labels != -100).sum())
+
+
+@torch.no_grad()
+def test_the_loss_is_the_models_own(speaking):
+    name, backbone, task, model, processor = speaking
+    shown, targets = pictures(1, 1, 1), task.targets({"said": ANSWERS})
+    ours = adapted(backbone, task, LORA)
+    ground = Frontier(dict.fromkeys((*KINDS, ANSWER), 0))
+    logits = ours(given(backbone, shown), ground)
+    own = [own_loss(name, model, processor, *row) for row in zip(shown, ASKED, ANSWERS, strict=True)]
+    assert [count for _, count in own] == task.row_weights(targets).tolist()
+    expected = sum(loss for loss, _ in own) / sum(count for _, count in own)
+    torch.testing.assert_close(task.loss(logits, targets), expected, atol=2e-5, rtol=1e-5)
+    other = ours(given(backbone, shown[::-1]), ground)
+    assert (other - logits).abs().max() > 1e-3, "another picture changes what is said"
+    ours.detach()
+
+
+@torch.no_grad()
+def test_from_every_cut_the_logits_are_the_same(speaking):
+    _, backbone, task, _, _ = speaking
+    ours = adapted(backbone, task)
+    streams, names = given(backbone, pictures(1, 0, 1)), (*KINDS, ANSWER)
+    ground = Frontier(dict.fromkeys(names, 0))
+    expected = ours(streams, ground)
+    seeing, trunk = backbone.tower("image").depth, backbone.trunk.depth
+    cuts = [Frontier({"image": k, "text": 0, ANSWER: 0}) for k in range(seeing + 1)]
+    cuts += [Frontier({"image": seeing, "text": 0, ANSWER: 0}, k) for k in range(1, trunk + 1)]
+    for cut in cuts:
+        assert torch.equal(ours(backbone.advance(streams, ground, cut), cut), expected), cut
+    ours.detach()
+
+
+@torch.no_grad()
+def test_no_place_reads_an_answer_that_comes_later(speaking):
+    """Prompts are the same whatever is answered, and what is said of a token the same whatever follows it."""
+    _, backbone, task, _, _ = speaking
+    shown = pictures(1, 1, 1)
+    behind = {"where": "trunk", "adapter": "cross_modal", "config": {"bottleneck_dim": 8, "heads": 2}}
+    ours = adapted(backbone, task, behind)
+    for parameter in ours.trainable().values():
+        parameter.add_(torch.randn_like(parameter) * 0.3)
+    ground = Frontier(dict.fromkeys((*KINDS, ANSWER), 0))
+    one = ours(given(backbone, shown, ["it is light"] * 3), ground)
+    two = ours(given(backbone, shown, ["it is dark"] * 3), ground)
+    first, second = (task.words.ids(text) for text in ("it is light", "it is dark"))
+    same = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    assert same > 1 and torch.equal(one[:, : same + 1], two[:, : same + 1])
+    assert (one[:, same + 1 : len(second)] - two[:, same + 1 : len(second)]).abs().max() > 1e-3
+    ours.detach()
+    bare = ours(given(backbone, shown, ["it is light"] * 3), ground)
+    assert (bare - one).abs().max() > 1e-3, "the adapter is heard"
+
+
+def test_exact_match_is_that_of_greedy_decoding(speaking):
+    """Token by token, each behind what was said before it."""
+    _, backbone, task, _, _ = speaking
+    ours = adapted(backbone, task)
+    shown, ground = pictures(1, 1, 1), Frontier(dict.fromkeys((*KINDS, ANSWER), 0))
+    tower = backbone.tower(ANSWER)
+    said = [[] for _ in ASKED]
+    with torch.no_grad():
+        for _ in range(4):
+            streams = given(backbone, shown, [None] * 3)
+            streams[ANSWER] = type(streams[ANSWER])(
+                torch.tensor([row or [0] for row in said]).unsqueeze(-1),
+                torch.full((3, max(1, len(said[0]))), bool(said[0])),
+            )
+            logits = ours(streams, ground)[:, len(said[0])]
+            logits[:, backbone.trunk.composite.image_id] = -torch.inf  # a place for a picture is no word
+            for row, best in zip(said, logits.argmax(-1).tolist(), strict=True):
+                row.append(best)
+        targets = torch.tensor(said)
+        streams[ANSWER] = type(streams[ANSWER])(targets[:, :-1, None], torch.ones(3, 3, dtype=torch.bool))
+        logits = ours(streams, ground)
+        logits[..., backbone.trunk.composite.image_id] = -torch.inf
+        kept = task.kept(logits, targets)
+        assert task.per_sample(kept, targets)["exact_match"].tolist() == [1, 1, 1]
+        wrong = targets.clone()
+        wrong[0, 2] = (wrong[0, 2] + 1) % 90
+        assert task.per_sample(kept, wrong)["exact_match"].tolist() == [0, 1, 1]
+    assert tower.text(said[0]) is not None
+    ours.detach()
+
+
+def test_what_is_kept_is_no_vocabulary(speaking):
+    _, _, task, _, _ = speaking
+    targets = task.targets({"said": [*ANSWERS, "it is light it is light"]})
+    logits = torch.randn(3, 6, 400)
+    kept = task.kept(logits, targets[:3])
+    assert kept.shape == (3, targets.shape[1], 2)
+    own = torch.stack([
+        torch.nn.functional.cross_entropy(row, wanted[:6], ignore_index=-100)
+        for row, wanted in zip(logits, targets, strict=False)
+    ])  # fmt: skip
+    torch.testing.assert_close(-torch.from_numpy(task.per_sample(kept, targets[:3])["log_likelihood"]), own)
+    tokens = task.row_weights(targets[:3])
+    mean = (own * tokens).sum() / tokens.sum()
+    torch.testing.assert_close(task.loss(logits, targets[:3]), mean)
+    assert task.aggregates(kept, targets[:3])["perplexity"] == pytest.approx(mean.exp().item(), rel=1e-4)
+
+
+def test_cut_answers_have_no_end_and_are_told(tmp_path):
+    saved_llava(tmp_path)
+    _, task = listening(tmp_path, 3)
+    short, long = task.words.read(["a", "it is light or dark and so on"])
+    assert not short.cut and short.ids[-1] in task.words.stops
+    assert long.cut and len(long.ids) == 3 and long.tokens > 3 and long.ids[-1] not in task.words.stops
+    assert task.words.text(short.ids) == "a"
+
+
+def test_a_long_question_is_cut_and_its_prompt_is_not(tmp_path):
+    saved_llava(tmp_path)
+    source = CompositeSource(str(tmp_path), prompt="{image} say {} now: {answer}", max_tokens=14)
+    words = Backbone.from_composite(source, KINDS).tower("text")
+    ids = words.prepare(["what is the grey of this picture, which one is it, and why is it so"]).values[0, :, 0]
+    said = words.processor.decode(ids)
+    assert len(ids) <= 14 and said.endswith(" now:") and "say what" in said, said
+    assert words.prompt.answer == " {}"
+
+
+def test_the_frontier_is_that_of_the_plan_and_the_answer_lies_with_it(speaking):
+    _, backbone, task, _, _ = speaking
+    ours = adapted(backbone, task, LORA)
+    found = frontier(ours, given(backbone, pictures(1, 1, 1)))
+    assert found == Frontier({"image": backbone.tower("image").depth, "text": 0, ANSWER: 0}, 2)
+    ours.detach()
+
+
+def test_what_has_no_place_is_told(speaking):
+    _, backbone, task, _, _ = speaking
+    with pytest.raises(FusetuneError, match="behind the last language block nothing reads what 'wander'.*where: trunk"):
+        adapted(backbone, task, {"where": "junction", "adapter": "wander"})
+    with pytest.raises(FusetuneError, match="max_answer_tokens: expected at most 64 with this model, found 500"):
+        backbone.take_answers(ANSWER, 500)
+    with pytest.raises(FusetuneError, match="row 1: expected an answer, a text, found None"):
+        task.targets({"said": ["a", None]})
+    with pytest.raises(FusetuneError, match="answers in words need a model that speaks"):
+        Backbone({}).take_answers(ANSWER, 8)
