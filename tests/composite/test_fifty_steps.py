@@ -1,0 +1,88 @@
+"""Fifty steps of training from what is cached at the frontier are fifty steps from the pixels."""
+
+from functools import partial
+
+import pytest
+import torch
+from composites import batch, made
+from encoders import pictures
+from speaking import MODELS
+from test_answering import ANSWERS, KINDS, LORA, adapted, given, listening
+
+from fusetune.backbones.backbone import Frontier
+from fusetune.backbones.composite.model import CompositeModel, Cut
+from fusetune.plan.frontier import frontier
+from fusetune.training.data import ANSWER
+
+STEPS = 50
+CONNECTOR = {"where": "backbone", "adapter": "unfreeze", "config": {"parts": ["image"], "top_blocks": 1}}
+IN_TOWER = {"where": "towers", "adapter": "lora", "blocks": {"modalities": ["image"]}, "config": {"rank": 2}}
+PLANS = {  # placements, blocks of the tower above the frontier, frontier in the language blocks
+    "connector": ([CONNECTOR], 1, 0),
+    "two language blocks": ([LORA], 0, 2),
+    "LoRA everywhere": ([{**LORA, "blocks": "all"}, IN_TOWER], None, 0),
+}
+
+
+def fitted(parameters, loss):
+    """Losses of `STEPS` steps."""
+    optimizer, found = torch.optim.AdamW(parameters, lr=3e-3), []
+    for _ in range(STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        optimizer.step()
+        found.append(value.item())
+    return torch.tensor(found)
+
+
+def loss_of(model, states, start):
+    return model.task.loss(model(states, start), model.task.targets({"said": ANSWERS}))
+
+
+def model_of(name, folder, placements):
+    torch.manual_seed(0)
+    MODELS[name](folder)
+    return adapted(*listening(folder), *placements)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", MODELS)
+def test_from_the_frontier_as_from_pixels(name, plan, tmp_path):
+    placements, above, depth = PLANS[plan]
+    ground, losses = Frontier(dict.fromkeys((*KINDS, ANSWER), 0)), []
+    for source in ("pixels", "cache", "other pixels"):
+        model = model_of(name, tmp_path, placements)
+        streams = given(model.backbone, pictures(1, 1, 1)[:: -1 if source == "other pixels" else 1])
+        reached, top = frontier(model, streams), model.backbone.tower("image").depth
+        assert (reached.towers["image"], reached.trunk) == (0 if above is None else top - above, depth)
+        with torch.no_grad():
+            cached = model.backbone.advance(streams, ground, reached)
+        start, states = (reached, cached) if source == "cache" else (ground, streams)
+        losses.append(fitted(list(model.trainable().values()), partial(loss_of, model, states, start)))
+    pixels, cache, others = losses
+    assert pixels[-1] < pixels[0] - 0.05, "something is learned"
+    assert (pixels - others).abs().max() > 1e-4, "other pictures teach something else"
+    assert (pixels - cache).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["blip", "mllama"])
+def test_cross_attention_alone(name):
+    """Below its first cross-attention nothing is trained, so states and memory are cached there."""
+    path, losses = "crossattention" if name == "blip" else "cross_attn", []
+    for cached in (False, True):
+        model, places = made(name)
+        composite, inputs = CompositeModel(model), batch(name, places)
+        blocks = composite.blocks("language")
+        reading = [i for i, block in enumerate(blocks) if hasattr(block, path)]
+        cut = Cut("language", reading[0])
+        with torch.no_grad():
+            carried = composite.carry(inputs, cut)
+        assert carried.memory is not None
+        parameters = [p for i in reading for p in getattr(blocks[i], path).parameters()]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        start = (cut, carried) if cached else ()
+        losses.append(fitted(parameters, lambda model=composite, given=(inputs, *start): model(*given).loss))
+    assert losses[0][-1] < losses[0][0] - 0.05
+    assert (losses[0] - losses[1]).abs().max() <= 1e-6
