@@ -88,17 +88,51 @@ def test_large_models_are_accounted_for_without_their_weights():
         from fusetune.plan.plan import Plan
         from fusetune.runs.account import EstimateSettings, estimate
         plan = build(Plan, {"placements": [
-            {"where": "connector", "adapter": "linear_connector", "config": {"source": "image", "target": "text"}},
-            {"where": "towers", "adapter": "lora"}, {"where": "head", "adapter": "linear"}]}, "p")
-        found = estimate(plan, "p", EstimateSettings(model="llava"), CacheSettings())
+            {"where": "trunk", "adapter": "lora"}, {"where": "towers", "adapter": "lora"},
+            {"where": "head", "adapter": "linear"}]}, "p")
+        found = estimate(plan, "p", EstimateSettings(model="llava", answer_tokens=30), CacheSettings())
         print(found.base_parameters, found.frontier, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)
         """
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     base, *frontier, megabytes = done.stdout.split()
-    assert int(base) == 6_910_851_072 and " ".join(frontier) == "image 0, text 0"
+    assert int(base) == 7_062_902_784 and " ".join(frontier) == "image 0, text 0, answer 0"
     assert int(megabytes) < 2500, "27 GB of weights were never there"
+
+
+QV = {"rank": 32, "targets": ["query", "value"]}
+CONNECTOR = {"where": "backbone", "adapter": "unfreeze", "config": {"parts": ["image"], "top_blocks": 1}}
+
+
+def test_llava_with_lora_is_the_published_account():
+    """37.7 M: rank 32 on query and value of the language blocks, and the connector trained; not of both towers."""
+    spoken = dict(answer_tokens=30, batch_size=1)
+    found = estimated("llava", at("trunk", "lora", **QV), CONNECTOR, **spoken)
+    language, connector = 32 * 2 * 2 * 4096 * 32, 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    assert found.trainable == {"trunk": language, "image": connector} and language + connector == 37_756_928
+    both = estimated("llava", at("trunk", "lora", **QV), at("towers", "lora", **QV), **spoken)
+    vision = 23 * 2 * 2 * 1024 * 32  # of 24 blocks: the last one is not read
+    assert both.trainable == {"trunk": language, "image": vision}
+
+
+def test_memory_of_a_model_that_speaks_by_part_and_precision():
+    top = at("trunk", "lora", {"take": "top", "count": 4}, **QV)
+    settings = dict(answer_tokens=30, batch_size=4)
+    full, half, four = (
+        estimated("llava", top, precision=precision, **settings) for precision in ("float32", "bfloat16", "nf4")
+    )
+    trained, base = full.trainable_parameters, full.base_parameters
+    assert full.frontier.trunk == 28 and full.cache_bytes == 100_000 * (576 + 32 + 29) * 4096 * 2
+    assert full.memory["weights"] == 4 * (base + trained) and full.memory["optimizer"] == 12 * trained
+    assert half.memory["weights"] == 2 * base + 4 * trained
+    assert 0.55 * base < four.memory["weights"] - 4 * trained < 0.6 * base, "embeddings, norms and head are not packed"
+    assert half.memory["activations"] == full.memory["activations"] // 2
+    assert full.memory["outputs"] >= 4 * 30 * 32_000 * 4, "logits at supervised places alone"
+    assert full.memory["outputs"] < 4 * (576 + 62) * 32_000 * 4
+    deep = estimated("llava", at("trunk", "lora", **QV), **settings)
+    assert 6 < deep.memory["activations"] / full.memory["activations"] < 10, "32 blocks against 4"
+    assert full.flop_ratio > 4 and full.memory_bytes == sum(full.memory.values())
 
 
 def test_a_configuration_file_is_enough(tmp_path):

@@ -7,10 +7,16 @@ from typing import Any
 import torch
 
 from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.composite.families import class_of, composite_family
+from fusetune.backbones.composite.loading import CompositeSource
+from fusetune.backbones.composite.model import CompositeModel
+from fusetune.backbones.composite.parts import LanguageTrunk, SeeingTower
+from fusetune.backbones.composite.prompt import WordTower
 from fusetune.backbones.families import load, quiet
 from fusetune.backbones.item_towers import ImageTower, ItemTower, VideoTower
 from fusetune.backbones.text_tower import TextTower
 from fusetune.backbones.tower import Tower
+from fusetune.config import check
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
 
@@ -40,18 +46,25 @@ class Shape:
     most_tokens: dict[str, int]
 
 
-def shape_of(source: str, text_tokens: int) -> Shape:
-    """The towers of a model that is known by its configuration.
+def shape_of(source: str, text_tokens: int, answer: tuple[str, int] | None = None) -> Shape:
+    """The towers of a model that is known by its configuration, and its language blocks where it speaks.
 
     Args:
         source: a config.json or its folder, a hub id, or a model type of `transformers` (clip, blip, llava, bert, ...),
             which stands for the sizes that its configuration has by default.
-        text_tokens: of a sample's text.
+        text_tokens: of a sample's text, in its prompt.
+        answer: the name of the stream of answers, and their tokens; None: nothing is answered in words.
 
     Raises:
-        FusetuneError: no such configuration, or an encoder of other than pictures, videos and texts.
+        FusetuneError: no such configuration, an encoder of other than pictures, videos and texts, or a model that
+            doesn't speak and should.
     """
     config = _config(source)
+    name = class_of(config) or type(config).__name__.removesuffix("Config") + "ForConditionalGeneration"
+    family = composite_family(name, config)
+    if family and family.prompt:
+        return _speaking(name, config, text_tokens, answer)
+    check(answer is None, f"estimate.answer_tokens: '{source}' is no vision-language model that an experiment takes.")
     parts = {
         name: part
         for name, key in (("image", "vision_config"), ("text", "text_config"))
@@ -64,6 +77,28 @@ def shape_of(source: str, text_tokens: int) -> Shape:
         towers[tower.kind], inputs[tower.kind] = tower, tokens
         most[tower.kind] = tower.tokens_out(tokens.values.shape[1])
     return Shape(Backbone(towers), inputs, most)
+
+
+def _speaking(name: str, config: Any, text_tokens: int, answer: tuple[str, int] | None) -> Shape:
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, name)._from_config(config, attn_implementation="sdpa")
+    composite = CompositeModel(model)
+    side = config.vision_config.image_size
+    composite.picture_shape = torch.Size((config.vision_config.num_channels, side, side))
+    seeing = SeeingTower(composite, None)
+    seeing.__dict__["shape"] = composite.picture_shape
+    words = WordTower(config.get_text_config().hidden_size)
+    trunk = LanguageTrunk(composite, words, "image", "text")
+    backbone = Backbone({"image": seeing, "text": words}, trunk, CompositeSource(name))
+    inputs = {"image": _zeros(1, composite.picture_shape.numel(), torch.float32)}
+    inputs["text"] = _zeros(text_tokens, 1, torch.long)
+    most = {"image": seeing.tokens_out(1), "text": text_tokens}
+    if answer:
+        backbone.take_answers(*answer)
+        inputs[answer[0]] = _zeros(answer[1] - 1, 1, torch.long)
+    return Shape(backbone, inputs, most)
 
 
 def _config(source: str) -> Any:

@@ -3,9 +3,10 @@
 An epoch over N samples from the frontier costs N times forward and backward of what lies above it; from the raw inputs
 it would also run the frozen blocks below. The ratio of the two, in FLOPs, is the most that caching can win.
 
-Memory of training, in float32: all weights, for each trained one its gradient and AdamW's two moments, and what the
-backward pass of a batch needs (the tensors that autograd keeps, each once). What a step holds for a moment only is not
-counted.
+Memory of training: all weights, for each trained one its gradient and AdamW's two moments, what the backward pass of a
+batch needs (the tensors that autograd keeps, each once), and what the loss keeps of the outputs, which is a vocabulary
+a token where the model answers in words. What a step holds for a moment only is not counted. Measured in float32; in
+another precision frozen weights are counted at its size and activations at two bytes a number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,13 @@ from fusetune.plan.frontier import frontier
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
 from fusetune.tasks.classification import Classification, ClassificationConfig
+from fusetune.tasks.generation import Generation, GenerationConfig
+from fusetune.tasks.task import Task
 from fusetune.tokens import Tokens
+from fusetune.training.data import ANSWER
 
 MEASURED = 8  # samples
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "nf4": 0.516}  # nf4: with doubly quantised scales, 4.127 bits
 ADAM = 3  # values beside each trained one: its gradient and two moments
 
 
@@ -42,7 +47,8 @@ class Account:
         flops: of one training sample, forward and backward, from the frontier.
         flops_below: forward, up to the frontier: spent once a sample, to fill the cache.
         flops_uncached: of one training sample from the raw inputs.
-        memory_bytes: of training at the given batch size.
+        memory: of training at the given batch size, bytes: weights, optimizer (gradients and moments), activations,
+            and outputs (logits, and what the loss keeps of them).
         resolved: what each placement came to mean.
     """
 
@@ -53,8 +59,12 @@ class Account:
     flops: int
     flops_below: int
     flops_uncached: int
-    memory_bytes: int
+    memory: Mapping[str, int]
     resolved: Sequence[str]
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.memory.values())
 
     @property
     def flop_ratio(self) -> float:
@@ -83,6 +93,7 @@ class Account:
             "flops_per_sample_uncached": self.flops_uncached,
             "flop_ratio": round(self.flop_ratio, 3),
             "memory_bytes": self.memory_bytes,
+            "memory": dict(self.memory),
         }
 
 
@@ -105,21 +116,28 @@ class EstimateSettings:
         model: a config.json or its folder, a hub id, or a model type (clip, blip, llava, bert, ...), which stands for
             the sizes that its configuration has by default.
         text_tokens: of a sample.
+        answer_tokens: of an answer in words, by the model's own head; 0: a head chooses from labels.
         samples: in all splits.
         labels: that the head chooses from.
         batch_size: of training.
+        precision: float32, bfloat16, int8 or nf4: of the base's frozen linear layers; the rest of it is bfloat16 then.
     """
 
     model: str = "clip"
     text_tokens: int = 32
+    answer_tokens: int = 0
     samples: int = 100_000
     labels: int = 1000
     batch_size: int = 64
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("text_tokens", "samples", "batch_size"):
             check(getattr(self, name) > 0, f"estimate.{name}: expected at least 1, found {getattr(self, name)}.")
         check(self.labels > 1, f"estimate.labels: expected at least 2, found {self.labels}.")
+        check(self.answer_tokens >= 0, f"estimate.answer_tokens: expected 0 or more, found {self.answer_tokens}.")
+        known = ", ".join(BYTES)
+        check(self.precision in BYTES, f"estimate.precision: expected one of {known}, found '{self.precision}'.")
 
 
 def estimate(plan: Plan, where: str, settings: EstimateSettings, cache: CacheSettings) -> Account:
@@ -131,17 +149,20 @@ def estimate(plan: Plan, where: str, settings: EstimateSettings, cache: CacheSet
     from fusetune.adapters.adapter import Stream
     from fusetune.backbones.from_config import shape_of
 
-    shape = shape_of(settings.model, settings.text_tokens)
-    task = Classification(ClassificationConfig("label"))
-    task.restore({"labels": [str(i) for i in range(settings.labels)]})
-    widths = shape.backbone.widths(list(shape.inputs))
-    streams = {name: Stream(widths[name], shape.most_tokens[name]) for name in shape.inputs}
+    words = settings.answer_tokens
+    shape = shape_of(settings.model, settings.text_tokens, (ANSWER, words) if words else None)
+    task: Task = Generation(GenerationConfig("answer", max(1, words)))
+    if not words:
+        task = Classification(ClassificationConfig("label"))
+        task.restore({"labels": [str(i) for i in range(settings.labels)]})
+    widths = shape.backbone.widths(list(shape.most_tokens))
+    streams = {name: Stream(widths[name], most) for name, most in shape.most_tokens.items()}
     model = AdaptedModel(shape.backbone, plan, task, streams, where).to("meta")
     model.set_epoch(model.stages()[-1])
     depths = frontier(model, shape.inputs)
-    targets = torch.zeros(1, dtype=torch.long, device="meta")
-    distinct = dict.fromkeys(streams, settings.samples)
-    return _measured(model, depths, shape.inputs, targets, distinct, cache, settings.batch_size)
+    targets = torch.zeros((1, words) if words else 1, dtype=torch.long, device="meta")
+    distinct = dict.fromkeys(shape.inputs, settings.samples)
+    return _measured(model, depths, shape.inputs, targets, distinct, cache, settings.batch_size, settings.precision)
 
 
 def _measured(
@@ -152,6 +173,7 @@ def _measured(
     distinct: Mapping[str, int],
     cache: CacheSettings,
     batch_size: int,
+    precision: str = "float32",
 ) -> Account:
     samples = len(targets)
     ground = Frontier(dict.fromkeys(inputs, 0))
@@ -164,28 +186,39 @@ def _measured(
         real = tokens.mask.numel() if tokens.mask.is_meta else int(tokens.mask.sum())
         size += int(real / samples * tokens.width * width * distinct[name])
 
-    def step(start: Frontier, given: Mapping[str, Tokens], times: int = 1) -> tuple[int, int]:
+    def step(start: Frontier, given: Mapping[str, Tokens], times: int = 1) -> tuple[int, int, int]:
         kept, batch = _Kept(model), {name: _repeated(tokens, times) for name, tokens in given.items()}
         with FlopCounterMode(display=False) as counter:
             with kept:
-                loss = model.task.loss(model(batch, start), torch.cat([targets] * times))
+                out = model(batch, start)
+                inside = kept.bytes
+                loss = model.task.loss(out, torch.cat([targets] * times))
             loss.backward()
         model.zero_grad(set_to_none=True)
-        return counter.get_total_flops() // samples, kept.bytes
+        return counter.get_total_flops() // samples, inside, kept.bytes - inside + 4 * out.numel()
 
     was_training = model.training
     model.train()
     try:
-        (flops, once), (uncached, _), (_, twice) = step(depths, states), step(ground, inputs), step(depths, states, 2)
+        flops, once, said = step(depths, states)
+        (uncached, *_), (_, twice, said_twice) = step(ground, inputs), step(depths, states, 2)
     finally:
         model.train(was_training)
     sites, trained = model.sites(), model.trainable()
     by_site: dict[str, int] = {}
     for parameter in trained.values():
         by_site[sites[parameter]] = by_site.get(sites[parameter], 0) + parameter.numel()
-    weights = sum(p.numel() for p in {*model.parameters()})
-    # some tensors are kept once a batch, whatever its size
-    activations = once + (twice - once) * (batch_size - samples) // samples
+
+    def of_batch(once: int, twice: int) -> int:
+        return once + (twice - once) * (batch_size - samples) // samples  # some are kept once, whatever its size
+
+    activations = of_batch(once, twice)
+    memory = {
+        "weights": _weight_bytes(model, precision),
+        "optimizer": 4 * ADAM * sum(by_site.values()),
+        "activations": activations if precision == "float32" else activations // 2,
+        "outputs": of_batch(said, said_twice),
+    }
     return Account(
         depths,
         by_site,
@@ -194,9 +227,21 @@ def _measured(
         flops,
         below.get_total_flops() // samples,
         uncached,
-        4 * (weights + ADAM * sum(by_site.values())) + activations,
+        memory,
         model.resolved,
     )
+
+
+def _weight_bytes(model: AdaptedModel, precision: str) -> int:
+    """Trained weights in float32, frozen linear layers but the head at the precision, the rest of the base between."""
+    trained, own = set(model.trainable().values()), 4 if precision == "float32" else 2
+    head = getattr(model.backbone.trunk, "head", None)
+    linear = {m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head} - trained
+    total = 0.0
+    for parameter in {*model.parameters()}:
+        size = 4 if parameter in trained else BYTES[precision] if parameter in linear else own
+        total += parameter.numel() * size
+    return int(total)
 
 
 def _repeated(tokens: Tokens, times: int) -> Tokens:

@@ -94,7 +94,9 @@ class CompositeModel(nn.Module):
 
     def worded(self, ids: Tensor, mask: Tensor, answer: Tensor | None = None) -> dict[str, Any]:
         """Inputs of a pass over a sequence that has been laid out: ids, mask, and which of it an answer is."""
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
+        inputs: dict[str, Any] = {"input_ids": ids}
+        if not mask.is_meta:  # without values there is no padding
+            inputs["attention_mask"] = mask.long()
         if not self.family.causal:  # what asks is read in both directions
             inputs["token_type_ids"] = torch.zeros_like(ids) if answer is None else answer.long()
         return inputs

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.composite.model import CONNECTOR, ENCODER, FINAL, LANGUAGE, PLACES, Carried, CompositeModel, Cut
-from fusetune.backbones.composite.prompt import ROOM, AnswerTower, PromptTower, laid_out
+from fusetune.backbones.composite.prompt import ROOM, AnswerTower, PromptTower, WordTower, laid_out
 from fusetune.backbones.tower import Tower
 from fusetune.backbones.trunk import Change
 from fusetune.config import check
@@ -133,7 +133,7 @@ class LanguageTrunk(nn.Module):
 
     answer = ""
 
-    def __init__(self, composite: CompositeModel, words: PromptTower, image: str, text: str) -> None:
+    def __init__(self, composite: CompositeModel, words: WordTower, image: str, text: str) -> None:
         super().__init__()
         family = composite.family
         self._composite = (composite,)
@@ -163,8 +163,8 @@ class LanguageTrunk(nn.Module):
         masks = self._lay_out(streams)
         which = self._layout[1]
         inputs = self._inputs(streams if start == 0 else {}, masks)
-        if start:
-            carried = Carried(self._joined(streams))
+        if start or which.is_meta:
+            carried = Carried(self._joined(streams if start else self._shapes(streams)))
             return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(LANGUAGE, start), carried).states)
         seen = streams.get(self.image)
         present = seen.mask.any(1) if seen else which.new_zeros(0)
@@ -187,12 +187,12 @@ class LanguageTrunk(nn.Module):
         at = at.clamp(max=joint.shape[1] - 1)
         return self.composite.said(joint.gather(1, at[..., None].expand(*at.shape, joint.shape[-1])))
 
-    def take_answers(self, name: str, most: int) -> AnswerTower:
+    def take_answers(self, name: str, most: int) -> WordTower:
         """From now on a stream of this name holds answers, of at most so many tokens; returns its tower."""
         kept = room(self.composite)
         check(most <= kept, f"data.task.max_answer_tokens: expected at most {kept} with this model, found {most}.")
-        self.answer = name
-        return AnswerTower(self._words[0], most)
+        self.answer, (words,) = name, self._words
+        return AnswerTower(words, most) if isinstance(words, PromptTower) else WordTower(self.width)
 
     def behind(self, number: int, change: Change) -> Any:
         """As `trunk.Trunk.behind`: of the one sequence, the picture's places and the text's are told apart for it."""
@@ -251,6 +251,15 @@ class LanguageTrunk(nn.Module):
             ids = torch.where(real, torch.cat(words, 1).gather(1, which), ids)
         ids = ids.masked_fill(in_image, self.composite.image_id)
         return self.composite.worded(ids, real, in_answer)
+
+    def _shapes(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        """Of a model without weights: what has the shapes of embedded words, since nothing can be looked up."""
+        return {
+            name: tokens
+            if name == self.image
+            else Tokens(tokens.mask.new_zeros(*tokens.mask.shape, self.width).float(), tokens.mask)
+            for name, tokens in streams.items()
+        }
 
     def _cut(self, stop: int) -> Cut:
         return Cut(FINAL) if stop == self.depth else Cut(LANGUAGE, stop)

@@ -78,30 +78,56 @@ def _divided(text: str) -> tuple[str, str]:
     return prompt, f"{asked[len(prompt) :]}{GAP}{end}"
 
 
-class PromptTower(Tower):
-    """Texts as the language model's token ids, in their prompt; a sample is a str. There is nothing to run: depth 0.
+class WordTower(Tower):
+    """Token ids, as the language model takes them: there is nothing to run, depth 0. Of one that is known by its
+    configuration alone there are no tokens either.
+
+    Attributes:
+        offset: tokens in front of the picture.
+    """
+
+    kind, depth, offset = "text", 0, 0
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def prepare(self, samples: Sequence[Any]) -> Tokens:
+        raise TypeError("a configuration alone has no tokenizer")
+
+    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+        return tokens
+
+    def blocks(self) -> nn.ModuleList:
+        return nn.ModuleList()
+
+    def tokens_out(self, tokens_in: int) -> int:
+        return tokens_in
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {}
+
+    def save_pretrained(self, folder: Any) -> None:
+        raise TypeError("words belong to their composite model, which is saved by reference")
+
+
+class PromptTower(WordTower):
+    """Texts as the language model's token ids, in their prompt; a sample is a str.
 
     Args:
         longest: tokens that the language model takes, the picture's places left out.
         max_tokens: what is longer is cut.
     """
 
-    kind, depth = "text", 0
-
     def __init__(self, tokenizer: Any, prompt: Prompt, width: int, longest: int, max_tokens: int | None = None) -> None:
-        super().__init__()
-        self.processor, self.prompt, self.width = tokenizer, prompt, width
+        super().__init__(width)
+        self.processor, self.prompt = tokenizer, prompt
         self.first = self._ids(prompt.before)
         if prompt.adds_bos:
             self.first = [tokenizer.bos_token_id, *self.first]
         self.limit = min(longest, tokenizer.model_max_length, max_tokens or longest)
-        own = len(self._whole(""))
+        self.offset, own = len(self.first), len(self._whole(""))
         check(self.limit > own, f"max_tokens: the prompt alone has {own} tokens, found {self.limit}.")
-
-    @property
-    def offset(self) -> int:
-        """Tokens in front of the picture."""
-        return len(self.first)
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
         none = torch.zeros(0, 1, dtype=torch.long)
@@ -117,20 +143,8 @@ class PromptTower(Tower):
             found.append(Reading(tuple(ids), len(own), sum(i == unknown for i in own), cut))
         return found
 
-    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
-        return tokens
-
-    def blocks(self) -> nn.ModuleList:
-        return nn.ModuleList()
-
-    def tokens_out(self, tokens_in: int) -> int:
-        return tokens_in
-
     def preprocessing(self) -> dict[str, Any]:
         return {**tokenizer_state(self.processor), "prompt": self.prompt, "max_length": self.limit}
-
-    def save_pretrained(self, folder: Any) -> None:
-        raise TypeError("a prompt belongs to its composite model, which is saved by reference")
 
     def _read(self, text: str) -> tuple[list[int], bool]:
         """Its ids; of one that is too long, the sample's own text is cut, never the prompt."""
@@ -148,18 +162,16 @@ class PromptTower(Tower):
         return ids_of(self.processor, text)
 
 
-class AnswerTower(Tower):
-    """Answers as token ids behind the prompt, the last one left out: nothing is said after it. Depth 0.
+class AnswerTower(WordTower):
+    """Answers as token ids behind the prompt, the last one left out: nothing is said after it.
 
     Args:
         most: tokens of an answer; what is longer is cut, and has no end.
     """
 
-    kind, depth = "text", 0
-
     def __init__(self, words: PromptTower, most: int) -> None:
-        super().__init__()
-        self.processor, self.prompt, self.width, self.most = words.processor, words.prompt, words.width, most
+        super().__init__(words.width)
+        self.processor, self.prompt, self.most = words.processor, words.prompt, most
         ends = self.prompt.answer.endswith(GAP)
         check(
             not ends or self.processor.eos_token_id is not None,
@@ -200,20 +212,8 @@ class AnswerTower(Tower):
             found.append(Reading(ids, len(whole), sum(i == unknown for i in whole), cut))
         return found
 
-    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
-        return tokens
-
-    def blocks(self) -> nn.ModuleList:
-        return nn.ModuleList()
-
-    def tokens_out(self, tokens_in: int) -> int:
-        return tokens_in
-
     def preprocessing(self) -> dict[str, Any]:
         return {**tokenizer_state(self.processor), "prompt": self.prompt, "most": self.most}
-
-    def save_pretrained(self, folder: Any) -> None:
-        raise TypeError("answers belong to a task, not to a base")
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
