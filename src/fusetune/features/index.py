@@ -14,6 +14,8 @@ from fusetune.features.source import Source
 from fusetune.manifest.decoders import VERSIONS
 from fusetune.manifest.schema import Modality
 
+CUTS = ("inputs", "encoder", "towers", "frontier")  # from below; `plan.cost` says what they are
+
 
 @dataclass(frozen=True)
 class CacheSettings:
@@ -26,6 +28,9 @@ class CacheSettings:
         part: ``2/4`` leaves three quarters of the samples to other machines; they need no lock.
         ray_workers: processes of a Ray cluster that share the work; 0 is this process alone.
         device: auto, cpu, cuda or cuda:N.
+        cut: where features are cached: auto weighs bytes against arithmetic (`plan.cost`); or inputs, encoder (in front
+            of a connector), towers, frontier.
+        readings: how often they will be read: epochs x seeds x methods.
     """
 
     dtype: str = "float16"
@@ -35,10 +40,13 @@ class CacheSettings:
     part: str = "1/1"
     ray_workers: int = 0
     device: str = "auto"
+    cut: str = "auto"
+    readings: int = 20
 
     def __post_init__(self) -> None:
+        check(self.cut in ("auto", *CUTS), f"cut: expected auto or one of {', '.join(CUTS)}, found '{self.cut}'.")
         check(self.dtype in CODECS, f"dtype: expected one of {', '.join(CODECS)}, found '{self.dtype}'.")
-        for name in ("batch_size", "shard_size"):
+        for name in ("batch_size", "shard_size", "readings"):
             value = getattr(self, name)
             check(value > 0, f"{name}: expected a positive number, found {value}.")
         for name in ("views", "ray_workers"):

@@ -22,6 +22,7 @@ from fusetune.config import check
 from fusetune.features.codecs import bytes_per_value
 from fusetune.features.index import CacheSettings, stored_dtype
 from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.cost import Choice, choose, weigh
 from fusetune.plan.frontier import frontier
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
@@ -50,6 +51,7 @@ class Account:
         memory: of training at the given batch size, bytes: weights, optimizer (gradients and moments), activations,
             and outputs (logits, and what the loss keeps of them).
         resolved: what each placement came to mean.
+        cut: where features are cached, at or below the frontier, and why.
     """
 
     frontier: Frontier
@@ -61,6 +63,7 @@ class Account:
     flops_uncached: int
     memory: Mapping[str, int]
     resolved: Sequence[str]
+    cut: Choice
 
     @property
     def memory_bytes(self) -> int:
@@ -94,11 +97,16 @@ class Account:
             "flop_ratio": round(self.flop_ratio, 3),
             "memory_bytes": self.memory_bytes,
             "memory": dict(self.memory),
+            "cut": str(self.cut),
         }
 
 
-def account(experiment: Experiment, cache: CacheSettings, batch_size: int = 64) -> Account:
-    """Measured on the first training samples, on the CPU; nothing is trained or written."""
+def account(experiment: Experiment, cache: CacheSettings, batch_size: int = 64, free: int | None = None) -> Account:
+    """Measured on the first training samples, on the CPU; nothing is trained or written.
+
+    Args:
+        free: bytes on the disk; None: nobody knows.
+    """
     rows = experiment.example_rows(MEASURED)
     experiment.model.set_epoch(max(experiment.frontiers))
     count = len(experiment.source)
@@ -106,7 +114,7 @@ def account(experiment: Experiment, cache: CacheSettings, batch_size: int = 64) 
     if not experiment.frontier.trunk:
         distinct = {name: len(set(keys)) for name, keys in experiment.source.content_keys().items()}
     inputs, targets = experiment.example(MEASURED), experiment.targets(rows)
-    return _measured(experiment.model, experiment.frontier, inputs, targets, distinct, cache, batch_size)
+    return _measured(experiment.model, experiment.frontier, inputs, targets, distinct, cache, batch_size, free=free)
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,7 @@ def _measured(
     cache: CacheSettings,
     batch_size: int,
     precision: str = "float32",
+    free: int | None = None,
 ) -> Account:
     samples = len(targets)
     ground = Frontier(dict.fromkeys(inputs, 0))
@@ -197,6 +206,8 @@ def _measured(
         model.zero_grad(set_to_none=True)
         return counter.get_total_flops() // samples, inside, kept.bytes - inside + 4 * out.numel()
 
+    rows = max(distinct.values())
+    costs = weigh(model.backbone, model, depths, inputs, rows, distinct, cache)
     was_training = model.training
     model.train()
     try:
@@ -229,6 +240,7 @@ def _measured(
         uncached,
         memory,
         model.resolved,
+        choose(costs, cache.cut, rows, free),
     )
 
 

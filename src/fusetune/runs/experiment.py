@@ -21,6 +21,7 @@ from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.filehash import remembered_sha256
 from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.cost import Choice, choose, weigh
 from fusetune.plan.frontier import frontier
 from fusetune.plan.plan import Plan
 from fusetune.runs.linear_start import find_directions, find_starts
@@ -87,14 +88,25 @@ class Experiment(TaskRows):
         self.task.begin(self.model.head, starts)
         self.starts = {name: start.digest() for name, start in starts.items()}
 
+    def cut(self, epoch: int, store: Store | Path | str, cache: CacheSettings, device: torch.device) -> Choice:
+        """Where the features of a stage are cached, and why; the model is left in this stage."""
+        self.model.set_epoch(epoch)
+        reached, backbone = self.frontiers[epoch], self.model.backbone
+        place = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
+        example = {name: tokens.to(place) for name, tokens in self.example(PROBED).items()}
+        rows = len(self.source)
+        distinct = {name: len(set(keys)) for name, keys in self.source.content_keys().items()}
+        costs = weigh(backbone, self.model, reached, example, rows, distinct, cache, device.type)
+        return choose(costs, cache.cut, rows, Store(store).folder("").free())
+
     def extract(
         self, store: Store | Path | str, cache: CacheSettings, progress: Progress, device: torch.device
     ) -> Features:
-        """Fill the store with the features of every stage; what is there is left alone."""
+        """Fill the store with the features of every stage, where it pays; what is there is left alone."""
         stages = {}
-        for epoch, depth in self.frontiers.items():
-            self.model.set_epoch(epoch)
-            stages[epoch] = extract(self.model.backbone, self.source, depth, store, cache, progress, device)
+        for epoch in self.frontiers:
+            depths = self.cut(epoch, store, cache, device).cut.depths
+            stages[epoch] = extract(self.model.backbone, self.source, depths, store, cache, progress, device)
         return replace(stages.pop(1), later=stages)
 
     def split(self, name: str, features: Features, store: Store | Path | str, device: torch.device) -> Split:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of, composite_family
+from fusetune.backbones.composite.language import LanguageTrunk, room
 from fusetune.backbones.composite.model import CompositeModel
-from fusetune.backbones.composite.parts import LanguageTrunk, parts
-from fusetune.backbones.composite.prompt import Prompt
+from fusetune.backbones.composite.prompt import Prompt, PromptTower
+from fusetune.backbones.composite.seeing import SeeingTower
 from fusetune.backbones.families import load
 from fusetune.backbones.tower import Tower
 from fusetune.config import check
@@ -61,7 +63,36 @@ def load_parts(chosen: CompositeSource, kinds: Mapping[str, str]) -> tuple[dict[
     processor = load(AutoProcessor, chosen.source, chosen.revision)
     image_token = processor.tokenizer.convert_ids_to_tokens(composite.image_id)
     prompt = Prompt.of(processor, image_token, chosen.prompt, str(default))
-    return parts(composite, processor, kinds, prompt, chosen.max_tokens)
+    return _parts(composite, processor, kinds, prompt, chosen.max_tokens)
+
+
+def _parts(
+    composite: CompositeModel, processor: Any, kinds: Mapping[str, str], prompt: Any, max_tokens: int | None
+) -> tuple[dict[str, Tower], LanguageTrunk]:
+    """Towers by modality, and the trunk.
+
+    Args:
+        kinds: by modality: at most one image and one text.
+        prompt: a `prompt.Prompt`.
+
+    Raises:
+        FusetuneError: other modalities than a picture and a text.
+    """
+    by_kind: dict[str, str] = {}
+    for name, kind in kinds.items():
+        check(
+            kind in ("image", "text") and kind not in by_kind,
+            f"data.modalities.{name}: a composite model takes one image and one text, found {dict(kinds)}.",
+        )
+        by_kind[kind] = name
+    text_config = composite.model.config.get_text_config()
+    seeing = SeeingTower(composite, processor.image_processor)
+    composite.picture_shape = seeing.shape
+    longest = text_config.max_position_embeddings - seeing.tokens_out(1) - room(composite)
+    words = PromptTower(processor.tokenizer, prompt, text_config.hidden_size, longest, max_tokens)
+    towers = {"image": seeing, "text": words}
+    trunk = LanguageTrunk(composite, words, by_kind.get("image", ""), by_kind.get("text", ""))
+    return {name: towers[kind] for name, kind in kinds.items()}, trunk
 
 
 def resolved(chosen: CompositeSource) -> CompositeSource:

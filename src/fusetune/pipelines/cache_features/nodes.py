@@ -58,7 +58,9 @@ def cache_features_of(name: str):
             logger.info("%s: frontier at %s%s", name, depths, f" from epoch {epoch} on" if epoch > 1 else "")
         log_tags({"frontier": str(experiment.frontier)})
         with ExtractionProgress() as progress:
-            return experiment.extract(store, settings, progress, pick_device(settings.device))
+            features = experiment.extract(store, settings, progress, pick_device(settings.device))
+        logger.info("%s: cached at %s", name, features.frontier)
+        return features
 
     cache_features.outside = trained_before  # type: ignore[attr-defined]
     return cache_features

@@ -14,6 +14,7 @@ def make_plan(methods: Sequence[str]):
         manifest: Any,
         base: Path,
         lengths: Mapping[str, int],
+        store: Path,
         data: Mapping[str, Any],
         cache: Mapping[str, Any],
         train: Mapping[str, Any],
@@ -21,14 +22,17 @@ def make_plan(methods: Sequence[str]):
     ) -> Any:
         from fusetune.config import build
         from fusetune.features.index import CacheSettings
+        from fusetune.features.storage import Store
         from fusetune.runs.account import account
         from fusetune.training.settings import of_method
 
-        stored = build(CacheSettings, cache, "cache")
+        stored, free = build(CacheSettings, cache, "cache"), Store(store).folder("").free()
 
         def one(name: str, method: Mapping[str, Any]) -> Any:
             batch_size = of_method(train, method, name).batch_size
-            return account(open_experiment(manifest, base, lengths, data, method, name), stored, batch_size).plain()
+            return account(
+                open_experiment(manifest, base, lengths, data, method, name), stored, batch_size, free
+            ).plain()
 
         return accounts(methods, settings, one, "plan.json")
 
@@ -105,6 +109,9 @@ def show_plan(plan: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Any] |
         "moment only"
     )
     get_console().print(table)
+    for name, row in plan.items():
+        if "cut" in row:
+            get_console().print(f"{name}: {row['cut']}", markup=False, soft_wrap=True)
     for misfit in misfits:
         get_console().print(misfit, markup=False)
     if inputs:
