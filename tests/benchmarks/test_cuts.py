@@ -1,0 +1,159 @@
+"""Epochs from the cut, from the inputs, and by `Trainer` and `peft`: `pytest -m benchmark -s tests/benchmarks/test_cuts.py`.
+
+Environment: ROUNDS (3), SAMPLES (16). The same model (some 100 M parameters), pictures, answers and batches of 4.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+import mid_size
+import peft
+import pytest
+import torch
+import transformers as tf
+from measuring import in_turn, show
+
+from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.composite.loading import CompositeSource
+from fusetune.config import build
+from fusetune.features.index import CacheSettings
+from fusetune.plan.plan import Plan
+from fusetune.runs.account import account
+from fusetune.runs.experiment import Experiment
+from fusetune.training.data import DataSettings, answering
+from fusetune.training.epochs import Reporter
+from fusetune.training.loop import train
+from fusetune.training.settings import TrainSettings
+
+SAMPLES, ROUNDS, BATCH = int(os.environ.get("SAMPLES", "16")), int(os.environ.get("ROUNDS", "3")), 4
+CONFIG = {"rank": 8, "targets": ["query", "value"]}
+HEAD = {"where": "head", "adapter": "linear"}
+CONNECTOR = {"where": "backbone", "adapter": "unfreeze", "config": {"parts": ["image"], "top_blocks": 1}}
+
+
+def lora(blocks: int) -> dict:
+    return {"where": "trunk", "adapter": "lora", "config": CONFIG, "blocks": {"take": "top", "count": blocks}}
+
+
+PLANS = {"LoRA, top 2 blocks": lora(2), "LoRA, top half": lora(mid_size.DEPTH // 2), "connector": CONNECTOR}
+DATA = build(
+    DataSettings,
+    {"modalities": {"image": {"kind": "image"}, "text": {"kind": "text"}},
+     "task": {"name": "generation", "answer": "said", "max_answer_tokens": 16}},
+    "data",
+)  # fmt: skip
+
+
+def ours(folder, table, placement, tmp_path, cut: str) -> tuple[Experiment, Callable[[], float]]:
+    """The experiment, and what trains one epoch of it from a cut; seconds of its steps."""
+    backbone = Backbone.from_composite(CompositeSource(str(folder)), {"image": "image", "text": "text"})
+    plan = build(Plan, {"placements": [placement, HEAD]}, "plan")
+    experiment = Experiment(table, answering(backbone, DATA), DATA, plan, 0, "p")
+    cache, cpu = CacheSettings(dtype="float32", cut=cut, batch_size=4), torch.device("cpu")
+    features = experiment.extract(tmp_path / "store", cache, lambda *_: None, cpu)
+    splits = {name: experiment.split(name, features, tmp_path / "store", cpu) for name in ("train", "val")}
+    settings = TrainSettings(epochs=1, batch_size=BATCH, device="cpu", patience=1)
+
+    def epoch() -> float:
+        key = str(time.perf_counter())
+        done = train(experiment.model, splits["train"], splits["val"], settings, key, tmp_path / cut, Reporter())
+        return SAMPLES / done[0].samples_per_second
+
+    return experiment, epoch
+
+
+def plain(folder, experiment: Experiment, placement, tmp_path) -> Callable[[], float]:
+    """The same by `Trainer`: the whole model, in every step."""
+    model = tf.LlavaForConditionalGeneration.from_pretrained(folder)
+    model.requires_grad_(False)
+    if placement is CONNECTOR:
+        model.model.multi_modal_projector.requires_grad_(True)
+    else:
+        first = mid_size.DEPTH - placement["blocks"]["count"]
+        numbers = "|".join(str(i) for i in range(first, mid_size.DEPTH))
+        targets = rf".*language_model\.layers\.({numbers})\.self_attn\.(q|v)_proj"
+        model = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=8, target_modules=targets))
+    processor = tf.AutoProcessor.from_pretrained(folder)
+    trunk, rows = experiment.model.backbone.trunk, experiment.rows["train"]
+    words, pictures = experiment.model.backbone.tower("text"), experiment.source.decoded("image", rows)
+    pixels = processor.image_processor([p[0] for p in pictures], return_tensors="pt")["pixel_values"]
+    prompt, places = (
+        words.prepare([mid_size.TEXTS[0]]).values[0, :, 0].tolist(),
+        experiment.model.backbone.tower("image").tokens_out(1),
+    )
+    asked = [*prompt[: trunk.offset], *[trunk.composite.image_id] * places, *prompt[trunk.offset :]]
+    data = []
+    for picture, said in zip(pixels, experiment.column("said", "train"), strict=True):
+        answer = experiment.task.words.ids(said)
+        ids = torch.tensor([*asked, *answer])
+        labels = torch.tensor([-100] * len(asked) + answer)
+        data.append(
+            {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids), "pixel_values": picture}
+        )
+
+    def collate(batch):
+        filled = {"input_ids": 0, "labels": -100, "attention_mask": 0}
+        joined = {
+            key: torch.nn.utils.rnn.pad_sequence([row[key] for row in batch], True, fill)
+            for key, fill in filled.items()
+        }
+        return joined | {"pixel_values": torch.stack([row["pixel_values"] for row in batch])}
+
+    with torch.no_grad():
+        own = model.eval()(**collate(data[:BATCH])).loss
+        streams = experiment.model.backbone.prepare(
+            {name: experiment.source.decoded(name, rows[:BATCH]) for name in experiment.source.modalities}
+        )
+        ground = type(experiment.frontier)(dict.fromkeys(streams, 0))
+        out = experiment.model(streams, ground)
+        torch.testing.assert_close(
+            experiment.task.loss(out, experiment.targets(rows[:BATCH])), own, atol=1e-4, rtol=1e-4
+        )
+    arguments = tf.TrainingArguments(
+        str(tmp_path / "trainer"), num_train_epochs=1, per_device_train_batch_size=BATCH, use_cpu=True, report_to=[],
+        save_strategy="no", logging_steps=1000, disable_tqdm=True, dataloader_pin_memory=False, max_grad_norm=1.0,
+    )  # fmt: skip
+
+    def epoch() -> float:
+        trainer = tf.Trainer(model, arguments, train_dataset=data, data_collator=collate)
+        return float(trainer.train().metrics["train_runtime"])
+
+    return epoch
+
+
+@pytest.mark.benchmark
+def test_epochs_from_the_cut_beside_trainer_and_peft(tmp_path):
+    torch.set_num_threads(int(os.environ.get("THREADS", "1")))
+    tf.logging.set_verbosity_error()
+    folder, table = mid_size.saved(tmp_path / "llava"), mid_size.manifest(SAMPLES)
+    rows = []
+    for name, placement in PLANS.items():
+        experiment, cached = ours(folder, table, placement, tmp_path, "frontier")
+        whole, uncached = ours(folder, table, placement, tmp_path, "inputs")
+        costs = account(whole, CacheSettings(dtype="float32"), BATCH)
+        found = in_turn(
+            {"cut": cached, "inputs": uncached, "Trainer": plain(folder, whole, placement, tmp_path)}, ROUNDS
+        )
+        rate = costs.flops_uncached * SAMPLES / found["inputs"]
+        predicted = costs.flops * SAMPLES / rate
+        times = found["inputs"] / found["cut"]
+        rows.append(
+            [name, str(experiment.frontier).replace("image ", "im ").replace(", text 0, answer 0", ""),
+             f"{costs.flop_ratio:.2f}", f"{found['inputs']:.2f}", f"{found['cut']:.2f}", f"{times:.2f}",
+             f"{times / costs.flop_ratio:.0%}", f"{predicted:.2f} ({predicted / found['cut'] - 1:+.0%})",
+             f"{found['Trainer']:.2f}", f"{found['Trainer'] / found['cut']:.2f}"]
+        )  # fmt: skip
+    headings = [
+        "plan",
+        "cut",
+        "FLOP ratio",
+        "inputs, s",
+        "cut, s",
+        "ratio",
+        "of FLOPs'",
+        "predicted, s",
+        "Trainer, s",
+        "x",
+    ]
+    show(f"An epoch of {SAMPLES} samples, medians of {ROUNDS}", headings, rows)
