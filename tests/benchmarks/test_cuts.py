@@ -1,6 +1,7 @@
-"""Epochs from the cut, from the inputs, and by `Trainer` and `peft`: `pytest -m benchmark -s tests/benchmarks/test_cuts.py`.
+"""Epochs from the cut, from the inputs, and by `Trainer` and `peft`.
 
-Environment: ROUNDS (3), SAMPLES (16). The same model (some 100 M parameters), pictures, answers and batches of 4.
+`pytest -m benchmark -s tests/benchmarks/test_cuts.py`. Environment: ROUNDS (3), SAMPLES (16), THREADS (1). The same model
+(some 100 M parameters), pictures, answers and batches of 4.
 """
 
 import os
@@ -76,12 +77,10 @@ def plain(folder, experiment: Experiment, placement, tmp_path) -> Callable[[], f
         model = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=8, target_modules=targets))
     processor = tf.AutoProcessor.from_pretrained(folder)
     trunk, rows = experiment.model.backbone.trunk, experiment.rows["train"]
-    words, pictures = experiment.model.backbone.tower("text"), experiment.source.decoded("image", rows)
+    words, seeing = (experiment.model.backbone.tower(name) for name in ("text", "image"))
+    pictures, places = experiment.source.decoded("image", rows), seeing.tokens_out(1)
     pixels = processor.image_processor([p[0] for p in pictures], return_tensors="pt")["pixel_values"]
-    prompt, places = (
-        words.prepare([mid_size.TEXTS[0]]).values[0, :, 0].tolist(),
-        experiment.model.backbone.tower("image").tokens_out(1),
-    )
+    prompt = words.prepare([mid_size.TEXTS[0]]).values[0, :, 0].tolist()
     asked = [*prompt[: trunk.offset], *[trunk.composite.image_id] * places, *prompt[trunk.offset :]]
     data = []
     for picture, said in zip(pixels, experiment.column("said", "train"), strict=True):
