@@ -1,7 +1,7 @@
 """Epochs from the cut, from the inputs, and by `Trainer` and `peft`.
 
-`pytest -m benchmark -s tests/benchmarks/test_cuts.py`. Environment: ROUNDS (3), SAMPLES (16), THREADS (1). The same model
-(some 100 M parameters), pictures, answers and batches of 4.
+`pytest -m benchmark -s tests/benchmarks/test_cuts.py`. Environment: ROUNDS (3), SAMPLES (16), THREADS (1). The model
+(some 100 M parameters), pictures, answers and batches of 4 are the same.
 """
 
 import os

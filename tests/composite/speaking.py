@@ -60,6 +60,45 @@ def saved_paligemma(folder):
     return _saved(tf.PaliGemmaForConditionalGeneration(config).eval(), processor, folder)
 
 
+def saved_blip(folder):
+    """Writes captions: cross-attention reads the picture."""
+    torch.manual_seed(0)
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "[DEC]",
+        *sorted({w for t in TEXTS for w in t.split()}),
+        "dark",
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    words = tf.BertTokenizer(str(folder / "vocab.txt"))
+    text = composites.BERT | dict(
+        vocab_size=len(vocabulary), pad_token_id=0, bos_token_id=5, eos_token_id=3, sep_token_id=3
+    )
+    config = tf.BlipConfig(vision_config=composites.VISION, text_config=text)
+    processor = tf.BlipProcessor(image_processor=tf.BlipImageProcessor(size=SQUARE), tokenizer=words)
+    return _saved(tf.BlipForConditionalGeneration(config).eval(), processor, folder)
+
+
+def saved_whisper(folder):
+    """Writes what is said in a second of sound."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    decoder = dict(decoder_layers=4, decoder_attention_heads=4, decoder_ffn_dim=48, max_target_positions=128)
+    config = tf.WhisperConfig(
+        vocab_size=len(words), **composites.SOUND | {"max_source_positions": 50}, **decoder, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, suppress_tokens=None, begin_suppress_tokens=None,
+        init_std=0.2,
+    )  # fmt: skip
+    extractor = tf.WhisperFeatureExtractor(feature_size=8, chunk_length=1, hop_length=160, n_fft=400)
+    processor = tf.WhisperProcessor(feature_extractor=extractor, tokenizer=words)
+    return _saved(tf.WhisperForConditionalGeneration(config).eval(), processor, folder)
+
+
 def _saved(model, processor, folder):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -67,3 +106,4 @@ def _saved(model, processor, folder):
 
 
 MODELS = {"llava": saved_llava, "paligemma": saved_paligemma}
+READERS = {"blip": saved_blip, "whisper": saved_whisper}  # by cross-attention

@@ -140,10 +140,10 @@ def test_other_modalities_and_families_are_refused_by_name(speaking, tmp_path):
     from composites import made
 
     folder = speaking[4]
-    with pytest.raises(FusetuneError, match="data.modalities.sound: a composite model takes one image and one text"):
+    with pytest.raises(FusetuneError, match="data.modalities.sound: this composite model takes one image and one text"):
         Backbone.from_composite(CompositeSource(str(folder)), {**KINDS, "sound": "audio"})
-    made("blip")[0].save_pretrained(tmp_path)
-    with pytest.raises(FusetuneError, match="no experiment can be built on it yet. Those that can: Llava"):
+    made("mllama")[0].save_pretrained(tmp_path)
+    with pytest.raises(FusetuneError, match="no experiment can be built on it yet. Those that can: Blip"):
         Backbone.from_composite(CompositeSource(str(tmp_path)), KINDS)
 
 

@@ -5,9 +5,8 @@ from functools import partial
 import pytest
 import torch
 from composites import batch, made
-from encoders import pictures
-from speaking import MODELS
-from test_answering import ANSWERS, KINDS, LORA, adapted, given, listening
+from speaking import MODELS, READERS
+from test_answering import ANSWERS, KINDS, LORA, SPEAKING, adapted, given, listening, shown_to
 
 from fusetune.backbones.backbone import Frontier
 from fusetune.backbones.composite.model import CompositeModel, Cut
@@ -22,6 +21,14 @@ PLANS = {  # placements, blocks of the tower above the frontier, frontier in the
     "two language blocks": ([LORA], 0, 2),
     "LoRA everywhere": ([{**LORA, "blocks": "all"}, IN_TOWER], None, 0),
 }
+CROSS = {**LORA, "config": {"rank": 4, "targets": ["cross_query", "cross_value"]}}
+READING = {
+    "two language blocks": ([LORA], 0, 2),
+    "cross-attention": ([{**CROSS, "blocks": "all"}], 0, 0),
+    "cross-attention on top": ([{**CROSS, "blocks": {"take": "top", "count": 1}}], 0, 3),
+}
+CASES = [(name, plan, PLANS[plan]) for name in MODELS for plan in PLANS]
+CASES += [(name, plan, READING[plan]) for name in READERS for plan in READING]
 
 
 def fitted(parameters, loss):
@@ -42,18 +49,17 @@ def loss_of(model, states, start):
 
 def model_of(name, folder, placements):
     torch.manual_seed(0)
-    MODELS[name](folder)
-    return adapted(*listening(folder), *placements)
+    SPEAKING[name](folder)
+    return adapted(*listening(folder, name=name), *placements)
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("name", MODELS)
-def test_from_the_frontier_as_from_pixels(name, plan, tmp_path):
-    placements, above, depth = PLANS[plan]
+@pytest.mark.parametrize(("name", "plan", "case"), CASES, ids=[f"{name}, {plan}" for name, plan, _ in CASES])
+def test_from_the_frontier_as_from_pixels(name, plan, case, tmp_path):
+    placements, above, depth = case
     ground, losses = Frontier(dict.fromkeys((*KINDS, ANSWER), 0)), []
     for source in ("pixels", "cache", "other pixels"):
         model = model_of(name, tmp_path, placements)
-        streams = given(model.backbone, pictures(1, 1, 1)[:: -1 if source == "other pixels" else 1])
+        streams = given(model.backbone, shown_to(name, 1, 1, 1)[:: -1 if source == "other pixels" else 1])
         reached, top = frontier(model, streams), model.backbone.tower("image").depth
         assert (reached.towers["image"], reached.trunk) == (0 if above is None else top - above, depth)
         with torch.no_grad():

@@ -94,7 +94,8 @@ class Backbone(nn.Module):
 
     def widths(self, modalities: Sequence[str]) -> dict[str, int]:
         """Floats per token of each stream at the junction."""
-        return {m: self.trunk.width if self.trunk else self.tower(m).width for m in modalities}
+        own = getattr(self.trunk, "own_widths", {})  # of what passes through a trunk as it is
+        return {m: own.get(m, self.trunk.width) if self.trunk else self.tower(m).width for m in modalities}
 
     def spaces(self, modalities: Sequence[str]) -> dict[str, Space]:
         """The common space of each tower that has one; {} where the streams meet in a trunk first."""

@@ -55,23 +55,37 @@ def _mlp(first: str, last: str) -> dict[str, str]:
     return {"mlp_input": first, "mlp_output": last}
 
 
+def crossed(roles: Mapping[str, str], *replaced: str) -> dict[str, str]:
+    """Roles of a cross-attention, from those of the self-attention of the same block.
+
+    Args:
+        replaced: paths in the roles, each with what it is there.
+    """
+    found = {}
+    for role, path in roles.items():
+        for old, new in zip(replaced[::2], replaced[1::2], strict=True):
+            if path == old or path.startswith(f"{old}."):
+                found[f"cross_{role}"] = new + path[len(old) :]
+    return found
+
+
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 _VIT = _attention("attention", *_PROJECTIONS, "o_proj") | _mlp("mlp.fc1", "mlp.fc2")
 CLIP_ROLES = _attention("self_attn", *_PROJECTIONS, "out_proj") | _mlp("mlp.fc1", "mlp.fc2")
 _WORDS = ("query", "key", "value", "dense")
-_BERT = _attention("attention.self", *_WORDS) | _mlp("intermediate.dense", "output.dense")
-_BERT["attention_output"] = "attention.output.dense"
+BERT_ROLES = _attention("attention.self", *_WORDS) | _mlp("intermediate.dense", "output.dense")
+BERT_ROLES["attention_output"] = "attention.output.dense"
 _VIDEOMAE = _attention("attention.attention", *_WORDS) | _mlp("intermediate.dense", "output.dense")
 _VIDEOMAE["attention_output"] = "attention.output.dense"
 _WAVE = _attention("attention", *_PROJECTIONS, "out_proj") | _mlp(
     "feed_forward.intermediate_dense", "feed_forward.output_dense"
 )
-_WHISPER = _attention("self_attn", *_PROJECTIONS, "out_proj") | _mlp("fc1", "fc2")
+WHISPER_ROLES = _attention("self_attn", *_PROJECTIONS, "out_proj") | _mlp("fc1", "fc2")
 LLAMA_ROLES = {
     **_attention("self_attn", *_PROJECTIONS, "o_proj"), **_mlp("mlp.up_proj", "mlp.down_proj"),
     "mlp_gate": "mlp.gate_proj",
 }  # fmt: skip
-_BLIP = {"qkv": "self_attn.qkv", "attention_output": "self_attn.projection"} | _mlp("mlp.fc1", "mlp.fc2")
+BLIP_ROLES = {"qkv": "self_attn.qkv", "attention_output": "self_attn.projection"} | _mlp("mlp.fc1", "mlp.fc2")
 
 _NO_POOLER = {"add_pooling_layer": False}
 _WAVES = Family(
@@ -88,16 +102,16 @@ FAMILIES = {
     "dinov2": Family("encoder.layer", roles=_VIT),
     "clip_vision_model": Family("encoder.layers", roles=CLIP_ROLES),
     "siglip_vision_model": Family("encoder.layers", roles=CLIP_ROLES),
-    "blip_vision_model": Family("encoder.layers", roles=_BLIP),
-    "bert": Family("encoder.layer", options=_NO_POOLER, roles=_BERT),
-    "roberta": Family("encoder.layer", options=_NO_POOLER, reserved_positions=2, roles=_BERT),
+    "blip_vision_model": Family("encoder.layers", roles=BLIP_ROLES),
+    "bert": Family("encoder.layer", options=_NO_POOLER, roles=BERT_ROLES),
+    "roberta": Family("encoder.layer", options=_NO_POOLER, reserved_positions=2, roles=BERT_ROLES),
     "clip_text_model": Family("encoder.layers", roles=CLIP_ROLES),
     "siglip_text_model": Family("encoder.layers", fixed_length=True, roles=CLIP_ROLES),
-    "blip_text_model": Family("encoder.layer", options=_NO_POOLER, roles=_BERT),
+    "blip_text_model": Family("encoder.layer", options=_NO_POOLER, roles=BERT_ROLES),
     "llama": Family("layers", {"embed_tokens": _same}, roles=LLAMA_ROLES),
     "wav2vec2": _WAVES,
     "hubert": _WAVES,
-    "whisper": Family("layers", {"conv1": _same, "conv2": _channels_first}, roles=_WHISPER),
+    "whisper": Family("layers", {"conv1": _same, "conv2": _channels_first}, roles=WHISPER_ROLES),
     "audio-spectrogram-transformer": Family("layers", roles=_VIT),
     "videomae": Family("encoder.layer", roles=_VIDEOMAE),
 }

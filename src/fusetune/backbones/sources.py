@@ -1,6 +1,6 @@
 """Where a tower comes from: a hub id, a folder, or a part of a composite model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,11 @@ class BackboneSettings:
             FusetuneError: some come from a composite model and others don't, or a prompt for no such model.
         """
         chosen = self.sources(kinds)
-        whole = {n: c for n, c in chosen.items() if not c.part and c.source not in MADE_HERE and _speaks(c)}
+        asked: dict[str, set[str]] = {}
+        for name, one in chosen.items():
+            asked.setdefault(one.source, set()).add(kinds[name])
+        own = {name: one for name, one in chosen.items() if not one.part and one.source not in MADE_HERE}
+        whole = {name: one for name, one in own.items() if _speaks(one, asked[one.source])}
         check(
             bool(whole) or self.prompt is None,
             "backbone.prompt: goes with a composite model (LLaVA, PaliGemma) as backbone.source; leave it out.",
@@ -174,9 +178,9 @@ class BackboneSettings:
         return TowerSource("features" if kind in FEATURES and not has_own else self.source)
 
 
-def _speaks(chosen: TowerSource) -> bool:
-    """Whether a source is a model that sees and speaks; an encoder of both (CLIP) is not."""
-    return is_composite(chosen.source, chosen.revision) and not kinds_of(chosen)
+def _speaks(chosen: TowerSource, kinds: Set[str]) -> bool:
+    """Whether a source is taken as a model that sees or hears, and speaks: its encoders alone don't give all kinds."""
+    return is_composite(chosen.source, chosen.revision) and not kinds <= set(kinds_of(chosen))
 
 
 def embedded_name(name: str, kind: str, chosen: TowerSource) -> str | None:

@@ -130,13 +130,14 @@ def _cells(frame: Any, modalities: Any, limits: Any) -> dict[str, list[Any]]:
         )
     budget, cells = Budget(limits), {}
     for name, modality in modalities.items():
-        found = frame[name].tolist() if name in frame.columns else [None] * len(frame)
+        found = frame[name].tolist() if name in frame.columns else [modality.constant] * len(frame)
         cells[name] = [None if _absent(cell) else _sent(modality, cell, _at(row, name), limits.bytes)
                        for row, cell in enumerate(found)]  # fmt: skip
         for row, cell in enumerate(cells[name]):
             if cell is not None:
                 budget.take_cell(modality, cell, _at(row, name))
-    empty = next((row for row in range(len(frame)) if all(column[row] is None for column in cells.values())), None)
+    own = [column for name, column in cells.items() if modalities[name].constant is None]
+    empty = next((row for row in range(len(frame)) if all(column[row] is None for column in own)), None)
     if empty is not None:
         raise FusetuneError(f"row {empty}: no modality is given; expected some of {', '.join(known)}.")
     return cells

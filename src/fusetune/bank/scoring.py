@@ -72,9 +72,10 @@ def score(
 
 @torch.no_grad()
 def _outputs(model: AdaptedModel, source: Source, rows: Sequence[int], device: torch.device) -> Tensor:
+    own = [name for name, modality in source.modalities.items() if modality.constant is None]
     samples = {name: source.decoded(name, rows) for name in source.modalities}
     for i, row in enumerate(rows):
-        if all(column[i] is None for column in samples.values()):
-            raise FusetuneError(f"row {row}: no modality is given; expected some of {', '.join(samples)}.")
+        if all(samples[name][i] is None for name in own):
+            raise FusetuneError(f"row {row}: no modality is given; expected some of {', '.join(own)}.")
     streams = {name: tokens.to(device) for name, tokens in model.backbone.prepare(samples).items()}
     return answered(model, streams, Frontier(dict.fromkeys(streams, 0)))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
 from fusetune.manifest.augmentations import make_augmentation
-from fusetune.manifest.contents import content_digest, digest_column
+from fusetune.manifest.contents import content_digest, digest_column, with_constants
 from fusetune.manifest.decoders import decoded
 from fusetune.manifest.files import read_media
 from fusetune.manifest.headers import duration
@@ -27,7 +27,8 @@ class Source:
     """
 
     def __init__(self, table: pa.Table, modalities: Mapping[str, Modality]) -> None:
-        self.table, self.modalities = table, dict(modalities)
+        self.table = table = with_constants(table, modalities)
+        self.modalities = dict(modalities)
         self.augmentations = {}
         for name, modality in modalities.items():
             column = modality.column_of(name)

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from fusetune.config import check
 from fusetune.filehash import remembered_sha256
 from fusetune.manifest.schema import MEDIA, Modality
 
@@ -16,6 +18,27 @@ from fusetune.manifest.schema import MEDIA, Modality
 def digest_column(name: str) -> str:
     """The column of a validated manifest with the hashes of a modality's files."""
     return f"{name}: sha256"
+
+
+def with_constants(table: pa.Table, modalities: Mapping[str, Modality]) -> pa.Table:
+    """With a column for each text that is the same for every sample.
+
+    Raises:
+        FusetuneError: the table has such a column already, with something else in it.
+    """
+    for name, modality in modalities.items():
+        if modality.constant is None:
+            continue
+        if name in table.column_names:
+            found = pc.unique(table[name]).to_pylist()
+            check(
+                set(found) <= {modality.constant},
+                f"data.modalities.{name}.constant: the manifest has a column '{name}' with {found[:3]}. Expected none, "
+                "or no `constant` here.",
+            )
+        else:
+            table = table.append_column(name, pa.array([modality.constant] * table.num_rows, pa.string()))
+    return table
 
 
 def with_digests(table: pa.Table, modalities: Mapping[str, Modality]) -> pa.Table:

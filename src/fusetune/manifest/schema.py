@@ -26,6 +26,7 @@ class Modality:
         root: folder of the files that a column of paths names; relative to where the command runs.
         frames: of a video, evenly spaced from its first to its last.
         background: a colour (a name, `#rrggbb`), seen where a picture is transparent.
+        constant: of a text that is the same for every sample (an instruction); there is no column then.
         augment: random changes of training samples, ``{name: ..., <its settings>}``; needs `cache.views`.
     """
 
@@ -35,10 +36,15 @@ class Modality:
     root: str = "."
     frames: int = 16
     background: str = "white"
+    constant: str | None = None
     augment: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self.kind in KINDS, f"kind: expected one of {', '.join(KINDS)}, found '{self.kind}'.")
+        check(
+            self.constant is None or (self.kind == "text" and self.column is None),
+            f"constant: expected of a text without a column, found it beside kind '{self.kind}', column {self.column}.",
+        )
         check(self.frames > 0, f"frames: expected at least 1, found {self.frames}.")
         check(_is_colour(self.background), f"background: expected a colour such as white, found '{self.background}'.")
 

@@ -69,7 +69,7 @@ class Choice:
 def cuts(backbone: Backbone, frontier: Frontier) -> dict[str, Frontier]:
     """By name, from the inputs upwards, where features may be cached; what is the same stands once, as the deepest."""
     inputs = Frontier(dict.fromkeys(frontier.towers, 0))
-    connectors = {name: int(hasattr(backbone.tower(name), "connector")) for name in frontier.towers}
+    connectors = {name: int(len(getattr(backbone.tower(name), "connector", ())) > 0) for name in frontier.towers}
     encoder = {n: min(k, backbone.tower(n).depth - connectors[n]) for n, k in frontier.towers.items()}
     found = {"frontier": frontier}
     for name, depths in (("towers", Frontier(frontier.towers)), ("encoder", Frontier(encoder)), ("inputs", inputs)):

@@ -40,7 +40,8 @@ def greedy(model: AdaptedModel, streams: Mapping[str, Tokens], start: Frontier) 
     for _ in range(words.most):
         answer = Tokens(said.unsqueeze(-1), torch.ones_like(said, dtype=torch.bool))
         logits = model({**given, backbone.trunk.answer: answer}, start)[:, -1]
-        logits[:, banned] = -torch.inf  # a place for a picture is no word
+        if banned is not None:
+            logits[:, banned] = -torch.inf  # a place for a picture is no word
         said = torch.cat([said, logits.argmax(-1, keepdim=True).masked_fill(ended[:, None], stops[0])], 1)
         ended |= (said[:, -1:] == stops).any(1)
         if ended.all():

@@ -18,7 +18,7 @@ from fusetune.features.index import CacheSettings
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.manifest.checks import ValidationSettings
-from fusetune.manifest.contents import digest_column, with_digests
+from fusetune.manifest.contents import digest_column, with_constants, with_digests
 from fusetune.manifest.second_sets import SecondSet
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.training.data import DataSettings, make_task, streams_of, task_columns
@@ -98,7 +98,7 @@ def sound_rows(
 
     where, task = f"evaluate_on.{name}", make_task(data.task)
     modalities = chosen.modalities(data.modalities, where)
-    table = chosen.table(read, modalities, task.columns(), where)
+    table = with_constants(chosen.table(read, modalities, task.columns(), where), modalities)
     # what stops a run elsewhere costs the row here
     severity = {check: "quarantine" for check, level in settings.severity.items() if level == "error"}
     rules = replace(

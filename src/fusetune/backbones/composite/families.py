@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusetune.backbones.families import CLIP_ROLES, LLAMA_ROLES
+from fusetune.backbones.families import BERT_ROLES, BLIP_ROLES, CLIP_ROLES, LLAMA_ROLES, WHISPER_ROLES, crossed
 from fusetune.backbones.replay import STATES
 
 Inputs = Mapping[str, Any]  # of a model's forward, by name
@@ -32,6 +32,7 @@ class CompositeFamily:
         head: path of the module that gives logits.
         media: inputs with pictures or sounds, left out of a pass that starts behind them.
         memory: path of the module whose output cross-attention reads at every depth of the language blocks.
+        words: names of the inputs that are ids, and which of them are real.
         resume: changes the inputs of a pass from a language block, where leaving `media` out is not all.
         stubs: modules that must not run in such a pass, with what they give instead, from the memory.
         read: depth of the encoder that the connector reads, from the configuration and the number of blocks.
@@ -43,7 +44,7 @@ class CompositeFamily:
         always: language blocks that make something for later ones, so that they run in every pass.
         encoder_roles, language_roles: what the parts of their blocks are for -> their paths in a block.
         prompt: what a text is put into where the checkpoint has no chat template: {image}, {} for the text, {bos} for
-            the tokenizer's first token; None: an experiment can't be built on this family yet.
+            the tokenizer's first token, {answer}; None: an experiment can't be built on this family yet.
         padding: sides on which rows of unequal length may be padded.
         causal: whether states at picture places are the same whatever text comes behind them.
     """
@@ -56,6 +57,7 @@ class CompositeFamily:
     head: str = "lm_head"
     media: tuple[str, ...] = PICTURES
     memory: str = ""
+    words: tuple[str, str] = ("input_ids", "attention_mask")
     resume: Resume | None = None
     stubs: Mapping[str, Callable[[Tensor], Any]] = field(default_factory=dict)
     read: Callable[[Any, int], int] = lambda config, blocks: blocks
@@ -69,6 +71,11 @@ class CompositeFamily:
     prompt: str | None = None
     padding: tuple[str, ...] = ("right", "left")
     causal: bool = True
+
+    @property
+    def kind(self) -> str:
+        """Of what the encoder takes."""
+        return "audio" if "input_features" in self.media else "image"
 
 
 def _feature_layer(config: Any, blocks: int) -> int:
@@ -181,9 +188,14 @@ _BLIP = CompositeFamily(
     resume=_no_picture,
     stubs={"vision_model": _output},
     padding=("right",),
+    encoder_roles=BLIP_ROLES,
+    language_roles=BERT_ROLES
+    | crossed(BERT_ROLES, "attention.self", "crossattention.self", "attention.output", "crossattention.output"),
+    prompt="{} {answer}",
 )
 _BLIP_VQA = replace(
     _BLIP,
+    prompt=None,  # its cross-attention reads the question with the picture
     connector=("text_encoder",),
     memory="text_encoder",
     entry=("text_encoder", _CROSS),
@@ -213,6 +225,10 @@ _WHISPER = CompositeFamily(
     memory="model.encoder",
     resume=_encoded,
     padding=("right",),
+    words=("decoder_input_ids", "decoder_attention_mask"),
+    encoder_roles=WHISPER_ROLES,
+    language_roles=WHISPER_ROLES | crossed(WHISPER_ROLES, "self_attn", "encoder_attn"),
+    prompt="<|startoftranscript|><|en|><|transcribe|><|notimestamps|>{} {answer}",
 )
 _QWEN_AUDIO = CompositeFamily(
     "model.audio_tower",

@@ -8,15 +8,17 @@ stand-in ids, of which the places alone count.
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.composite.model import FINAL, LANGUAGE, PLACES, Carried, CompositeModel, Cut
+from fusetune.backbones.composite.model import FINAL, LANGUAGE, MEMORY, PLACES, TOP, Carried, CompositeModel, Cut
 from fusetune.backbones.composite.prompt import ROOM, AnswerTower, PromptTower, WordTower, laid_out
 from fusetune.backbones.trunk import Change
 from fusetune.config import check
+from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
 
 
@@ -32,6 +34,7 @@ class LanguageTrunk(nn.Module):
     """
 
     answer = ""
+    own_widths: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, composite: CompositeModel, words: WordTower, image: str, text: str) -> None:
         super().__init__()
@@ -149,7 +152,8 @@ class LanguageTrunk(nn.Module):
                 for name, mask in ((self.text, text), ("", image), (self.answer, answer))
             ]
             ids = torch.where(real, torch.cat(words, 1).gather(1, which), ids)
-        ids = ids.masked_fill(in_image, self.composite.image_id)
+        if self.composite.image_id is not None:
+            ids = ids.masked_fill(in_image, self.composite.image_id)
         return self.composite.worded(ids, real, in_answer)
 
     def _shapes(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
@@ -168,7 +172,56 @@ class LanguageTrunk(nn.Module):
         raise TypeError("these blocks belong to their composite model, which is saved by reference")
 
 
+class ReadingTrunk(LanguageTrunk):
+    """Language blocks that read the picture (or sound) by cross-attention at every depth, as the encoder gave it.
+
+    It passes through unchanged, a stream beside the words'; a sample without it reads zeros.
+    """
+
+    def __init__(self, composite: CompositeModel, words: WordTower, image: str, text: str, width: int) -> None:
+        super().__init__(composite, words, image, text)
+        self.own_widths = {image: width}
+
+    def advance(self, streams: Mapping[str, Tokens], start: int, stop: int) -> dict[str, Tokens]:
+        if start == stop:
+            return dict(streams)
+        own = {name: tokens for name, tokens in streams.items() if name != self.image}
+        memory = self._memory(streams)
+        masks = self._lay_out(own)
+        inputs = self._inputs({} if start else own, masks)
+        cut = Cut(LANGUAGE, start) if start else Cut(MEMORY)
+        carried = Carried(self._joined(own) if start else memory, memory)
+        out = self._apart(self.composite.carry(inputs, self._cut(stop), cut, carried).states)
+        return {name: out.get(name, tokens) for name, tokens in streams.items()}
+
+    def said(self, streams: Mapping[str, Tokens]) -> Tensor:
+        return super().said({name: tokens for name, tokens in streams.items() if name != self.image})
+
+    def behind(self, number: int, change: Change) -> Any:
+        raise FusetuneError(
+            "behind language blocks that read by cross-attention no stream of the picture can be changed. Place the "
+            "adapter in blocks (lora, bottleneck, prefix ...), or in the tower."
+        )
+
+    def _memory(self, streams: Mapping[str, Tokens]) -> Tensor:
+        if self.image in streams:
+            return streams[self.image].values
+        one = next(iter(streams.values())).mask
+        return torch.zeros(len(one), 1, self.own_widths[self.image], device=one.device)
+
+    def _cut(self, stop: int) -> Cut:
+        if stop < self.depth:
+            return Cut(LANGUAGE, stop)
+        return Cut(TOP if self.composite.family.top == self.composite.family.head else FINAL)
+
+
 def room(composite: CompositeModel) -> int:
     """Positions that no prompt takes: an answer stands there."""
-    positions: int = composite.model.config.get_text_config().max_position_embeddings
-    return min(ROOM, positions // 4)
+    return min(ROOM, positions(composite) // 4)
+
+
+def positions(composite: CompositeModel) -> int:
+    """Places of the language model."""
+    config = composite.model.config.get_text_config()
+    found: int = getattr(config, "max_position_embeddings", None) or config.max_target_positions
+    return found

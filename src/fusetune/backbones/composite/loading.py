@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of, composite_family
-from fusetune.backbones.composite.language import LanguageTrunk, room
+from fusetune.backbones.composite.language import LanguageTrunk, ReadingTrunk, positions, room
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.prompt import Prompt, PromptTower
-from fusetune.backbones.composite.seeing import SeeingTower
+from fusetune.backbones.composite.seeing import HearingTower, SeeingTower
 from fusetune.backbones.families import load
 from fusetune.backbones.tower import Tower
 from fusetune.config import check
@@ -61,7 +61,8 @@ def load_parts(chosen: CompositeSource, kinds: Mapping[str, str]) -> tuple[dict[
     )
     composite = CompositeModel.from_pretrained(chosen.source, chosen.revision)
     processor = load(AutoProcessor, chosen.source, chosen.revision)
-    image_token = processor.tokenizer.convert_ids_to_tokens(composite.image_id)
+    number = composite.image_id
+    image_token = None if number is None else processor.tokenizer.convert_ids_to_tokens(number)
     prompt = Prompt.of(processor, image_token, chosen.prompt, str(default))
     return _parts(composite, processor, kinds, prompt, chosen.max_tokens)
 
@@ -72,26 +73,37 @@ def _parts(
     """Towers by modality, and the trunk.
 
     Args:
-        kinds: by modality: at most one image and one text.
+        kinds: by modality: at most one image (or sound) and one text.
         prompt: a `prompt.Prompt`.
 
     Raises:
-        FusetuneError: other modalities than a picture and a text.
+        FusetuneError: other modalities than a picture (or sound) and a text.
     """
+    family, seen = composite.family, "a sound" if composite.family.kind == "audio" else "one image"
     by_kind: dict[str, str] = {}
     for name, kind in kinds.items():
         check(
-            kind in ("image", "text") and kind not in by_kind,
-            f"data.modalities.{name}: a composite model takes one image and one text, found {dict(kinds)}.",
+            kind in (family.kind, "text") and kind not in by_kind,
+            f"data.modalities.{name}: this composite model takes {seen} and one text, found {dict(kinds)}.",
         )
         by_kind[kind] = name
     text_config = composite.model.config.get_text_config()
-    seeing = SeeingTower(composite, processor.image_processor)
+    hears = family.kind == "audio"
+    seeing = (
+        HearingTower(composite, processor.feature_extractor)
+        if hears
+        else SeeingTower(composite, processor.image_processor)
+    )
     composite.picture_shape = seeing.shape
-    longest = text_config.max_position_embeddings - seeing.tokens_out(1) - room(composite)
-    words = PromptTower(processor.tokenizer, prompt, text_config.hidden_size, longest, max_tokens)
-    towers = {"image": seeing, "text": words}
-    trunk = LanguageTrunk(composite, words, by_kind.get("image", ""), by_kind.get("text", ""))
+    longest = positions(composite) - room(composite) - (0 if family.memory else seeing.tokens_out(1))
+    start = [text_config.bos_token_id] if family.memory and not hears else []  # BLIP's decoder begins so, unsaid
+    words = PromptTower(processor.tokenizer, prompt, text_config.hidden_size, longest, max_tokens, start)
+    towers, names = {family.kind: seeing, "text": words}, (by_kind.get(family.kind, ""), by_kind.get("text", ""))
+    trunk = (
+        ReadingTrunk(composite, words, *names, seeing.width)
+        if family.memory
+        else LanguageTrunk(composite, words, *names)
+    )
     return {name: towers[kind] for name, kind in kinds.items()}, trunk
 
 

@@ -18,6 +18,7 @@ from fusetune.config import check
 from fusetune.errors import FusetuneError
 
 ENCODER, CONNECTOR, PLACES, LANGUAGE, TOP = "encoder", "connector", "places", "language", "top"
+MEMORY = "memory"
 FINAL = "final"
 
 
@@ -26,6 +27,7 @@ class Cut(NamedTuple):
 
     Attributes:
         part: encoder; connector: in front of it; places: behind it, what stands at the picture's places in the text;
+            memory: behind the module that makes what cross-attention reads;
             language; top: behind the last language block; final: behind the module there (a norm), where a pass may
             only end.
         block: of the encoder or of the language blocks.
@@ -76,9 +78,11 @@ class CompositeModel(nn.Module):
         self.eval()
 
     @property
-    def image_id(self) -> int:
-        """The token at a picture's places."""
+    def image_id(self) -> int | None:
+        """The token at a picture's places; None: cross-attention reads the picture, no place is kept for it."""
         config = self.model.config
+        if self.family.memory:
+            return None
         return getattr(config, "image_token_id", None) or config.image_token_index
 
     @property
@@ -94,9 +98,10 @@ class CompositeModel(nn.Module):
 
     def worded(self, ids: Tensor, mask: Tensor, answer: Tensor | None = None) -> dict[str, Any]:
         """Inputs of a pass over a sequence that has been laid out: ids, mask, and which of it an answer is."""
-        inputs: dict[str, Any] = {"input_ids": ids}
+        words, real = self.family.words
+        inputs: dict[str, Any] = {words: ids}
         if not mask.is_meta:  # without values there is no padding
-            inputs["attention_mask"] = mask.long()
+            inputs[real] = mask.long()
         if not self.family.causal:  # what asks is read in both directions
             inputs["token_type_ids"] = torch.zeros_like(ids) if answer is None else answer.long()
         return inputs
@@ -105,6 +110,9 @@ class CompositeModel(nn.Module):
         """(rows, tokens, vocabulary): what the model's own head makes of states behind the final norm."""
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
+        if self.family.memory:
+            given: Tensor = self.model.get_submodule(self.family.head)(states)
+            return given
         ids = torch.full(states.shape[:2], self.stand_in_id, device=states.device)
         language = self.model.get_submodule(self.family.language.rpartition(".")[0])
         out = BaseModelOutputWithPast(last_hidden_state=states)
@@ -153,6 +161,8 @@ class CompositeModel(nn.Module):
             found.append(Cut(CONNECTOR))
             if not self.family.memory:
                 found.append(Cut(PLACES))
+        if self.family.memory:
+            found.append(Cut(MEMORY))
         found += [Cut(LANGUAGE, k) for k in range(self.family.first(config), len(self.blocks(LANGUAGE)))]
         return (*found, Cut(TOP))
 
@@ -177,11 +187,13 @@ class CompositeModel(nn.Module):
                 hook = module.register_forward_hook(lambda _, __, out: memory.append(_rows(out)))
                 stack.callback(hook.remove)
             module, argument = self._place(stop)
-            behind = stop.part in (PLACES, FINAL)
+            behind = stop.part in (PLACES, MEMORY, FINAL)
             stack.enter_context(left_behind(module) if behind else left_at(module, argument))
             try:
                 self.model(**given)
             except Left as left:
+                if stop.part == MEMORY:
+                    return Carried(_rows(left.hidden_states), _rows(left.hidden_states))
                 return Carried(left.hidden_states, memory[0] if memory else None)
         raise FusetuneError(f"backbone: {stop} is never reached by these inputs; pictures or sounds are missing.")
 
@@ -223,16 +235,19 @@ class CompositeModel(nn.Module):
                 given = self._blank(inputs)
             else:
                 language = self.blocks(LANGUAGE)
-                below = language if start.part == TOP else language[: start.block]
+                below = language if start.part == TOP else language[: start.block]  # of the memory: none
                 idle = [block for number, block in enumerate(below) if number not in self.family.always]
                 stack.enter_context(skipped(idle, self.family.skip))
                 given = {name: value for name, value in inputs.items() if name not in self.family.media}
                 if self.family.resume:
-                    rows = len(inputs["input_ids"] if "input_ids" in inputs else inputs["decoder_input_ids"])
+                    rows = len(inputs[self.family.words[0]])
                     self.family.resume(self.model, given, carried.memory, rows)
                 for path, stub in self.family.stubs.items():
                     out = stub(carried.memory)  # type: ignore[arg-type]
                     stack.enter_context(forward_of(self.model.get_submodule(path), lambda *_, out=out, **__: out))
+            if start.part == MEMORY:
+                yield given
+                return
             module, argument = self._place(start)
             given_out = forward_of(module, lambda *_, **__: carried.states)
             stack.enter_context(given_out if start.part == PLACES else put_at(module, carried.states, argument))
@@ -255,6 +270,8 @@ class CompositeModel(nn.Module):
             return self.model.get_submodule(path), argument
         if cut.part == PLACES:
             return self.model.get_submodule(self.family.connector[-1]), STATES
+        if cut.part == MEMORY:
+            return self.model.get_submodule(self.family.memory), STATES
         if cut.part in (TOP, FINAL):
             return self.model.get_submodule(self.family.top), STATES
         return self.blocks(cut.part)[cut.block], STATES

@@ -32,8 +32,11 @@ class Prompt:
     answer: str
 
     @classmethod
-    def of(cls, processor: Any, image_token: str, given: str | None, default: str) -> "Prompt":
+    def of(cls, processor: Any, image_token: str | None, given: str | None, default: str) -> "Prompt":
         """The given one, or the checkpoint's own chat template, or the family's.
+
+        Args:
+            image_token: that stands at the picture's places; None: the language model keeps none for it.
 
         Raises:
             FusetuneError: one without {}, or without a place for the picture.
@@ -41,6 +44,11 @@ class Prompt:
         tokenizer = processor.tokenizer
         text, answer = _chat(processor) if not given and _has_chat(processor) else _divided(given or default)
         bos = tokenizer.bos_token or ""
+        if image_token is None:
+            text = text.replace(BOS, bos)
+            well = text.count(GAP) == 1 and IMAGE not in text
+            check(well, f"backbone.prompt: expected one {{}} for a sample's text, and no {IMAGE}, found '{text}'.")
+            return cls("", text, False, answer.rstrip())
         text = text.replace(IMAGE, image_token).replace(BOS, bos)
         for part, name in ((GAP, "{} for a sample's text"), (image_token, f"{IMAGE} for its picture")):
             check(text.count(part) == 1, f"backbone.prompt: expected one {name}, found '{text}'.")
@@ -117,12 +125,21 @@ class PromptTower(WordTower):
     Args:
         longest: tokens that the language model takes, the picture's places left out.
         max_tokens: what is longer is cut.
+        start: ids in front of everything.
     """
 
-    def __init__(self, tokenizer: Any, prompt: Prompt, width: int, longest: int, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt: Prompt,
+        width: int,
+        longest: int,
+        max_tokens: int | None = None,
+        start: Sequence[int] = (),
+    ) -> None:
         super().__init__(width)
         self.processor, self.prompt = tokenizer, prompt
-        self.first = self._ids(prompt.before)
+        self.first = [*start, *self._ids(prompt.before)]
         if prompt.adds_bos:
             self.first = [tokenizer.bos_token_id, *self.first]
         self.limit = min(longest, tokenizer.model_max_length, max_tokens or longest)
@@ -173,11 +190,13 @@ class AnswerTower(WordTower):
         super().__init__(words.width)
         self.processor, self.prompt, self.most = words.processor, words.prompt, most
         ends = self.prompt.answer.endswith(GAP)
+        last = self.processor.eos_token_id
+        last = self.processor.sep_token_id if last is None else last  # BERT's, as BLIP has it
         check(
-            not ends or self.processor.eos_token_id is not None,
+            not ends or last is not None,
             "backbone.prompt: the tokenizer has no token that ends an answer. Put what ends it behind {answer}.",
         )
-        self.end = [self.processor.eos_token_id] if ends else []
+        self.end = [last] if ends else []
 
     def ids(self, text: str) -> list[int]:
         """What the model has to say, its end included, tokenised as behind a prompt; what is too long is cut."""

@@ -1,24 +1,28 @@
-"""The encoder of pictures of a composite model, and its connector, as a tower."""
+"""The encoder of pictures or sounds of a composite model, and its connector, as a tower."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.composite.model import CONNECTOR, ENCODER, PLACES, Carried, CompositeModel
+from fusetune.backbones.audio_towers import resampled
+from fusetune.backbones.composite.model import CONNECTOR, ENCODER, MEMORY, PLACES, Carried, CompositeModel
 from fusetune.backbones.tower import Tower
 from fusetune.config import check
 from fusetune.errors import FusetuneError
+from fusetune.manifest.schema import Audio
 from fusetune.tokens import Tokens, pad
 
 
 class SeeingTower(Tower):
     """The encoder of pictures up to what the connector reads, and the connector as its last block.
 
-    A sample is a list of one PIL image. At the top stand the states at the picture's places in the text.
+    A sample is a list of one PIL image. At the top stand the states at the picture's places in the text, or what
+    cross-attention reads.
     """
 
     kind = "image"
@@ -29,34 +33,39 @@ class SeeingTower(Tower):
         self._composite = (composite,)  # in a tuple: its other parts are not this tower's
         self.encoder = composite.model.get_submodule(family.tower)
         self.connector = nn.ModuleList(composite.model.get_submodule(path) for path in family.connector)
-        self._cuts = [cut for cut in composite.cuts if cut.part in (ENCODER, CONNECTOR, PLACES)]
-        self.depth, self.width = len(self._cuts) - 1, composite.model.config.get_text_config().hidden_size
+        self._cuts = [cut for cut in composite.cuts if cut.part in (ENCODER, CONNECTOR, PLACES, MEMORY)]
+        config = composite.model.config
+        self.inside: int = getattr(config, "vision_config", config).hidden_size  # width between its blocks
+        self.width = self.inside if family.memory else config.get_text_config().hidden_size
+        self.depth = len(self._cuts) - 1
 
     @property
     def composite(self) -> CompositeModel:
         return self._composite[0]
 
     def blocks(self) -> nn.ModuleList:
-        encoder = self.composite.blocks(ENCODER)[: self.depth - 1]
-        return nn.ModuleList([*encoder, self.connector[-1]])
+        last = list(self.connector)[-1:]
+        return nn.ModuleList([*self.composite.blocks(ENCODER)[: self.depth - len(last)], *last])
 
     def roles(self) -> Mapping[str, str]:
         return self.composite.family.encoder_roles
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
-        pictures = [sample for sample in samples if sample is not None]
-        several = max((len(sample) for sample in pictures), default=1)
-        check(several <= 1, f"a composite model reads one picture a sample, found {several}.")
-        rows = self._process([sample[0] for sample in pictures]).flatten(1) if pictures else torch.zeros(0, self._size)
+        given = [self._item(sample) for sample in samples if sample is not None]
+        rows = self._process(given).flatten(1) if given else torch.zeros(0, self._size)
         each = iter(rows)
         return pad([torch.zeros(0, rows.shape[1]) if s is None else next(each)[None] for s in samples])
+
+    def _item(self, sample: Any) -> Any:
+        check(len(sample) <= 1, f"a composite model reads one picture a sample, found {len(sample)}.")
+        return sample[0]
 
     def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
         present = tokens.mask.any(1)
         if start == stop:
             return tokens
         if not (present.is_meta or present.any()):
-            width: int = self.width if stop == self.depth else self.composite.model.config.vision_config.hidden_size
+            width = self.width if stop == self.depth else self.inside
             return Tokens(tokens.values.new_zeros(len(present), 1, width), torch.zeros_like(present)[:, None])
         values = tokens.values if present.is_meta else tokens.values[present]
         self.row_samples = None if present.is_meta else present.nonzero().squeeze(1)
@@ -79,10 +88,13 @@ class SeeingTower(Tower):
 
     @cached_property
     def shape(self) -> torch.Size:
-        """Of a picture, as the model takes it."""
+        """Of a picture or sound, as the model takes it."""
+        return self._process([self._item(self._blank())]).shape[1:]
+
+    def _blank(self) -> Any:
         from PIL import Image
 
-        return self._process([Image.new("RGB", (64, 64))]).shape[1:]
+        return [Image.new("RGB", (64, 64))]
 
     @property
     def _size(self) -> int:
@@ -97,7 +109,7 @@ class SeeingTower(Tower):
 
     def _seen(self, pictures: Tensor, states: Tensor | None, start: int, stop: int) -> Tensor:
         """(pictures, tokens, width) at depth `stop`."""
-        inputs = {"pixel_values": pictures, **self.composite.wordless(len(pictures))}
+        inputs = {self.composite.family.media[0]: pictures, **self.composite.wordless(len(pictures))}
         carried = None if states is None else Carried(states)
         return self.composite.carry(inputs, self._cuts[stop], self._cuts[start] if start else None, carried).states
 
@@ -110,3 +122,25 @@ class SeeingTower(Tower):
                 "whose pictures are one tensor each can be a base."
             )
         return values
+
+
+class HearingTower(SeeingTower):
+    """The same of sounds (Whisper); a sample is an `Audio`; what is shorter is padded, what is longer is cut."""
+
+    kind = "audio"
+
+    @property
+    def most_seconds(self) -> float:
+        return float(self.processor.chunk_length)
+
+    def _item(self, sample: Any) -> Any:
+        return sample
+
+    def _blank(self) -> Any:
+        return Audio(np.zeros(self.processor.sampling_rate, np.float32), self.processor.sampling_rate)
+
+    def _process(self, sounds: Sequence[Any]) -> Tensor:
+        rate = self.processor.sampling_rate
+        waveforms = [resampled(sound, rate) for sound in sounds]
+        found: Tensor = self.processor(waveforms, sampling_rate=rate, return_tensors="pt")["input_features"]
+        return found

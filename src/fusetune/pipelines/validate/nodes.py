@@ -10,7 +10,7 @@ def check_manifest(
     """The sound rows, the quarantine, the report, and the report as a page."""
     from fusetune.config import build
     from fusetune.manifest.checks import ValidationSettings
-    from fusetune.manifest.contents import with_digests
+    from fusetune.manifest.contents import with_constants, with_digests
     from fusetune.manifest.validation import validate as run_checks
     from fusetune.pipelines.progress import DecodeProgress
     from fusetune.pipelines.tracking import log_dict, log_text
@@ -23,7 +23,7 @@ def check_manifest(
     label = getattr(task.config, "label", None)
     with DecodeProgress() as progress:
         outcome = run_checks(
-            manifest,
+            with_constants(manifest, settings.modalities),
             settings.modalities,
             [label] if label and label not in problems else [],
             build(ValidationSettings, validate, "validate"),
