@@ -60,6 +60,21 @@ def saved_paligemma(folder):
     return _saved(tf.PaliGemmaForConditionalGeneration(config).eval(), processor, folder)
 
 
+def saved_blip2(folder):
+    torch.manual_seed(0)
+    words = tokenizer()
+    number = words.convert_tokens_to_ids("<image>")
+    text = composites._opt()
+    text.vocab_size = len(words)
+    config = tf.Blip2Config(
+        vision_config=composites.VISION, qformer_config=composites.QFORMER, text_config=text, num_query_tokens=5,
+        image_token_index=number, image_token_id=number,
+    )  # fmt: skip
+    images = tf.BlipImageProcessor(size=SQUARE)
+    processor = tf.Blip2Processor(image_processor=images, tokenizer=words, num_query_tokens=5)
+    return _saved(tf.Blip2ForConditionalGeneration(config).eval(), processor, folder)
+
+
 def saved_blip(folder):
     """Writes captions: cross-attention reads the picture."""
     torch.manual_seed(0)
@@ -106,4 +121,5 @@ def _saved(model, processor, folder):
 
 
 MODELS = {"llava": saved_llava, "paligemma": saved_paligemma}
+QUERIES = {"blip2": saved_blip2}  # a connector that asks the picture a few things
 READERS = {"blip": saved_blip, "whisper": saved_whisper}  # by cross-attention

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from encoders import pictures, sounds
-from speaking import MODELS, READERS, TEXTS, saved_llava
+from speaking import MODELS, QUERIES, READERS, TEXTS, saved_llava
 
 from fusetune.adapters.adapter import Stream
 from fusetune.backbones.backbone import Backbone, Frontier
@@ -17,7 +17,7 @@ from fusetune.tasks.generation import Generation, GenerationConfig
 from fusetune.training.data import ANSWER
 
 KINDS = {"image": "image", "text": "text"}
-SPEAKING = {**MODELS, **READERS}
+SPEAKING = {**MODELS, **QUERIES, **READERS}
 PROMPTS = {"whisper": "<s>{} {answer}"}  # the tiny tokenizer has no tokens of languages and tasks
 ASKED, ANSWERS = [TEXTS[0], "one", TEXTS[2]], ["dark", "it is light", "which"]
 LORA = {"where": "trunk", "adapter": "lora", "blocks": {"take": "top", "count": 2}, "config": {"rank": 4}}
@@ -65,7 +65,16 @@ def own_loss(name, model, processor, picture, text, answer):
     if name in READERS:
         return read_loss(name, model, processor, picture, text, answer)
     image = picture[0].convert("RGB")
-    if name == "llava":
+    if name == "blip2":
+        pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
+        asked, said = (
+            processor.tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in (f"<s>Question: {text} Answer:", f" {answer}</s>")
+        )
+        ids = torch.tensor([[*[model.config.image_token_id] * 5, *asked, *said]])
+        labels = torch.cat([torch.full((1, 5 + len(asked)), -100), ids[:, -len(said) :]], 1)
+        inputs = {"pixel_values": pixels, "input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+    elif name == "llava":
         said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
         prompt = processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
         inputs = processor(text=[prompt], images=[image], return_tensors="pt", add_special_tokens=False)

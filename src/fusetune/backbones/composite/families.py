@@ -167,9 +167,14 @@ _OPT = CompositeFamily(
     "language_model.lm_head",
     entry=("qformer", _CROSS),
     resume=_queries,
+    encoder_roles=BLIP_ROLES,
+    language_roles=WHISPER_ROLES,  # OPT's parts have the same names
+    prompt="{image}{bos}Question: {} Answer: {answer}",
 )
+_INSTRUCT = replace(_OPT, prompt=None)  # its connector reads the question with the picture
 _T5 = replace(
     _OPT,
+    prompt=None,
     connector=(*_OPT.connector, "language_model.encoder"),
     language="language_model.decoder.block",
     top="language_model.decoder.final_layer_norm",
@@ -251,7 +256,7 @@ COMPOSITES: dict[str, CompositeFamily] = {
     "Idefics3ForConditionalGeneration": _SMOL,
     "SmolVLMForConditionalGeneration": _SMOL,
     "Blip2ForConditionalGeneration": _OPT,
-    "InstructBlipForConditionalGeneration": _OPT,
+    "InstructBlipForConditionalGeneration": _INSTRUCT,
     "Blip2ForConditionalGeneration, t5": _T5,
     "InstructBlipForConditionalGeneration, t5": _T5,
     "BlipForConditionalGeneration": _BLIP,

@@ -72,7 +72,7 @@ class LanguageTrunk(nn.Module):
         seen = streams.get(self.image)
         present = seen.mask.any(1) if seen else which.new_zeros(0)
         if seen is None or not (present.is_meta or present.any()):
-            return self._apart(self.composite.carry(inputs, self._cut(stop)).states)
+            return self._apart(self.composite.carry(self.composite.unseen(inputs), self._cut(stop)).states)
         states = seen.values if present.is_meta else seen.values[present]
         inputs["pixel_values"] = states.new_ones(len(states), *self.composite.picture_shape)
         return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(PLACES), Carried(states)).states)

@@ -106,6 +106,12 @@ class CompositeModel(nn.Module):
             inputs["token_type_ids"] = torch.zeros_like(ids) if answer is None else answer.long()
         return inputs
 
+    def unseen(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs of a pass without any picture, changed where the model's forward asks for one all the same."""
+        if self.family.resume:
+            self.family.resume(self.model, inputs, None, len(inputs[self.family.words[0]]))
+        return inputs
+
     def said(self, states: Tensor) -> Tensor:
         """(rows, tokens, vocabulary): what the model's own head makes of states behind the final norm."""
         from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -117,7 +123,7 @@ class CompositeModel(nn.Module):
         language = self.model.get_submodule(self.family.language.rpartition(".")[0])
         out = BaseModelOutputWithPast(last_hidden_state=states)
         with forward_of(language, lambda *_, **__: out):
-            logits: Tensor = self(self.worded(ids, torch.ones_like(ids))).logits
+            logits: Tensor = self(self.unseen(self.worded(ids, torch.ones_like(ids)))).logits
         return logits
 
     @classmethod
