@@ -50,9 +50,7 @@ def attend(
     """
     batch, heads, length, width = key.shape
     tokens = query.shape[2]
-    keys, values = (
-        states.to(key.dtype).view(-1, heads, width).transpose(0, 1).expand(batch, -1, -1, -1) for states in prefix[:2]
-    )
+    keys, values = (_by_head(states.to(key.dtype), heads, width).expand(batch, -1, -1, -1) for states in prefix[:2])
     added = keys.shape[2]
     seen = torch.ones(batch, 1, tokens, added, dtype=torch.bool, device=key.device)
     if prefix[2] is not None:
@@ -73,6 +71,12 @@ def attend(
         return with_prefix
     plain = attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
     return plain + gate[:, None] * (with_prefix - plain)
+
+
+def _by_head(states: Tensor, heads: int, width: int) -> Tensor:
+    """(prefix, all widths) as (heads, prefix, width); where several heads of queries share keys, each of them once."""
+    apart = states.reshape(len(states), -1, width).transpose(0, 1)
+    return apart.repeat_interleave(heads // len(apart), 0)
 
 
 class Prefixing:

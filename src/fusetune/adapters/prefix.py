@@ -14,7 +14,7 @@ modality are attended to, by itself or by the others, its prefix is, in those sa
 A prefix takes a share of the attention from the first step on: it does not begin as the identity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ class PrefixAdapter(BlockAdapter):
         for block in self._blocks:
             for attention, key in self.roles:
                 width = linear(stack, block, key).out_features
-                for name in self._tables():
+                for name in self._tables(attention):
                     table = PrefixTable(block.rank or config.length, width, config.hidden)
                     self.tables[self._key(block, attention, name)] = table
 
@@ -102,7 +102,8 @@ class PrefixAdapter(BlockAdapter):
         for table in self.tables.values():
             table.fold()  # type: ignore[operator]
 
-    def _tables(self) -> Sequence[str]:
+    def _tables(self, attention: str) -> Sequence[str]:
+        """Names of the prefixes of an attention."""
         return [self._stack.name]
 
     def _key(self, block: Block, attention: str, name: str) -> str:
@@ -114,15 +115,29 @@ class PrefixAdapter(BlockAdapter):
 
 
 class ModalityPrefixAdapter(PrefixAdapter):
-    """A prefix for each modality in the trunk's self- and cross-attention."""
+    """A prefix for each modality in the trunk's self- and cross-attention; a sample sees those of what it has.
+
+    In a language model the self-attention has one for each stream in its sequence, and a cross-attention one for what it
+    reads.
+    """
 
     sites = ("trunk",)
-    roles = (("attention", "key"), ("cross_attention", "cross_key"))
 
-    def _tables(self) -> Sequence[str]:
-        return list(self._stack.streams)
+    def __init__(self, config: PrefixConfig, stack: Stack, blocks: Sequence[Block]) -> None:
+        both = (("attention", "key"), ("cross_attention", "cross_key"))
+        self.roles = both if "cross_attention" in stack.roles or not hasattr(stack.module, "places") else both[:1]
+        super().__init__(config, stack, blocks)
+
+    def _tables(self, attention: str) -> Sequence[str]:
+        inside: Sequence[str] | None = getattr(self._stack.module, "told_apart", None)
+        if inside is None:
+            return list(self._stack.streams)
+        return inside if attention == "attention" else [name for name in self._stack.streams if name not in inside]
 
     def _given(self, block: Block, attention: str) -> Any:
+        if hasattr(self._stack.module, "places"):
+            return self._given_in_places(block, attention)
+
         def given(args: tuple[Any, ...]) -> tuple[Prefix, None] | None:
             if not self.active:
                 return None
@@ -135,6 +150,23 @@ class ModalityPrefixAdapter(PrefixAdapter):
                 values.append(v)
                 seen.append(present[:, start : start + length].any(1, keepdim=True).expand(-1, len(k)))
                 start += length
+            return (torch.cat(keys), torch.cat(values), torch.cat(seen, 1)), None
+
+        return given
+
+    def _given_in_places(self, block: Block, attention: str) -> Any:
+        def given(_: tuple[Any, ...]) -> tuple[Prefix, None] | None:
+            if not self.active:
+                return None
+            places: Mapping[str, Tensor] = self._stack.module.places()  # type: ignore[operator]
+            rows = next(iter(places.values()))
+            keys, values, seen = [], [], []
+            for name in self._tables(attention):
+                k, v = self.tables[self._key(block, attention, name)]()
+                there = places[name].any(1) if name in places else torch.ones_like(rows[:, 0])
+                keys.append(k)
+                values.append(v)
+                seen.append(there[:, None].expand(-1, len(k)))
             return (torch.cat(keys), torch.cat(values), torch.cat(seen, 1)), None
 
         return given

@@ -2,7 +2,8 @@
 
 Sung, Cho and Bansal, "VL-Adapter: Parameter-Efficient Transfer Learning for Vision-and-Language Tasks", CVPR 2022,
 arXiv 2112.06825. Behind the MLP or the cross-attention of each chosen block, for each chosen stream, with h what the
-sub-layer puts out (tokens x d):
+sub-layer puts out (tokens x d); in the one sequence of a language model a stream's are its places, the answer's are those
+of the text:
 
     h <- h + gelu(h W_down + b_down) W_up + b_up
 
@@ -15,7 +16,7 @@ sub-layer puts out (tokens x d):
 The last factor starts at zero: the adapter begins as the identity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,11 +109,10 @@ class VLAdapter(BlockAdapter):
     def __init__(self, config: VLAdapterConfig, stack: Stack, blocks: Sequence[Block]) -> None:
         super().__init__(config, stack, blocks)
         self.config, self._stack = config, stack
-        self.streams = config.streams or tuple(stack.streams)
-        unknown = [name for name in self.streams if name not in stack.streams]
-        check(
-            not unknown, f"vl_adapter.streams: no stream '{''.join(unknown[:1])}'. Known: {', '.join(stack.streams)}."
-        )
+        known = tuple(getattr(stack.module, "told_apart", stack.streams))
+        self.streams = config.streams or known
+        unknown = [name for name in self.streams if name not in known]
+        check(not unknown, f"vl_adapter.streams: no stream '{''.join(unknown[:1])}'. Known: {', '.join(known)}.")
         roles = [BEHIND[place] for place in config.behind]
         self._blocks, self.missing = fitting(stack, blocks, roles)
         count = config.kronecker_dim
@@ -151,9 +151,21 @@ class VLAdapter(BlockAdapter):
 
     def _behind(self, block: Block, role: str) -> Any:
         def hook(_: nn.Module, __: Any, out: Tensor) -> Tensor:
-            stream: str = block.module.stream  # type: ignore[assignment]
-            if not self.active or stream not in self.streams:
+            if not self.active:
                 return out
-            return out + self.bottlenecks[self._key(block, role, stream)](out)
+            if hasattr(self._stack.module, "places"):
+                return self._in_places(block, role, out)
+            stream: str = block.module.stream  # type: ignore[assignment]
+            return out + self.bottlenecks[self._key(block, role, stream)](out) if stream in self.streams else out
 
         return hook
+
+    def _in_places(self, block: Block, role: str, out: Tensor) -> Tensor:
+        """One sequence of several streams, (rows, tokens, d), or the same without rows, as OPT has it."""
+        places: Mapping[str, Tensor] = self._stack.module.places()  # type: ignore[operator]
+        added = torch.zeros_like(out)
+        for stream in self.streams:
+            if stream in places:
+                at = places[stream].reshape(*out.shape[:-1], 1)
+                added = added + self.bottlenecks[self._key(block, role, stream)](out) * at
+        return out + added

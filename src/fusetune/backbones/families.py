@@ -65,7 +65,7 @@ def crossed(roles: Mapping[str, str], *replaced: str) -> dict[str, str]:
     for role, path in roles.items():
         for old, new in zip(replaced[::2], replaced[1::2], strict=True):
             if path == old or path.startswith(f"{old}."):
-                found[f"cross_{role}"] = new + path[len(old) :]
+                found["cross_output" if role == "attention_output" else f"cross_{role}"] = new + path[len(old) :]
     return found
 
 

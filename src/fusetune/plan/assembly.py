@@ -19,7 +19,7 @@ from fusetune.adapters.adapter import (
 )
 from fusetune.adapters.behind_blocks import BehindBlocks
 from fusetune.backbones.backbone import Backbone
-from fusetune.config import build
+from fusetune.config import build, check
 from fusetune.errors import FusetuneError
 from fusetune.plan.placing import Choice, choose, names_ranks
 from fusetune.tasks.task import Task
@@ -146,6 +146,11 @@ class Assembly:
 
     def _behind_blocks(self, cls: Any, config: Any, placement: Any, number: int, at: str) -> None:
         chosen = choose(placement.blocks, self._offered(TRUNK, at), at)[TRUNK]
+        last = self.backbone.trunk.depth - 1
+        if self.task.speaks and last in chosen:
+            del chosen[last]
+            check(bool(chosen), f"{at}: behind the last language block nothing reads a stream. Choose others.")
+            self.resolved.append(f"no {placement.adapter} behind the last language block: nothing reads a stream there")
         streams = self._met_streams(self.streams)
         made = {}
         for i, rank in chosen.items():

@@ -107,6 +107,23 @@ class LanguageTrunk(nn.Module):
             return self.blocks()[number + 1].register_forward_pre_hook(before, with_kwargs=True)
         return self.blocks()[number].register_forward_hook(lambda _, args, out: self._changed(change, out))
 
+    @property
+    def told_apart(self) -> list[str]:
+        """The streams that have places in the sequence."""
+        return [name for name in (self.image, self.text) if name]
+
+    def places(self) -> dict[str, Tensor]:
+        """By stream, (rows, tokens): its places in the sequence of the pass that runs; the answer's are the text's."""
+        masks, which, real = self._layout
+        found: dict[str, Tensor] = {}
+        start = 0
+        for name, mask in masks.items():
+            own = (which >= start) & (which < start + mask.shape[1]) & real
+            key = self.text if name == self.answer else name
+            found[key] = found[key] | own if key in found else own
+            start += mask.shape[1]
+        return found
+
     def _changed(self, change: Change, joint: Tensor) -> Tensor:
         """The prompt's streams are changed; the answer comes later than they do, and is no part of what they read."""
         apart = self._apart(joint)
@@ -193,6 +210,10 @@ class ReadingTrunk(LanguageTrunk):
         carried = Carried(self._joined(own) if start else memory, memory)
         out = self._apart(self.composite.carry(inputs, self._cut(stop), cut, carried).states)
         return {name: out.get(name, tokens) for name, tokens in streams.items()}
+
+    @property
+    def told_apart(self) -> list[str]:
+        return [self.text] if self.text else []
 
     def said(self, streams: Mapping[str, Tokens]) -> Tensor:
         return super().said({name: tokens for name, tokens in streams.items() if name != self.image})
