@@ -4,7 +4,8 @@ import pytest
 import torch
 from composites import FAMILIES, batch, made
 
-from fusetune.backbones.composite.model import CompositeModel, Cut
+from fusetune.backbones.composite.cuts import Cut
+from fusetune.backbones.composite.model import CompositeModel
 from fusetune.errors import FusetuneError
 
 

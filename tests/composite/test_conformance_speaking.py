@@ -120,7 +120,7 @@ def test_it_learns_alone_and_from_the_cache_it_is_the_same(case):
 
 @torch.no_grad()
 def test_a_batch_gives_what_its_samples_give_alone(case):
-    name, _, model, streams, _ = case
+    _, _, model, streams, _ = case
     for parameter in model.trainable().values():
         parameter.add_(torch.randn_like(parameter) * 0.05)
     together = model(streams, GROUND)

@@ -9,7 +9,8 @@ from speaking import MODELS, QUERIES, READERS
 from test_answering import ANSWERS, KINDS, LORA, SPEAKING, adapted, given, listening, shown_to
 
 from fusetune.backbones.backbone import Frontier
-from fusetune.backbones.composite.model import CompositeModel, Cut
+from fusetune.backbones.composite.cuts import Cut
+from fusetune.backbones.composite.model import CompositeModel
 from fusetune.plan.frontier import frontier
 from fusetune.training.data import ANSWER
 

@@ -117,7 +117,7 @@ class PrefixAdapter(BlockAdapter):
 class ModalityPrefixAdapter(PrefixAdapter):
     """A prefix for each modality in the trunk's self- and cross-attention; a sample sees those of what it has.
 
-    In a language model the self-attention has one for each stream in its sequence, and a cross-attention one for what it
+    In a language model the self-attention has one for each stream in its sequence, a cross-attention one for what it
     reads.
     """
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.composite.model import FINAL, LANGUAGE, MEMORY, PLACES, TOP, Carried, CompositeModel, Cut
+from fusetune.backbones.composite.cuts import FINAL, LANGUAGE, MEMORY, PLACES, TOP, Carried, Cut
+from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.prompt import ROOM, AnswerTower, PromptTower, WordTower, laid_out
 from fusetune.backbones.trunk import Change
 from fusetune.config import check

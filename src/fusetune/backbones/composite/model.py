@@ -2,57 +2,30 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fusetune.backbones.composite.cuts import (
+    CONNECTOR,
+    ENCODER,
+    FINAL,
+    LANGUAGE,
+    MEMORY,
+    PLACES,
+    TOP,
+    Carried,
+    Cut,
+)
 from fusetune.backbones.composite.families import CLASSES, Inputs, class_of, composite_family
 from fusetune.backbones.families import load, quiet, refuse_random
 from fusetune.backbones.replay import STATES, Left, forward_of, left_at, left_behind, put_at, skipped
 from fusetune.backbones.tower import fingerprint
 from fusetune.config import check
 from fusetune.errors import FusetuneError
-
-ENCODER, CONNECTOR, PLACES, LANGUAGE, TOP = "encoder", "connector", "places", "language", "top"
-MEMORY = "memory"
-FINAL = "final"
-
-
-class Cut(NamedTuple):
-    """In front of which block a pass ends, or begins.
-
-    Attributes:
-        part: encoder; connector: in front of it; places: behind it, what stands at the picture's places in the text;
-            memory: behind the module that makes what cross-attention reads;
-            language; top: behind the last language block; final: behind the module there (a norm), where a pass may
-            only end.
-        block: of the encoder or of the language blocks.
-    """
-
-    part: str
-    block: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.part} block {self.block}" if self.part in (ENCODER, LANGUAGE) else self.part
-
-
-@dataclass(frozen=True)
-class Carried:
-    """What is known at a cut.
-
-    Attributes:
-        states: what the block gets, as the model lays it out: (rows, tokens, width), and (pictures, tokens, width) or
-            (patches, width) in front of a connector.
-        memory: what cross-attention reads, (rows, tokens, width), from the first language block on; None: the model
-            has no cross-attention, or the cut lies below.
-    """
-
-    states: Tensor
-    memory: Tensor | None = None
 
 
 class CompositeModel(nn.Module):

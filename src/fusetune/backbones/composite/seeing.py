@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.audio_towers import resampled
-from fusetune.backbones.composite.model import CONNECTOR, ENCODER, MEMORY, PLACES, Carried, CompositeModel
+from fusetune.backbones.composite.cuts import CONNECTOR, ENCODER, MEMORY, PLACES, Carried
+from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.tower import Tower
 from fusetune.config import check
 from fusetune.errors import FusetuneError

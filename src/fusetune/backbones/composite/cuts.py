@@ -1,0 +1,43 @@
+"""Where a pass of a composite model may end or begin, and what is known there."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+ENCODER, CONNECTOR, PLACES, LANGUAGE, TOP = "encoder", "connector", "places", "language", "top"
+MEMORY = "memory"
+FINAL = "final"
+
+
+class Cut(NamedTuple):
+    """In front of which block a pass ends, or begins.
+
+    Attributes:
+        part: encoder; connector: in front of it; places: behind it, what stands at the picture's places in the text;
+            memory: behind the module that makes what cross-attention reads;
+            language; top: behind the last language block; final: behind the module there (a norm), where a pass may
+            only end.
+        block: of the encoder or of the language blocks.
+    """
+
+    part: str
+    block: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.part} block {self.block}" if self.part in (ENCODER, LANGUAGE) else self.part
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What is known at a cut.
+
+    Attributes:
+        states: what the block gets, as the model lays it out: (rows, tokens, width), and (pictures, tokens, width) or
+            (patches, width) in front of a connector.
+        memory: what cross-attention reads, (rows, tokens, width), from the first language block on; None: the model
+            has no cross-attention, or the cut lies below.
+    """
+
+    states: Tensor
+    memory: Tensor | None = None
