@@ -2,8 +2,8 @@
 
 Sung, Cho and Bansal, "VL-Adapter: Parameter-Efficient Transfer Learning for Vision-and-Language Tasks", CVPR 2022,
 arXiv 2112.06825. Behind the MLP or the cross-attention of each chosen block, for each chosen stream, with h what the
-sub-layer puts out (tokens x d); in the one sequence of a language model a stream has its places, and the answer those of
-the text:
+sub-layer puts out (tokens x d); in the one sequence of a language model a stream has its places, and an answer those
+of the text:
 
     h <- h + gelu(h W_down + b_down) W_up + b_up
 
