@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 from serving import served
-from speaking import TEXTS, saved_llava
+from speaking import TEXTS, saved_blip, saved_llava
 
 from conftest import copy_project, experiment_in, kedro, ran
 
@@ -32,6 +32,18 @@ WORDS = {
     ],
     "train": {"epochs": 40, "patience": 40, "learning_rate": 0.01, "weight_decay": 0.0, "modality_dropout": 0.0},
 }
+READING = {
+    "placements": [
+        {
+            "where": "trunk",
+            "adapter": "lora",
+            "config": {"rank": 16, "targets": ["cross_query", "cross_value", "query"]},
+        },
+        {"where": "trunk", "adapter": "vl_adapter", "config": {"behind": ["cross_attention", "mlp"]}},
+        {"where": "head", "adapter": "linear"},
+    ],
+    "train": {**WORDS["train"], "learning_rate": 0.003, "batch_size": 16},
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +51,7 @@ def project(tmp_path_factory):
     """A grey, and a question that asks for it or for the opposite: neither side answers alone."""
     project = copy_project(tmp_path_factory.mktemp("speaking"))
     saved_llava(project / "llava")
+    saved_blip(project / "blip")
     (project / "pictures").mkdir()
     rng, rows = np.random.default_rng(0), []
     for i in range(240):
@@ -48,8 +61,9 @@ def project(tmp_path_factory):
         asked = TEXTS[2] if turned else TEXTS[0]
         split = "train" if i < 140 else "val" if i < 190 else "test"
         said = "it is light" if light ^ turned else "dark, isn't it"
-        rows.append(f'{i}.png,{split},{asked},{"ab"[light ^ turned]},"{said}"')
-    (project / "samples.csv").write_text("file,split,question,answer,said\n" + "\n".join(rows) + "\n")
+        caption = "light picture" if light else "dark picture"
+        rows.append(f'{i}.png,{split},{asked},{"ab"[light ^ turned]},"{said}",{caption}')
+    (project / "samples.csv").write_text("file,split,question,answer,said,caption\n" + "\n".join(rows) + "\n")
     parameters = {
         "ingest": {"reader": "manifest", "settings": {"file": "samples.csv", "sample_id": "file"}},
         "backbone": {"source": str(project / "llava")},
@@ -61,7 +75,11 @@ def project(tmp_path_factory):
     }  # fmt: skip
     in_words = {"modalities": parameters["data"]["modalities"], "use_trunk": True,
                 "task": {"name": "generation", "answer": "said", "metric": "exact_match"}}  # fmt: skip
-    for name, changed, method in (("greys", {}, LORA), ("words", {"data": in_words}, WORDS)):
+    captions = {"modalities": {**parameters["data"]["modalities"], "text": {"kind": "text", "constant": "this is"}},
+                "task": {"name": "generation", "answer": "caption"}, "use_trunk": True}  # fmt: skip
+    by_blip = {"data": captions, "backbone": {"source": str(project / "blip")}}
+    experiments = ("greys", {}, LORA), ("words", {"data": in_words}, WORDS), ("captions", by_blip, READING)
+    for name, changed, method in experiments:
         folder = experiment_in(project, name, parameters | changed)
         (folder / "methods").mkdir()
         (folder / "methods/lora.yml").write_text(yaml.safe_dump({"lora": method}, sort_keys=False))
@@ -124,6 +142,23 @@ def test_answers_in_words_are_learned_from_the_cache(project):
     done = kedro(project, "run", "--env", "words", "--pipelines", "train_wander")
     text = " ".join((done.stdout + done.stderr).split())
     assert done.returncode != 0 and "behind the last language block nothing reads what 'wander' makes" in text, text
+
+
+def test_captions_of_a_model_that_reads_by_cross_attention(project):
+    """BLIP; every sample is asked the same, which no column and no request has to say."""
+    ran(project, "captions", "--pipelines", "train_lora")
+    metrics = json.loads((project / "data/08_reporting/captions/lora/metrics.json").read_text())
+    assert metrics["test"]["exact_match"] > 0.9, metrics
+    ran(project, "captions", "--pipelines", "predict")
+    said = pq.read_table(project / "data/07_model_output/captions/scored.parquet").to_pylist()
+    expected, truth = {row["sample_id"]: row["prediction"] for row in said}, told(project, "caption")
+    assert sum(expected[name] == truth[name] for name in expected) / len(expected) > 0.9
+    names = list(expected)[:4]
+    with served(project, "models:/fusetune-captions@champion") as ask:
+        status, answer = ask([{"image": row["image"]} for row in requests(project, names)])
+        assert status == 200, answer
+        assert [a["prediction"] for a in json.loads(answer)["predictions"]] == [expected[n] for n in names]
+        assert ask([{"image": None}])[0] == 400
 
 
 def test_adapters_at_the_junction_stand_behind_the_language_blocks(project):
