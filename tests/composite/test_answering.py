@@ -233,6 +233,17 @@ def test_the_frontier_is_that_of_the_plan_and_the_answer_lies_with_it(speaking):
     ours.detach()
 
 
+def test_presets_mean_language_blocks(speaking):
+    """Every second one for questions, all for captions; of the encoder as of any other tower."""
+    _, backbone, task, _, _ = speaking
+    for preset, expected in (("vqa", [1, 3]), ("image_captioning", [0, 1, 2, 3]), ("language_only", [0, 1, 2, 3])):
+        ours = adapted(backbone, task, {**LORA, "blocks": preset})
+        assert f"trunk blocks {', '.join(map(str, expected))} (" in ours.resolved[0], ours.resolved
+        ours.detach()
+    with pytest.raises(FusetuneError, match="'vision_only' matches no block"):
+        adapted(backbone, task, {**LORA, "blocks": "vision_only"})
+
+
 def test_what_has_no_place_is_told(speaking):
     name, backbone, task, _, _ = speaking
     if name in READERS:

@@ -224,7 +224,8 @@ class Assembly:
                 f"{at}: there is no trunk here. Use a backbone with one and data.use_trunk: true, or place the adapter "
                 "in the towers or at the junction."
             )
-        return [Choice(TRUNK, TRUNK, self.backbone.trunk.depth)]
+        kind = "text" if self.backbone.origin else TRUNK  # language blocks are what presets mean by language
+        return [Choice(TRUNK, kind, self.backbone.trunk.depth)]
 
     def _stack(self, name: str) -> Stack:
         module = self.backbone.stack(name)
