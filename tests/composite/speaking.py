@@ -60,6 +60,60 @@ def saved_paligemma(folder):
     return _saved(tf.PaliGemmaForConditionalGeneration(config).eval(), processor, folder)
 
 
+def _saved_apart(model, images, words, folder):
+    """Without a processor of all: it would want one of videos, and that torchvision."""
+    model.save_pretrained(folder)
+    images.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return model, images
+
+
+def _qwen(maker, folder):
+    torch.manual_seed(0)
+    words = tokenizer()
+    words.add_tokens(["<|vision_start|>", "<|vision_end|>", "<|im_start|>", "<|im_end|>"], special_tokens=True)
+    named = dict(
+        image_token_id="<image>", vision_start_token_id="<|vision_start|>", vision_end_token_id="<|vision_end|>"
+    )
+    model, _ = maker()
+    config = model.config
+    for name, token in named.items():
+        setattr(config, name, words.convert_tokens_to_ids(token))
+    config.video_token_id, config.text_config.vocab_size = len(words) + 1, len(words)
+    images = tf.Qwen2VLImageProcessor(patch_size=8, merge_size=2, min_pixels=64, max_pixels=32 * 32)
+    return _saved_apart(type(model)(config).eval(), images, words, folder)
+
+
+def saved_qwen2_vl(folder):
+    return _qwen(composites.qwen2_vl, folder)
+
+
+def saved_qwen2_5_vl(folder):
+    return _qwen(composites.qwen2_5_vl, folder)
+
+
+def _smol(name, folder):
+    torch.manual_seed(0)
+    words = tokenizer()
+    marks = ["<fake_token_around_image>", "<global-img>", "<|im_start|>", "<end_of_utterance>"]
+    words.add_tokens(marks, special_tokens=True)
+    text = tf.LlamaConfig(vocab_size=len(words), **LM)
+    number = words.convert_tokens_to_ids("<image>")
+    options = dict(vision_config=composites.VISION, text_config=text, image_token_id=number, scale_factor=2)
+    config = getattr(tf, f"{name}Config")(**options, pad_token_id=0)
+    one = {"longest_edge": 32}
+    images = getattr(tf, f"{name}ImageProcessor")(size=one, max_image_size=one)
+    return _saved_apart(getattr(tf, f"{name}ForConditionalGeneration")(config).eval(), images, words, folder)
+
+
+def saved_idefics3(folder):
+    return _smol("Idefics3", folder)
+
+
+def saved_smolvlm(folder):
+    return _smol("SmolVLM", folder)
+
+
 def saved_blip2(folder):
     torch.manual_seed(0)
     words = tokenizer()
@@ -122,4 +176,10 @@ def _saved(model, processor, folder):
 
 MODELS = {"llava": saved_llava, "paligemma": saved_paligemma}
 QUERIES = {"blip2": saved_blip2}  # a connector that asks the picture a few things
+SIZED = {  # pictures are brought to one size
+    "qwen2_vl": saved_qwen2_vl,
+    "qwen2_5_vl": saved_qwen2_5_vl,
+    "idefics3": saved_idefics3,
+    "smolvlm": saved_smolvlm,
+}
 READERS = {"blip": saved_blip, "whisper": saved_whisper}  # by cross-attention

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from encoders import pictures, sounds
-from speaking import MODELS, QUERIES, READERS, TEXTS, saved_llava
+from speaking import MODELS, QUERIES, READERS, SIZED, TEXTS, saved_llava
 
 from fusetune.adapters.adapter import Stream
 from fusetune.backbones.backbone import Backbone, Frontier
@@ -17,10 +17,13 @@ from fusetune.tasks.generation import Generation, GenerationConfig
 from fusetune.training.data import ANSWER
 
 KINDS = {"image": "image", "text": "text"}
-SPEAKING = {**MODELS, **QUERIES, **READERS}
+SPEAKING = {**MODELS, **QUERIES, **SIZED, **READERS}
 PROMPTS = {"whisper": "<s>{} {answer}"}  # the tiny tokenizer has no tokens of languages and tasks
 ASKED, ANSWERS = [TEXTS[0], "one", TEXTS[2]], ["dark", "it is light", "which"]
 LORA = {"where": "trunk", "adapter": "lora", "blocks": {"take": "top", "count": 2}, "config": {"rank": 4}}
+
+
+listening_words = {}  # tokenizers by model
 
 
 def generation(**config):
@@ -36,7 +39,7 @@ def shown_to(name, *counts):
 
 def listening(folder, most=16, name="llava"):
     kinds = KINDS | ({"image": "audio"} if name == "whisper" else {})
-    source = CompositeSource(str(folder), prompt=PROMPTS.get(name))
+    source = CompositeSource(str(folder), prompt=PROMPTS.get(name), picture_side=32 if name in SIZED else None)
     backbone = Backbone.from_composite(source, kinds).take_answers(ANSWER, most)
     task = generation(max_answer_tokens=most)
     task.meet(backbone.tower(ANSWER))
@@ -57,7 +60,9 @@ def given(backbone, shown, answers=ANSWERS):
 def speaking(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model, processor = SPEAKING[request.param](folder)
-    return request.param, *listening(folder, name=request.param), model, processor
+    backbone, task = listening(folder, name=request.param)
+    listening_words[request.param] = backbone.tower("text").processor
+    return request.param, backbone, task, model, processor
 
 
 def own_loss(name, model, processor, picture, text, answer):
@@ -65,7 +70,9 @@ def own_loss(name, model, processor, picture, text, answer):
     if name in READERS:
         return read_loss(name, model, processor, picture, text, answer)
     image = picture[0].convert("RGB")
-    if name == "blip2":
+    if name in SIZED:
+        inputs = sized_inputs(name, model, processor, image, text, answer)
+    elif name == "blip2":
         pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
         asked, said = (
             processor.tokenizer(part, add_special_tokens=False)["input_ids"]
@@ -86,6 +93,28 @@ def own_loss(name, model, processor, picture, text, answer):
         inputs = processor(text=[f"<image>{text}"], images=[image], suffix=[answer], return_tensors="pt")
     labels = inputs["labels"]
     return model(**inputs).loss * (labels != -100).sum(), int((labels != -100).sum())
+
+
+def sized_inputs(name, model, images, image, text, answer):
+    """As the families' processors write them."""
+    words, shown = listening_words[name], image.resize((32, 32), 3)
+    if name.startswith("qwen"):
+        given = dict(images([shown], return_tensors="pt"))
+        before, after = "<|im_start|>user\n<|vision_start|>", f"<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
+        said, places = f"{answer}<|im_end|>", 4
+    else:
+        given = dict(images([[shown]], do_image_splitting=False, return_tensors="pt"))
+        before = "<s><|im_start|>User:<fake_token_around_image><global-img>"
+        after = f"<fake_token_around_image>{text}<end_of_utterance>\nAssistant:"
+        said, places = f" {answer}<end_of_utterance>", 4
+    before, after, said = (words(part, add_special_tokens=False)["input_ids"] for part in (before, after, said))
+    before = before if not name.startswith("qwen") else [1, *before]
+    number = model.config.image_token_id
+    ids = torch.tensor([[*before, *[number] * places, *after, *said]])
+    labels = torch.cat([torch.full((1, ids.shape[1] - len(said)), -100), ids[:, -len(said) :]], 1)
+    if name.startswith("qwen"):
+        given["mm_token_type_ids"] = (ids == number).int()
+    return given | {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
 
 
 def read_loss(name, model, processor, shown, text, answer):

@@ -1,9 +1,9 @@
-"""What holds of every adapter in a model that speaks: causal (LLaVA), reading by cross-attention (BLIP), and an encoder
-with a decoder (Whisper)."""
+"""What holds of every adapter in a model that speaks: causal (LLaVA, Qwen2-VL), reading by cross-attention (BLIP), and
+an encoder with a decoder (Whisper)."""
 
 import pytest
 import torch
-from speaking import MODELS, READERS
+from speaking import MODELS, READERS, SIZED
 from test_answering import ANSWERS, KINDS, SPEAKING, adapted, given, listening, shown_to
 
 from fusetune.backbones.backbone import Frontier
@@ -26,8 +26,8 @@ BOTH = {"where": "backbone", "adapter": "unfreeze", "config": {"parts": ["image"
 # in the last block nothing reads what stands at the picture's places
 BELOW = {"take": "explicit", "explicit": {"trunk": [1, 2]}}
 CROSS = {"targets": ["cross_query", "cross_value"]}
-ALL, CAUSAL, CROSSED = ("llava", "blip", "whisper"), ("llava",), ("blip", "whisper")
-SDPA = ("llava", "whisper")  # BLIP's text attends by itself, without a place for a prefix
+ALL, CAUSAL, CROSSED = ("llava", "qwen2_vl", "blip", "whisper"), ("llava", "qwen2_vl"), ("blip", "whisper")
+SDPA = ("llava", "qwen2_vl", "whisper")  # BLIP's text attends by itself, without a place for a prefix
 ROWS = {  # placements, models, folds into the base's weights
     "lora": ([trunk("lora", rank=2)], ALL, True),
     "lora in cross-attention": ([trunk("lora", rank=2, **CROSS)], CROSSED, True),
@@ -148,4 +148,4 @@ def test_it_folds_or_says_that_it_does_not(case):
 
 
 def test_every_model_is_one_that_the_other_tests_know():
-    assert set(ALL) <= {*MODELS, *READERS}
+    assert set(ALL) <= {*MODELS, *READERS, *SIZED}

@@ -85,6 +85,7 @@ LLAMA_ROLES = {
     **_attention("self_attn", *_PROJECTIONS, "o_proj"), **_mlp("mlp.up_proj", "mlp.down_proj"),
     "mlp_gate": "mlp.gate_proj",
 }  # fmt: skip
+QWEN_ROLES = {"qkv": "attn.qkv", "attention_output": "attn.proj"} | _mlp("mlp.fc1", "mlp.fc2")
 BLIP_ROLES = {"qkv": "self_attn.qkv", "attention_output": "self_attn.projection"} | _mlp("mlp.fc1", "mlp.fc2")
 
 _NO_POOLER = {"add_pooling_layer": False}

@@ -118,11 +118,14 @@ class BackboneSettings:
         towers: by modality.
         prompt: of a composite model (LLaVA), what a text is put into, with {image} and {}; None: the checkpoint's chat
             template, or its family's way.
+        picture_side: pixels of the side that pictures are brought to, of a composite model that would give large ones
+            more places (Qwen-VL, SmolVLM); None: its family's.
     """
 
     source: str = "embedded"
     towers: Mapping[str, TowerSource] = field(default_factory=dict)
     prompt: str | None = None
+    picture_side: int | None = None
 
     def sources(self, kinds: Mapping[str, str]) -> dict[str, TowerSource]:
         """Where the tower of each modality comes from.
@@ -166,7 +169,7 @@ class BackboneSettings:
             f"{', '.join(others) or 'another one'}. Expected all modalities from it, or `part` for one encoder alone.",
         )
         limit = next((one.max_tokens for one in whole.values() if one.max_tokens), None)
-        return CompositeSource(*next(iter(sources)), self.prompt, limit)
+        return CompositeSource(*next(iter(sources)), self.prompt, limit, self.picture_side)
 
     def is_embedded(self, kinds: Mapping[str, str]) -> bool:
         """Whether the data take the embedded base as it is, its trunk included."""

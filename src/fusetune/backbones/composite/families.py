@@ -4,78 +4,25 @@ Measured on transformers 5.24. A family is a row. The model's own forward runs f
 positions, norms and the head are its own; a row says what stands where, and what must not run.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusetune.backbones.families import BERT_ROLES, BLIP_ROLES, CLIP_ROLES, LLAMA_ROLES, WHISPER_ROLES, crossed
+from fusetune.backbones.composite.family import CompositeFamily
+from fusetune.backbones.families import (
+    BERT_ROLES,
+    BLIP_ROLES,
+    CLIP_ROLES,
+    LLAMA_ROLES,
+    QWEN_ROLES,
+    WHISPER_ROLES,
+    crossed,
+)
 from fusetune.backbones.replay import STATES
-
-Inputs = Mapping[str, Any]  # of a model's forward, by name
-Resume = Callable[[Any, dict[str, Any], Tensor | None, int], None]  # model, inputs to change, memory, rows
-PICTURES = ("pixel_values", "pixel_attention_mask")
-
-
-@dataclass(frozen=True)
-class CompositeFamily:
-    """
-    Attributes:
-        tower: path of the encoder that sees or hears.
-        encoder: path of its blocks.
-        connector: paths of the modules between, in the order in which they run; (): cross-attention reads the encoder.
-        language: path of the language blocks.
-        top: path of the module behind the last language block: a final norm, or the head.
-        head: path of the module that gives logits.
-        media: inputs with pictures or sounds, left out of a pass that starts behind them.
-        memory: path of the module whose output cross-attention reads at every depth of the language blocks.
-        words: names of the inputs that are ids, and which of them are real.
-        resume: changes the inputs of a pass from a language block, where leaving `media` out is not all.
-        stubs: modules that must not run in such a pass, with what they give instead, from the memory.
-        read: depth of the encoder that the connector reads, from the configuration and the number of blocks.
-        first: first language block that states alone are enough for.
-        entry: the module of the connector at which a pass may start, and the argument that the encoder's states are;
-            None: the connector reads more than one depth of the encoder.
-        idle: further blocks below the entry, which need not run then.
-        skip: what a language block does in a pass from a later one; None: hand on the states.
-        always: language blocks that make something for later ones, so that they run in every pass.
-        encoder_roles, language_roles: what the parts of their blocks are for -> their paths in a block.
-        prompt: what a text is put into where the checkpoint has no chat template: {image}, {} for the text, {bos} for
-            the tokenizer's first token, {answer}; None: an experiment can't be built on this family yet.
-        padding: sides on which rows of unequal length may be padded.
-        causal: whether states at picture places are the same whatever text comes behind them.
-    """
-
-    tower: str
-    encoder: str
-    connector: tuple[str, ...]
-    language: str
-    top: str
-    head: str = "lm_head"
-    media: tuple[str, ...] = PICTURES
-    memory: str = ""
-    words: tuple[str, str] = ("input_ids", "attention_mask")
-    resume: Resume | None = None
-    stubs: Mapping[str, Callable[[Tensor], Any]] = field(default_factory=dict)
-    read: Callable[[Any, int], int] = lambda config, blocks: blocks
-    first: Callable[[Any], int] = lambda config: 0
-    entry: tuple[str, str] | None = None
-    idle: tuple[str, ...] = ()
-    skip: Callable[..., Any] | None = None
-    always: tuple[int, ...] = ()
-    encoder_roles: Mapping[str, str] = field(default_factory=dict)
-    language_roles: Mapping[str, str] = field(default_factory=dict)
-    prompt: str | None = None
-    padding: tuple[str, ...] = ("right", "left")
-    causal: bool = True
-
-    @property
-    def kind(self) -> str:
-        """Of what the encoder takes."""
-        return "audio" if "input_features" in self.media else "image"
 
 
 def _feature_layer(config: Any, blocks: int) -> int:
@@ -121,6 +68,24 @@ def _t5_block(hidden_states: Tensor, mask: Any = None, bias: Any = None, *more: 
     return hidden_states, bias, more[2] if len(more) > 2 else named.get("encoder_decoder_position_bias")
 
 
+def _patches(processor: Any, pictures: Any) -> Tensor:
+    found: Tensor = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    return found.view(len(pictures), -1, found.shape[-1])
+
+
+def _one_each(processor: Any, pictures: Any) -> Tensor:
+    found: Tensor = processor(images=[[p] for p in pictures], do_image_splitting=False, return_tensors="pt")[
+        "pixel_values"
+    ]
+    return found
+
+
+def _square(shape: Any, present: Tensor) -> dict[str, Tensor]:
+    """Qwen's: frames, rows and columns of patches, for the rows that have a picture."""
+    side = math.isqrt(shape[0])
+    return {"image_grid_thw": torch.tensor([[1, side, side]], device=present.device).expand(int(present.sum()), -1)}
+
+
 _DECODER = "model.language_model.layers"
 _NORM = "model.language_model.norm"
 _PROJECTOR = "model.multi_modal_projector"
@@ -140,7 +105,22 @@ _PALIGEMMA = CompositeFamily(
     prompt="{image}{bos}{}\n",
 )
 _LLAVA = replace(_PALIGEMMA, read=_feature_layer, causal=True, prompt="USER: {image}\n{} ASSISTANT:")
-_QWEN = CompositeFamily(_VISUAL, f"{_VISUAL}.blocks", (_MERGER,), _DECODER, _NORM, entry=(_MERGER, STATES))
+_QWEN = CompositeFamily(
+    _VISUAL,
+    f"{_VISUAL}.blocks",
+    (_MERGER,),
+    _DECODER,
+    _NORM,
+    entry=(_MERGER, STATES),
+    encoder_roles=QWEN_ROLES,
+    language_roles=LLAMA_ROLES,
+    prompt="<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>",
+    side=lambda config: 14 * config.vision_config.patch_size * config.vision_config.spatial_merge_size,
+    process=_patches,
+    flat=True,
+    grid=_square,
+    by_parts=True,
+)
 _QWEN3 = CompositeFamily(
     _VISUAL,
     f"{_VISUAL}.blocks",
@@ -157,6 +137,13 @@ _SMOL = CompositeFamily(
     "model.text_model.layers",
     "model.text_model.norm",
     entry=("model.connector", STATES),
+    encoder_roles=CLIP_ROLES,
+    language_roles=LLAMA_ROLES,
+    prompt="<|im_start|>User:{image}{}<end_of_utterance>\nAssistant: {answer}<end_of_utterance>",
+    around="<fake_token_around_image><global-img>{image}<fake_token_around_image>",
+    side=lambda config: int(config.vision_config.image_size),
+    process=_one_each,
+    by_parts=True,
 )
 _OPT = CompositeFamily(
     "vision_model",

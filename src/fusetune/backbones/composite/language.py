@@ -75,8 +75,9 @@ class LanguageTrunk(nn.Module):
         if seen is None or not (present.is_meta or present.any()):
             return self._apart(self.composite.carry(self.composite.unseen(inputs), self._cut(stop)).states)
         states = seen.values if present.is_meta else seen.values[present]
-        inputs["pixel_values"] = states.new_ones(len(states), *self.composite.picture_shape)
-        return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(PLACES), Carried(states)).states)
+        inputs |= self.composite.seen(states.new_ones(len(states), *self.composite.picture_shape))
+        carried = Carried(self.composite.laid(states))
+        return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(PLACES), carried).states)
 
     def said(self, streams: Mapping[str, Tokens]) -> Tensor:
         """The model's own logits, of streams at the top: (rows, 1 + longest answer, vocabulary).

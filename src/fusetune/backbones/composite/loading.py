@@ -1,8 +1,9 @@
 """Where a composite base comes from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of, composite_family
@@ -23,12 +24,14 @@ class CompositeSource:
         revision: of a hub id.
         prompt: what a text is put into, with {image} and {}; None: the checkpoint's chat template, or its family's way.
         max_tokens: of the text in its prompt; what is longer is cut, and `inputs` says how much that is.
+        picture_side: pixels of the side that pictures are brought to, where large ones would take more places.
     """
 
     source: str
     revision: str | None = None
     prompt: str | None = None
     max_tokens: int | None = None
+    picture_side: int | None = None
 
 
 def is_composite(source: str, revision: str | None = None) -> bool:
@@ -60,15 +63,28 @@ def load_parts(chosen: CompositeSource, kinds: Mapping[str, str]) -> tuple[dict[
         f"experiment can be built on it yet. Those that can: {', '.join(able)}.",
     )
     composite = CompositeModel.from_pretrained(chosen.source, chosen.revision)
-    processor = load(AutoProcessor, chosen.source, chosen.revision)
+    processor = _by_parts(chosen) if composite.family.by_parts else load(AutoProcessor, chosen.source, chosen.revision)
     number = composite.image_id
     image_token = None if number is None else processor.tokenizer.convert_ids_to_tokens(number)
-    prompt = Prompt.of(processor, image_token, chosen.prompt, str(default))
-    return _parts(composite, processor, kinds, prompt, chosen.max_tokens)
+    prompt = Prompt.of(processor, image_token, chosen.prompt, str(default), composite.family.around)
+    return _parts(composite, processor, kinds, prompt, chosen)
+
+
+def _by_parts(chosen: CompositeSource) -> Any:
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    tokenizer = load(AutoTokenizer, chosen.source, chosen.revision)
+    images = load(AutoImageProcessor, chosen.source, chosen.revision)
+    return SimpleNamespace(
+        tokenizer=tokenizer,
+        image_processor=images,
+        chat_template=tokenizer.chat_template,
+        apply_chat_template=tokenizer.apply_chat_template,
+    )
 
 
 def _parts(
-    composite: CompositeModel, processor: Any, kinds: Mapping[str, str], prompt: Any, max_tokens: int | None
+    composite: CompositeModel, processor: Any, kinds: Mapping[str, str], prompt: Any, chosen: CompositeSource
 ) -> tuple[dict[str, Tower], LanguageTrunk]:
     """Towers by modality, and the trunk.
 
@@ -89,15 +105,19 @@ def _parts(
         by_kind[kind] = name
     text_config = composite.model.config.get_text_config()
     hears = family.kind == "audio"
+    check(
+        chosen.picture_side is None or family.side is not None,
+        "backbone.picture_side: this model brings all pictures to one size by itself; leave it out.",
+    )
     seeing = (
         HearingTower(composite, processor.feature_extractor)
         if hears
-        else SeeingTower(composite, processor.image_processor)
+        else SeeingTower(composite, processor.image_processor, chosen.picture_side)
     )
     composite.picture_shape = seeing.shape
     longest = positions(composite) - room(composite) - (0 if family.memory else seeing.tokens_out(1))
     start = [text_config.bos_token_id] if family.memory and not hears else []  # BLIP's decoder begins so, unsaid
-    words = PromptTower(processor.tokenizer, prompt, text_config.hidden_size, longest, max_tokens, start)
+    words = PromptTower(processor.tokenizer, prompt, text_config.hidden_size, longest, chosen.max_tokens, start)
     towers, names = {family.kind: seeing, "text": words}, (by_kind.get(family.kind, ""), by_kind.get("text", ""))
     trunk = (
         ReadingTrunk(composite, words, *names, seeing.width)
@@ -110,4 +130,4 @@ def _parts(
 def resolved(chosen: CompositeSource) -> CompositeSource:
     """With an absolute path, where it is a local folder."""
     folder = Path(chosen.source)
-    return CompositeSource(str(folder.resolve()), None, chosen.prompt, chosen.max_tokens) if folder.is_dir() else chosen
+    return replace(chosen, source=str(folder.resolve()), revision=None) if folder.is_dir() else chosen

@@ -20,7 +20,8 @@ from fusetune.backbones.composite.cuts import (
     Carried,
     Cut,
 )
-from fusetune.backbones.composite.families import CLASSES, Inputs, class_of, composite_family
+from fusetune.backbones.composite.families import CLASSES, class_of, composite_family
+from fusetune.backbones.composite.family import Inputs
 from fusetune.backbones.families import load, quiet, refuse_random
 from fusetune.backbones.replay import STATES, Left, forward_of, left_at, left_behind, put_at, skipped
 from fusetune.backbones.tower import fingerprint
@@ -75,9 +76,27 @@ class CompositeModel(nn.Module):
         inputs: dict[str, Any] = {words: ids}
         if not mask.is_meta:  # without values there is no padding
             inputs[real] = mask.long()
+        places = torch.eq(ids, self.image_id) if self.family.grid and self.image_id is not None else None
+        if places is not None and not mask.is_meta and bool(places.any()):
+            inputs |= {"mm_token_type_ids": places.int()} | self.grid(places.any(1))
         if not self.family.causal:  # what asks is read in both directions
             inputs["token_type_ids"] = torch.zeros_like(ids) if answer is None else answer.long()
         return inputs
+
+    def seen(self, pictures: Tensor) -> dict[str, Any]:
+        """Inputs that pictures (or sounds) are, (pictures, *shape of one)."""
+        if not self.family.flat:
+            return {self.family.media[0]: pictures}
+        there = torch.ones(len(pictures), dtype=torch.bool, device=pictures.device)
+        return {self.family.media[0]: pictures.flatten(0, 1), **self.grid(there)}
+
+    def grid(self, present: Tensor) -> dict[str, Tensor]:
+        """How the patches of pictures lie, where the model asks."""
+        return self.family.grid(self.picture_shape, present) if self.family.grid else {}
+
+    def laid(self, states: Tensor) -> Tensor:
+        """States of pictures, (pictures, tokens, width), as the model lays them out."""
+        return states.flatten(0, 1) if self.family.flat else states
 
     def unseen(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Inputs of a pass without any picture, changed where the model's forward asks for one all the same."""

@@ -32,11 +32,14 @@ class Prompt:
     answer: str
 
     @classmethod
-    def of(cls, processor: Any, image_token: str | None, given: str | None, default: str) -> "Prompt":
+    def of(
+        cls, processor: Any, image_token: str | None, given: str | None, default: str, around: str = IMAGE
+    ) -> "Prompt":
         """The given one, or the checkpoint's own chat template, or the family's.
 
         Args:
             image_token: that stands at the picture's places; None: the language model keeps none for it.
+            around: what a picture's places stand in.
 
         Raises:
             FusetuneError: one without {}, or without a place for the picture.
@@ -50,6 +53,8 @@ class Prompt:
             check(well, f"backbone.prompt: expected one {{}} for a sample's text, and no {IMAGE}, found '{text}'.")
             return cls("", text, False, answer.rstrip())
         text = text.replace(IMAGE, image_token).replace(BOS, bos)
+        if around.partition(IMAGE)[0] not in text:
+            text = text.replace(image_token, around.replace(IMAGE, image_token))
         for part, name in ((GAP, "{} for a sample's text"), (image_token, f"{IMAGE} for its picture")):
             check(text.count(part) == 1, f"backbone.prompt: expected one {name}, found '{text}'.")
         before, _, after = text.partition(image_token)

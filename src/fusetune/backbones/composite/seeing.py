@@ -18,6 +18,8 @@ from fusetune.errors import FusetuneError
 from fusetune.manifest.schema import Audio
 from fusetune.tokens import Tokens, pad
 
+BICUBIC = 3  # PIL's number of the filter that the image processors of these models use
+
 
 class SeeingTower(Tower):
     """The encoder of pictures up to what the connector reads, and the connector as its last block.
@@ -28,15 +30,17 @@ class SeeingTower(Tower):
 
     kind = "image"
 
-    def __init__(self, composite: CompositeModel, processor: Any) -> None:
+    def __init__(self, composite: CompositeModel, processor: Any, side: int | None = None) -> None:
         super().__init__()
         family, self.processor = composite.family, processor
+        self.side = side or (family.side(composite.model.config) if family.side else None)
         self._composite = (composite,)  # in a tuple: its other parts are not this tower's
         self.encoder = composite.model.get_submodule(family.tower)
         self.connector = nn.ModuleList(composite.model.get_submodule(path) for path in family.connector)
         self._cuts = [cut for cut in composite.cuts if cut.part in (ENCODER, CONNECTOR, PLACES, MEMORY)]
         config = composite.model.config
-        self.inside: int = getattr(config, "vision_config", config).hidden_size  # width between its blocks
+        vision = getattr(config, "vision_config", config)
+        self.inside: int = getattr(vision, "embed_dim", None) or vision.hidden_size  # width between its blocks
         self.width = self.inside if family.memory else config.get_text_config().hidden_size
         self.depth = len(self._cuts) - 1
 
@@ -82,7 +86,8 @@ class SeeingTower(Tower):
         return self._places
 
     def preprocessing(self) -> dict[str, Any]:
-        return {"class": type(self.processor).__name__, **self.processor.to_dict()}
+        brought = {"side": self.side} if self.side else {}
+        return {"class": type(self.processor).__name__, **self.processor.to_dict(), **brought}
 
     def save_pretrained(self, folder: Path) -> None:
         raise TypeError("this tower belongs to its composite model, which is saved by reference")
@@ -110,12 +115,18 @@ class SeeingTower(Tower):
 
     def _seen(self, pictures: Tensor, states: Tensor | None, start: int, stop: int) -> Tensor:
         """(pictures, tokens, width) at depth `stop`."""
-        inputs = {self.composite.family.media[0]: pictures, **self.composite.wordless(len(pictures))}
-        carried = None if states is None else Carried(states)
-        return self.composite.carry(inputs, self._cuts[stop], self._cuts[start] if start else None, carried).states
+        inputs = {**self.composite.wordless(len(pictures)), **self.composite.seen(pictures)}
+        carried = None if states is None else Carried(self.composite.laid(states))
+        out = self.composite.carry(inputs, self._cuts[stop], self._cuts[start] if start else None, carried).states
+        return out.view(len(pictures), -1, out.shape[-1]) if self.composite.family.flat else out
 
     def _process(self, pictures: Sequence[Any]) -> Tensor:
-        found = self.processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
+        shown = [picture.convert("RGB") for picture in pictures]
+        if self.side:
+            shown = [picture.resize((self.side, self.side), BICUBIC) for picture in shown]
+        if self.composite.family.process:
+            return self.composite.family.process(self.processor, shown)
+        found = self.processor(images=shown, return_tensors="pt")
         values: Tensor = found["pixel_values"]
         if values.ndim != 4:
             raise FusetuneError(
