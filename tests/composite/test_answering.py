@@ -262,6 +262,18 @@ def test_the_frontier_is_that_of_the_plan_and_the_answer_lies_with_it(speaking):
     ours.detach()
 
 
+def test_saved_by_reference_it_says_the_same(speaking, tmp_path):
+    """With its prompt and the size of its pictures."""
+    name, backbone, task, _, _ = speaking
+    backbone.part(list(KINDS)).save_pretrained(tmp_path)
+    again = Backbone.from_pretrained(tmp_path).take_answers(ANSWER, 16)
+    assert again.fingerprint(list(KINDS)) == backbone.fingerprint(list(KINDS))
+    ground, streams = Frontier(dict.fromkeys((*KINDS, ANSWER), 0)), given(backbone, shown_to(name, 1, 1, 1))
+    with torch.no_grad():
+        first, second = (adapted(one, task)(streams, ground) for one in (backbone, again))
+    assert torch.equal(first, second)
+
+
 def test_presets_mean_language_blocks(speaking):
     """Every second one for questions, all for captions; of the encoder as of any other tower."""
     _, backbone, task, _, _ = speaking

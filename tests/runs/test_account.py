@@ -135,6 +135,19 @@ def test_memory_of_a_model_that_speaks_by_part_and_precision():
     assert full.flop_ratio > 4 and full.memory_bytes == sum(full.memory.values())
 
 
+@pytest.mark.parametrize("model", ["blip", "blip-2", "qwen2_vl", "idefics3"])
+def test_other_models_that_speak_are_accounted_for_or_it_is_told_why_not(model):
+    placed = at("towers", "ln_tuning", {"modalities": ["image"]})
+    try:
+        found = estimated(model, placed)
+        assert found.trainable_parameters > 0 and "image" in found.frontier.towers
+        assert (found.frontier.trunk == 0) and ("text" in found.frontier.towers)
+    except FusetuneError as error:
+        assert "can't be accounted for" in str(error), error
+    with pytest.raises(FusetuneError, match="estimate.answer_tokens: .* can't be accounted for as a whole"):
+        estimated(model, placed, answer_tokens=8)
+
+
 def test_a_configuration_file_is_enough(tmp_path):
     from transformers import CLIPConfig
 

@@ -13,7 +13,7 @@ from fusetune.backbones.composite.loading import CompositeSource
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.prompt import WordTower
 from fusetune.backbones.composite.seeing import SeeingTower
-from fusetune.backbones.families import load, quiet
+from fusetune.backbones.families import FAMILIES, load, quiet
 from fusetune.backbones.item_towers import ImageTower, ItemTower, VideoTower
 from fusetune.backbones.text_tower import TextTower
 from fusetune.backbones.tower import Tower
@@ -48,7 +48,8 @@ class Shape:
 
 
 def shape_of(source: str, text_tokens: int, answer: tuple[str, int] | None = None) -> Shape:
-    """The towers of a model that is known by its configuration, and its language blocks where it speaks.
+    """The towers of a model that is known by its configuration; of LLaVA's kind (one picture, one size, no
+    cross-attention) the language blocks are the trunk, of others an encoder of texts.
 
     Args:
         source: a config.json or its folder, a hub id, or a model type of `transformers` (clip, blip, llava, bert, ...),
@@ -63,9 +64,13 @@ def shape_of(source: str, text_tokens: int, answer: tuple[str, int] | None = Non
     config = _config(source)
     name = class_of(config) or type(config).__name__.removesuffix("Config") + "ForConditionalGeneration"
     family = composite_family(name, config)
-    if family and family.prompt:
+    if family and family.prompt and family.causal and not (family.memory or family.resume or family.side):
         return _speaking(name, config, text_tokens, answer)
-    check(answer is None, f"estimate.answer_tokens: '{source}' is no vision-language model that an experiment takes.")
+    check(
+        answer is None,
+        f"estimate.answer_tokens: '{source}' can't be accounted for as a whole without its weights. Expected a "
+        "model of LLaVA's kind, or 0: then its encoders are.",
+    )
     parts = {
         name: part
         for name, key in (("image", "vision_config"), ("text", "text_config"))
@@ -122,8 +127,10 @@ def _tower(config: Any, source: str, text_tokens: int) -> tuple[Tower, Tokens]:
     import transformers
 
     cls = getattr(transformers, _CLASSES.get(config.model_type, "AutoModel"))
+    told = f"estimate.model '{source}': an encoder of '{config.model_type}' can't be accounted for without its weights."
     with torch.device("meta"):
         if cls is transformers.AutoModel:
+            check(type(config) in transformers.MODEL_MAPPING, told)
             model = cls.from_config(config, attn_implementation="sdpa")
         else:
             model = cls._from_config(config)
@@ -137,10 +144,9 @@ def _tower(config: Any, source: str, text_tokens: int) -> tuple[Tower, Tokens]:
         tower.__dict__["_input_shape"] = shape  # else learned from the processor, which a configuration lacks
         return tower, _zeros(1, shape.numel(), torch.float32)
     if name == "input_ids":
+        check(config.model_type in FAMILIES, told)
         return TextTower(model, None), _zeros(text_tokens, 1, torch.long)
-    raise FusetuneError(
-        f"estimate.model '{source}': an encoder of '{name}' can't be accounted for without its weights."
-    )
+    raise FusetuneError(told)
 
 
 def _zeros(tokens: int, width: int, dtype: torch.dtype) -> Tokens:

@@ -79,7 +79,7 @@ class CompositeModel(nn.Module):
         places = torch.eq(ids, self.image_id) if self.family.grid and self.image_id is not None else None
         if places is not None and not mask.is_meta and bool(places.any()):
             inputs |= {"mm_token_type_ids": places.int()} | self.grid(places.any(1))
-        if not self.family.causal:  # what asks is read in both directions
+        if not (self.family.causal or mask.is_meta):  # what asks is read in both directions
             inputs["token_type_ids"] = torch.zeros_like(ids) if answer is None else answer.long()
         return inputs
 
