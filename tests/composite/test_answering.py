@@ -244,6 +244,14 @@ def test_cut_answers_have_no_end_and_are_told(tmp_path):
     assert task.words.text(short.ids) == "a"
 
 
+def test_a_text_that_names_a_place_for_a_picture_is_refused(tmp_path):
+    saved_llava(tmp_path)
+    backbone, task = listening(tmp_path)
+    for tell in (lambda: backbone.tower("text").prepare(["which <image> is it"]), lambda: task.words.ids("<image>")):
+        with pytest.raises(FusetuneError, match="<image>.*holds the token that stands for a picture"):
+            tell()
+
+
 def test_a_long_question_is_cut_and_its_prompt_is_not(tmp_path):
     saved_llava(tmp_path)
     source = CompositeSource(str(tmp_path), prompt="{image} say {} now: {answer}", max_tokens=14)

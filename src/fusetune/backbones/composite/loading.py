@@ -117,7 +117,9 @@ def _parts(
     composite.picture_shape = seeing.shape
     longest = positions(composite) - room(composite) - (0 if family.memory else seeing.tokens_out(1))
     start = [text_config.bos_token_id] if family.memory and not hears else []  # BLIP's decoder begins so, unsaid
-    words = PromptTower(processor.tokenizer, prompt, text_config.hidden_size, longest, chosen.max_tokens, start)
+    words = PromptTower(
+        processor.tokenizer, prompt, text_config.hidden_size, longest, chosen.max_tokens, start, composite.image_id
+    )
     towers, names = {family.kind: seeing, "text": words}, (by_kind.get(family.kind, ""), by_kind.get("text", ""))
     trunk = (
         ReadingTrunk(composite, words, *names, seeing.width)

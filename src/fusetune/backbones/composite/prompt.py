@@ -131,6 +131,7 @@ class PromptTower(WordTower):
         longest: tokens that the language model takes, the picture's places left out.
         max_tokens: what is longer is cut.
         start: ids in front of everything.
+        place: the id at a picture's places, which no text may hold.
     """
 
     def __init__(
@@ -141,9 +142,10 @@ class PromptTower(WordTower):
         longest: int,
         max_tokens: int | None = None,
         start: Sequence[int] = (),
+        place: int | None = None,
     ) -> None:
         super().__init__(width)
-        self.processor, self.prompt = tokenizer, prompt
+        self.processor, self.prompt, self.place = tokenizer, prompt, place
         self.first = [*start, *self._ids(prompt.before)]
         if prompt.adds_bos:
             self.first = [tokenizer.bos_token_id, *self.first]
@@ -178,7 +180,7 @@ class PromptTower(WordTower):
         return [*self.first, *start, *own[: max(0, room)], *end][: self.limit], True
 
     def _whole(self, text: str) -> list[int]:
-        return [*self.first, *self._ids(self.prompt.after.replace(GAP, text))]
+        return without_place([*self.first, *self._ids(self.prompt.after.replace(GAP, text))], self.place, text)
 
     def _ids(self, text: str) -> list[int]:
         return ids_of(self.processor, text)
@@ -193,7 +195,7 @@ class AnswerTower(WordTower):
 
     def __init__(self, words: PromptTower, most: int) -> None:
         super().__init__(words.width)
-        self.processor, self.prompt, self.most = words.processor, words.prompt, most
+        self.processor, self.prompt, self.place, self.most = words.processor, words.prompt, words.place, most
         ends = self.prompt.answer.endswith(GAP)
         last = self.processor.eos_token_id
         last = self.processor.sep_token_id if last is None else last  # BERT's, as BLIP has it
@@ -212,7 +214,7 @@ class AnswerTower(WordTower):
         before = ids_of(self.processor, self.prompt.end)
         whole = ids_of(self.processor, self.prompt.end + said)
         own = whole[len(before) :] if whole[: len(before)] == before else ids_of(self.processor, said)
-        return [*own, *self.end]
+        return without_place([*own, *self.end], self.place, text)
 
     def text(self, ids: Sequence[int]) -> str:
         """What ids say, up to the end of the answer."""
@@ -238,6 +240,15 @@ class AnswerTower(WordTower):
 
     def preprocessing(self) -> dict[str, Any]:
         return {**tokenizer_state(self.processor), "prompt": self.prompt, "most": self.most}
+
+
+def without_place(ids: list[int], place: int | None, text: str) -> list[int]:
+    """The ids; raises FusetuneError for a text with the token of a picture's place, which would ask for one more."""
+    check(
+        place is None or place not in ids,
+        f"text {text[:60]!r}: it holds the token that stands for a picture. Take it out: the prompt has its own.",
+    )
+    return ids
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
