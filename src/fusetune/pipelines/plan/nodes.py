@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 from fusetune.pipelines.cache_features.nodes import open_experiment, trained_before
@@ -14,7 +15,6 @@ def make_plan(methods: Sequence[str]):
         manifest: Any,
         base: Path,
         lengths: Mapping[str, int],
-        store: Path,
         data: Mapping[str, Any],
         cache: Mapping[str, Any],
         train: Mapping[str, Any],
@@ -22,11 +22,11 @@ def make_plan(methods: Sequence[str]):
     ) -> Any:
         from fusetune.config import build
         from fusetune.features.index import CacheSettings
-        from fusetune.features.storage import Store
         from fusetune.runs.account import account
         from fusetune.training.settings import of_method
 
-        stored, free = build(CacheSettings, cache, "cache"), Store(store).folder("").free()
+        # of the disk with the bases: the store is no input, what is cached depends on no plan; a run asks its own disk
+        stored, free = build(CacheSettings, cache, "cache"), disk_usage(base.parent).free
 
         def one(name: str, method: Mapping[str, Any]) -> Any:
             batch_size = of_method(train, method, name).batch_size

@@ -14,7 +14,6 @@ def create_pipeline(methods: Sequence[str]) -> Pipeline:
                     "validated_manifest",
                     "base",
                     "input_lengths",
-                    "feature_store",
                     "params:data",
                     "params:cache",
                     "params:train",
