@@ -284,13 +284,18 @@ def test_saved_by_reference_it_says_the_same(speaking, tmp_path):
 
 def test_presets_mean_language_blocks(speaking):
     """Every second one for questions, all for captions; of the encoder as of any other tower."""
-    _, backbone, task, _, _ = speaking
+    name, backbone, task, _, _ = speaking
     for preset, expected in (("vqa", [1, 3]), ("image_captioning", [0, 1, 2, 3]), ("language_only", [0, 1, 2, 3])):
         ours = adapted(backbone, task, {**LORA, "blocks": preset})
         assert f"trunk blocks {', '.join(map(str, expected))} (" in ours.resolved[0], ours.resolved
         ours.detach()
     with pytest.raises(FusetuneError, match="'vision_only' matches no block"):
         adapted(backbone, task, {**LORA, "blocks": "vision_only"})
+    both = {"where": "towers", "adapter": "bottleneck", "blocks": "vqa"}
+    ours = adapted(backbone, task, both)
+    sees = name != "whisper"
+    assert ("image blocks" in ours.resolved[0]) == sees and "trunk blocks 1, 3 (" in ours.resolved[0], ours.resolved
+    ours.detach()
 
 
 def test_what_has_no_place_is_told(speaking):

@@ -86,6 +86,7 @@ LLAMA_ROLES = {
     "mlp_gate": "mlp.gate_proj",
 }  # fmt: skip
 QWEN_ROLES = {"qkv": "attn.qkv", "attention_output": "attn.proj"} | _mlp("mlp.fc1", "mlp.fc2")
+QWEN2_5_ROLES = QWEN_ROLES | _mlp("mlp.up_proj", "mlp.down_proj") | {"mlp_gate": "mlp.gate_proj"}
 BLIP_ROLES = {"qkv": "self_attn.qkv", "attention_output": "self_attn.projection"} | _mlp("mlp.fc1", "mlp.fc2")
 
 _NO_POOLER = {"add_pooling_layer": False}

@@ -218,7 +218,8 @@ class Assembly:
     def _offered(self, where: str, at: str) -> list[Choice]:
         if where == "towers":
             towers = {name: self.backbone.tower(name) for name in self.streams}
-            return [Choice(name, tower.kind, tower.depth) for name, tower in towers.items()]
+            offered = [Choice(name, tower.kind, tower.depth) for name, tower in towers.items() if tower.depth]
+            return [*offered, *(self._offered(TRUNK, at) if self.backbone.origin else [])]  # the tower of its texts
         if self.backbone.trunk is None:
             raise FusetuneError(
                 f"{at}: there is no trunk here. Use a backbone with one and data.use_trunk: true, or place the adapter "

@@ -13,7 +13,7 @@ class Placement:
     """Where and what.
 
     Attributes:
-        where: towers, trunk, connector, junction, head, or backbone.
+        where: towers (of a model that speaks: its language blocks, too), trunk, connector, junction, head, or backbone.
         adapter: its name in the registry of adapters.
         config: the adapter's own settings.
         blocks: in towers and trunk: all, top, bottom, sparse, a preset, or the settings of a `placing.Selection`.

@@ -18,6 +18,7 @@ from fusetune.backbones.families import (
     BLIP_ROLES,
     CLIP_ROLES,
     LLAMA_ROLES,
+    QWEN2_5_ROLES,
     QWEN_ROLES,
     WHISPER_ROLES,
     crossed,
@@ -238,7 +239,7 @@ COMPOSITES: dict[str, CompositeFamily] = {
     "LlavaNextForConditionalGeneration": replace(_LLAVA, prompt=None),  # it cuts a picture into several
     "PaliGemmaForConditionalGeneration": _PALIGEMMA,
     "Qwen2VLForConditionalGeneration": _QWEN,
-    "Qwen2_5_VLForConditionalGeneration": _QWEN,
+    "Qwen2_5_VLForConditionalGeneration": replace(_QWEN, encoder_roles=QWEN2_5_ROLES),
     "Qwen3VLForConditionalGeneration": _QWEN3,
     "Idefics3ForConditionalGeneration": _SMOL,
     "SmolVLMForConditionalGeneration": _SMOL,
