@@ -127,10 +127,10 @@ def _tower(config: Any, source: str, text_tokens: int) -> tuple[Tower, Tokens]:
     import transformers
 
     cls = getattr(transformers, _CLASSES.get(config.model_type, "AutoModel"))
-    told = f"estimate.model '{source}': an encoder of '{config.model_type}' can't be accounted for without its weights."
+    told = "estimate.model '{}': an encoder of '{}' can't be accounted for without its weights."
     with torch.device("meta"):
         if cls is transformers.AutoModel:
-            check(type(config) in transformers.MODEL_MAPPING, told)
+            check(type(config) in transformers.MODEL_MAPPING, told.format(source, config.model_type))
             model = cls.from_config(config, attn_implementation="sdpa")
         else:
             model = cls._from_config(config)
@@ -144,9 +144,9 @@ def _tower(config: Any, source: str, text_tokens: int) -> tuple[Tower, Tokens]:
         tower.__dict__["_input_shape"] = shape  # else learned from the processor, which a configuration lacks
         return tower, _zeros(1, shape.numel(), torch.float32)
     if name == "input_ids":
-        check(config.model_type in FAMILIES, told)
+        check(config.model_type in FAMILIES, told.format(source, config.model_type))
         return TextTower(model, None), _zeros(text_tokens, 1, torch.long)
-    raise FusetuneError(told)
+    raise FusetuneError(told.format(source, name))
 
 
 def _zeros(tokens: int, width: int, dtype: torch.dtype) -> Tokens:
