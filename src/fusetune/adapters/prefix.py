@@ -14,7 +14,7 @@ modality are attended to, by itself or by the others, its prefix is, in those sa
 A prefix takes a share of the attention from the first step on: it does not begin as the identity.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,38 +135,28 @@ class ModalityPrefixAdapter(PrefixAdapter):
         return inside if attention == "attention" else [name for name in self._stack.streams if name not in inside]
 
     def _given(self, block: Block, attention: str) -> Any:
-        if hasattr(self._stack.module, "places"):
-            return self._given_in_places(block, attention)
-
         def given(args: tuple[Any, ...]) -> tuple[Prefix, None] | None:
             if not self.active:
                 return None
-            present = args[2]  # (batch, tokens of all streams in the context)
-            keys, values, seen, start = [], [], [], 0
-            for name, length in block.module.context:  # type: ignore[union-attr]
-                table = self.tables[self._key(block, attention, name)]
-                k, v = table()
-                keys.append(k)
-                values.append(v)
-                seen.append(present[:, start : start + length].any(1, keepdim=True).expand(-1, len(k)))
-                start += length
-            return (torch.cat(keys), torch.cat(values), torch.cat(seen, 1)), None
-
-        return given
-
-    def _given_in_places(self, block: Block, attention: str) -> Any:
-        def given(_: tuple[Any, ...]) -> tuple[Prefix, None] | None:
-            if not self.active:
-                return None
-            places: Mapping[str, Tensor] = self._stack.module.places()  # type: ignore[operator]
-            rows = next(iter(places.values()))
             keys, values, seen = [], [], []
-            for name in self._tables(attention):
+            for name, there in self._present(block, attention, args):
                 k, v = self.tables[self._key(block, attention, name)]()
-                there = places[name].any(1) if name in places else torch.ones_like(rows[:, 0])
                 keys.append(k)
                 values.append(v)
                 seen.append(there[:, None].expand(-1, len(k)))
             return (torch.cat(keys), torch.cat(values), torch.cat(seen, 1)), None
 
         return given
+
+    def _present(self, block: Block, attention: str, args: tuple[Any, ...]) -> Iterator[tuple[str, Tensor]]:
+        """The prefixes of an attention that runs, and which samples have what each is of, (batch,)."""
+        if hasattr(self._stack.module, "places"):
+            places: Mapping[str, Tensor] = self._stack.module.places()  # type: ignore[operator]
+            everywhere = torch.ones_like(next(iter(places.values()))[:, 0])
+            for name in self._tables(attention):
+                yield name, places[name].any(1) if name in places else everywhere
+            return
+        present, start = args[2], 0  # (batch, tokens of all streams in the context)
+        for name, length in block.module.context:  # type: ignore[union-attr]
+            yield name, present[:, start : start + length].any(1)
+            start += length

@@ -28,7 +28,7 @@ class AudioTower:
         from transformers import AutoFeatureExtractor
 
         processor = load(AutoFeatureExtractor, source, revision)
-        values = _features(processor, SpectrogramTower.blank())
+        values = features_of(processor, SpectrogramTower.blank())
         cls = WaveTower if values.ndim == 2 else SpectrogramTower
         return cls.from_pretrained(source, revision=revision, **options)
 
@@ -42,7 +42,7 @@ def resampled(audio: Audio, rate: int) -> np.ndarray:
     return soxr.resample(audio.waveform, audio.sampling_rate, rate).astype(np.float32)
 
 
-def _features(processor: Any, audio: Audio) -> Tensor:
+def features_of(processor: Any, audio: Audio) -> Tensor:
     """What the feature extractor makes of one sound, (1, ...)."""
     rate = processor.sampling_rate
     made = processor(resampled(audio, rate), sampling_rate=rate, return_tensors="pt")

@@ -155,10 +155,11 @@ class BackboneSettings:
             asked.setdefault(one.source, set()).add(kinds[name])
         own = {name: one for name, one in chosen.items() if not one.part and one.source not in MADE_HERE}
         whole = {name: one for name, one in own.items() if _speaks(one, asked[one.source])}
-        check(
-            bool(whole) or self.prompt is None,
-            "backbone.prompt: goes with a composite model (LLaVA, PaliGemma) as backbone.source; leave it out.",
-        )
+        for setting in ("prompt", "picture_side"):
+            check(
+                bool(whole) or getattr(self, setting) is None,
+                f"backbone.{setting}: goes with a composite model (LLaVA, PaliGemma) as backbone.source; leave it out.",
+            )
         if not whole:
             return None
         others = [name for name in chosen if name not in whole]

@@ -105,7 +105,7 @@ def weigh(
             states = backbone.advance(states, at, depths)
         at, below = depths, below + counter.get_total_flops() // count
         stored = dict.fromkeys(names, rows) if depths.trunk else distinct
-        size = sum(_bytes(states[n], depths, n, cache) * stored[n] / rows for n in names)
+        size = sum(sample_bytes(states[n], depths, n, cache) * stored[n] / rows for n in names)
         measured.append((name, depths, size, below))
     with FlopCounterMode(display=False) as counter:
         run(states, at)
@@ -156,8 +156,8 @@ def choose(costs: Sequence[CutCost], order: str, rows: int, free: int | None) ->
     return Choice(top, costs, "the frontier")
 
 
-def _bytes(tokens: Tokens, depths: Frontier, name: str, cache: CacheSettings) -> float:
-    """Of one sample."""
+def sample_bytes(tokens: Tokens, depths: Frontier, name: str, cache: CacheSettings) -> float:
+    """Of one sample of a stream on disk, at the mean length of these."""
     dtype = stored_dtype(depths, name, cache)
     size = tokens.values.element_size() if dtype == "as prepared" else bytes_per_value(dtype)
     real = tokens.mask.numel() if tokens.mask.is_meta else int(tokens.mask.sum())

@@ -19,10 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusetune.backbones.backbone import Frontier
 from fusetune.config import check
-from fusetune.features.codecs import bytes_per_value
-from fusetune.features.index import CacheSettings, stored_dtype
+from fusetune.features.index import CacheSettings
 from fusetune.plan.adapted import AdaptedModel
-from fusetune.plan.cost import Choice, choose, weigh
+from fusetune.plan.cost import Choice, choose, sample_bytes, weigh
 from fusetune.plan.frontier import frontier
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
@@ -109,12 +108,9 @@ def account(experiment: Experiment, cache: CacheSettings, batch_size: int = 64, 
     """
     rows = experiment.example_rows(MEASURED)
     experiment.model.set_epoch(max(experiment.frontiers))
-    count = len(experiment.source)
-    distinct = dict.fromkeys(experiment.source.modalities, count)
-    if not experiment.frontier.trunk:
-        distinct = {name: len(set(keys)) for name, keys in experiment.source.content_keys().items()}
     inputs, targets = experiment.example(MEASURED), experiment.targets(rows)
-    return _measured(experiment.model, experiment.frontier, inputs, targets, distinct, cache, batch_size, free=free)
+    counts = len(experiment.source), experiment.distinct()
+    return _measured(experiment.model, experiment.frontier, inputs, targets, *counts, cache, batch_size, free=free)
 
 
 @dataclass(frozen=True)
@@ -169,8 +165,8 @@ def estimate(plan: Plan, where: str, settings: EstimateSettings, cache: CacheSet
     model.set_epoch(model.stages()[-1])
     depths = frontier(model, shape.inputs)
     targets = torch.zeros((1, words) if words else 1, dtype=torch.long, device="meta")
-    distinct = dict.fromkeys(shape.inputs, settings.samples)
-    return _measured(model, depths, shape.inputs, targets, distinct, cache, settings.batch_size, settings.precision)
+    counts = settings.samples, dict.fromkeys(shape.inputs, settings.samples)
+    return _measured(model, depths, shape.inputs, targets, *counts, cache, settings.batch_size, settings.precision)
 
 
 def _measured(
@@ -178,6 +174,7 @@ def _measured(
     depths: Frontier,
     inputs: Mapping[str, Tokens],
     targets: Tensor,
+    rows: int,
     distinct: Mapping[str, int],
     cache: CacheSettings,
     batch_size: int,
@@ -188,12 +185,8 @@ def _measured(
     ground = Frontier(dict.fromkeys(inputs, 0))
     with torch.no_grad(), FlopCounterMode(display=False) as below:
         states = model.backbone.advance(inputs, ground, depths)
-    size = 0
-    for name, tokens in states.items():
-        dtype = stored_dtype(depths, name, cache)
-        width = tokens.values.element_size() if dtype == "as prepared" else bytes_per_value(dtype)
-        real = tokens.mask.numel() if tokens.mask.is_meta else int(tokens.mask.sum())
-        size += int(real / samples * tokens.width * width * distinct[name])
+    stored = dict.fromkeys(states, rows) if depths.trunk else distinct
+    size = sum(int(sample_bytes(tokens, depths, n, cache) * stored[n]) for n, tokens in states.items())
 
     def step(start: Frontier, given: Mapping[str, Tokens], times: int = 1) -> tuple[int, int, int]:
         kept, batch = _Kept(model), {name: _repeated(tokens, times) for name, tokens in given.items()}
@@ -206,7 +199,6 @@ def _measured(
         model.zero_grad(set_to_none=True)
         return counter.get_total_flops() // samples, inside, kept.bytes - inside + 4 * out.numel()
 
-    rows = max(distinct.values())
     costs = weigh(model.backbone, model, depths, inputs, rows, distinct, cache)
     was_training = model.training
     model.train()

@@ -95,9 +95,12 @@ class Experiment(TaskRows):
         place = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
         example = {name: tokens.to(place) for name, tokens in self.example(PROBED).items()}
         rows = len(self.source)
-        distinct = {name: len(set(keys)) for name, keys in self.source.content_keys().items()}
-        costs = weigh(backbone, self.model, reached, example, rows, distinct, cache, device.type)
+        costs = weigh(backbone, self.model, reached, example, rows, self.distinct(), cache, device.type)
         return choose(costs, cache.cut, rows, Store(store).folder("").free())
+
+    def distinct(self) -> dict[str, int]:
+        """By stream, the contents among its samples."""
+        return {name: len(set(keys)) for name, keys in self.source.content_keys().items()}
 
     def extract(
         self, store: Store | Path | str, cache: CacheSettings, progress: Progress, device: torch.device

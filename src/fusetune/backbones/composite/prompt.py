@@ -191,6 +191,9 @@ class AnswerTower(WordTower):
 
     Args:
         most: tokens of an answer; what is longer is cut, and has no end.
+
+    Attributes:
+        stops: the ids that end an answer.
     """
 
     def __init__(self, words: PromptTower, most: int) -> None:
@@ -204,6 +207,8 @@ class AnswerTower(WordTower):
             "backbone.prompt: the tokenizer has no token that ends an answer. Put what ends it behind {answer}.",
         )
         self.end = [last] if ends else []
+        self.stops = self.end or ids_of(self.processor, self.prompt.answer.rpartition(GAP)[2])[:1]
+        self._before = ids_of(self.processor, self.prompt.end)
 
     def ids(self, text: str) -> list[int]:
         """What the model has to say, its end included, tokenised as behind a prompt; what is too long is cut."""
@@ -211,19 +216,13 @@ class AnswerTower(WordTower):
 
     def _whole(self, text: str) -> list[int]:
         said = self.prompt.answer.replace(GAP, text)
-        before = ids_of(self.processor, self.prompt.end)
-        whole = ids_of(self.processor, self.prompt.end + said)
-        own = whole[len(before) :] if whole[: len(before)] == before else ids_of(self.processor, said)
+        whole, count = ids_of(self.processor, self.prompt.end + said), len(self._before)
+        own = whole[count:] if whole[:count] == self._before else ids_of(self.processor, said)
         return without_place([*own, *self.end], self.place, text)
 
     def text(self, ids: Sequence[int]) -> str:
         """What ids say, up to the end of the answer."""
         return str(self.processor.decode(list(ids), skip_special_tokens=True)).strip()
-
-    @property
-    def stops(self) -> list[int]:
-        """The ids that end an answer."""
-        return self.end or ids_of(self.processor, self.prompt.answer.rpartition(GAP)[2])[:1]
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
         rows = [[] if sample is None else self.ids(sample)[:-1] for sample in samples]

@@ -5,17 +5,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.audio_towers import resampled
+from fusetune.backbones.audio_towers import SpectrogramTower, features_of
 from fusetune.backbones.composite.cuts import CONNECTOR, ENCODER, MEMORY, PLACES, Carried
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.tower import Tower
 from fusetune.config import check
 from fusetune.errors import FusetuneError
-from fusetune.manifest.schema import Audio
 from fusetune.tokens import Tokens, pad
 
 BICUBIC = 3  # PIL's number of the filter that the image processors of these models use
@@ -149,10 +147,7 @@ class HearingTower(SeeingTower):
         return sample
 
     def _blank(self) -> Any:
-        return Audio(np.zeros(self.processor.sampling_rate, np.float32), self.processor.sampling_rate)
+        return SpectrogramTower.blank()
 
     def _process(self, sounds: Sequence[Any]) -> Tensor:
-        rate = self.processor.sampling_rate
-        waveforms = [resampled(sound, rate) for sound in sounds]
-        found: Tensor = self.processor(waveforms, sampling_rate=rate, return_tensors="pt")["input_features"]
-        return found
+        return torch.cat([features_of(self.processor, sound) for sound in sounds])
