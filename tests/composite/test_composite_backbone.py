@@ -33,20 +33,22 @@ def through(backbone, streams, frontier):
 
 
 @torch.no_grad()
-def test_the_streams_are_the_models_own_states(speaking):
+@pytest.mark.parametrize("counts", [(1, 1, 1), (2, 1, 3)], ids=["one each", "several"])
+def test_the_streams_are_the_models_own_states(speaking, counts):
     """Against the checkpoint's own processor, chat template and forward, one sample at a time."""
     name, backbone, model, processor, _ = speaking
-    shown = pictures(1, 1, 1)
+    shown = pictures(*counts)
     found = through(backbone, backbone.prepare({"image": shown, "text": ASKED}), backbone.full_depth(NAMES))
     image_id = model.config.image_token_id
     for i, (picture, text) in enumerate(zip(shown, ASKED, strict=True)):
-        picture = picture[0].convert("RGB")
+        images = [one.convert("RGB") for one in picture]
         if name == "llava":
-            said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+            said = [{"role": "user", "content": [{"type": "image"}] * len(images) + [{"type": "text", "text": text}]}]
             whole = processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
-            inputs = processor(text=[whole], images=[picture], return_tensors="pt", add_special_tokens=False)
+            inputs = processor(text=[whole], images=[images], return_tensors="pt", add_special_tokens=False)
         else:
-            inputs = processor(text=[f"<image>{text}"], images=[picture], return_tensors="pt", add_special_tokens=False)
+            whole = "<image>" * len(images) + text
+            inputs = processor(text=[whole], images=[images], return_tensors="pt", add_special_tokens=False)
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         own = model.model(**{k: v for k, v in inputs.items() if k != "labels"}).last_hidden_state[0]
         at_picture = inputs["input_ids"][0] == image_id
@@ -65,7 +67,9 @@ def cuts(backbone):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("counts", [(1, 1, 1), (1, 0, 1), (0, 0, 0)], ids=["all", "one without", "none"])
+@pytest.mark.parametrize(
+    "counts", [(1, 1, 1), (1, 0, 1), (0, 0, 0), (2, 0, 3)], ids=["all", "one without", "none", "several"]
+)
 def test_every_depth_is_exact(speaking, counts):
     _, backbone, _, _, _ = speaking
     top = backbone.full_depth(NAMES)

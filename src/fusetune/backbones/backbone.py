@@ -1,6 +1,7 @@
 """A backbone: towers by modality and, where the model has one, a trunk; saved, loaded and fingerprinted as one."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,14 +176,19 @@ class Backbone(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"format": FORMAT, "towers": {}, "trunk": None}
         if self.origin:
-            index[COMPOSITE] = {**to_plain(self.origin), "kinds": {n: t.kind for n, t in self.towers.items()}}
+            kinds = {name: tower.kind for name, tower in self.towers.items()}
+            index[COMPOSITE] = {
+                **to_plain(self.origin),
+                "source": _seen_from(folder, self.origin.source),
+                "kinds": kinds,
+            }
         for name, tower in self.towers.items():
             origin: Any = tower.origin or self.origin
             if not origin:
                 tower.save_pretrained(folder / _own(name))  # type: ignore[operator]
             index["towers"][name] = {
                 "tower": getattr(tower, "registered", tower.kind),
-                "source": origin.source if origin else _own(name),
+                "source": _seen_from(folder, origin.source) if origin else _own(name),
                 "options": tower.origin.options() if tower.origin else {},  # type: ignore[union-attr, operator]
                 "fingerprint": self.fingerprint_of(name),
             }
@@ -249,6 +255,8 @@ class Backbone(nn.Module):
     def _composite(cls, index: Mapping[str, Any], modalities: Mapping[str, str] | None, file: Path) -> "Backbone":
         options = dict(index[COMPOSITE])
         kinds = {n: kind for n, kind in options.pop("kinds").items() if modalities is None or n in modalities}
+        if (file.parent / options["source"]).is_dir():  # made here, beside the base
+            options["source"] = os.path.normpath(file.parent / options["source"])
         backbone = cls.from_composite(CompositeSource(**options), kinds)
         backbone.remember_fingerprints()
         expected = {name: index["towers"][name]["fingerprint"] for name in kinds} | {
@@ -264,6 +272,11 @@ class Backbone(nn.Module):
         chosen = resolved(chosen)
         towers, trunk = load_parts(chosen, kinds)
         return cls(towers, trunk, chosen)
+
+
+def _seen_from(folder: Path, source: str) -> str:
+    """A source that lies beside a base's folder by its relative path, so that both can move; any other as it is."""
+    return f"../{Path(source).name}" if Path(source).parent == folder.resolve().parent else source
 
 
 def _own(name: str) -> str:

@@ -115,7 +115,7 @@ def pretrain(
     towers = nn.ModuleDict(
         {
             "image": _image_tower(settings.image),
-            "text": _text_tower(settings.text, tokenizer, settings.max_length),
+            "text": small_text_tower(settings.text, tokenizer, settings.max_length),
             "outline": SequenceTower(
                 FeatureTowerSettings(
                     rows.outlines[0].shape[1], settings.outline.width, settings.outline.depth, settings.outline.heads
@@ -151,7 +151,7 @@ def _contrast(
     projections.to(device)
     scale = nn.Parameter(torch.tensor(2.3, device=device))  # log of 10
     modules = nn.ModuleList([towers, projections]).train()
-    optimizer, schedule = _optimizer(
+    optimizer, schedule = optimizer_of(
         [*modules.parameters(), scale], settings.learning_rate, settings.weight_decay, settings.contrast_steps
     )
     rng = random.Random(settings.seed)
@@ -175,7 +175,7 @@ def _contrast(
             rows = target[::2] if name == "outline" else target
             logits = scale.exp().clamp(max=100) * pooled[name] @ pooled["text"].T
             losses[name] = (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T[rows], target[: len(rows)])) / 2
-        _step(sum(losses.values()), modules, optimizer, schedule)  # type: ignore[arg-type]
+        step_with(sum(losses.values()), modules, optimizer, schedule)  # type: ignore[arg-type]
         progress("towers", step + 1, settings.contrast_steps, {name: loss.item() for name, loss in losses.items()})
     towers.eval().requires_grad_(False)
 
@@ -201,7 +201,7 @@ def _fuse(
     trunk = Trunk(TrunkSettings(streams, settings.trunk_width, settings.trunk_depth, settings.trunk_heads)).to(device)
     guess = nn.Linear(settings.trunk_width, len(tokenizer)).to(device)
     modules = nn.ModuleList([trunk, guess]).train()
-    optimizer, schedule = _optimizer(
+    optimizer, schedule = optimizer_of(
         list(modules.parameters()), settings.trunk_learning_rate, settings.weight_decay, settings.trunk_steps
     )
     by_face: dict[str, list[int]] = defaultdict(list)
@@ -225,7 +225,7 @@ def _fuse(
         out = trunk.advance(batch, 0, trunk.depth)["text"].values
         chosen = target != IGNORED
         loss = F.cross_entropy(guess(out[chosen]), target[chosen])
-        _step(loss, modules, optimizer, schedule)
+        step_with(loss, modules, optimizer, schedule)
         progress("trunk", step + 1, settings.trunk_steps, {"cloze": loss.item()})
     return trunk.eval()
 
@@ -239,13 +239,15 @@ def _encoded(tower: Any, tokens: Tokens, batch: int = 512) -> Tokens:
     return Tokens(torch.cat([p.values for p in parts]), torch.cat([p.mask for p in parts]))
 
 
-def _optimizer(parameters: list[nn.Parameter], rate: float, weight_decay: float, steps: int):
+def optimizer_of(parameters: list[nn.Parameter], rate: float, weight_decay: float, steps: int):
+    """AdamW, and its rates: a warm-up and a cosine over so many steps."""
     optimizer = torch.optim.AdamW(parameters, rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, WARMUP))
     return optimizer, schedule
 
 
-def _step(loss: Tensor, modules: nn.Module, optimizer, schedule) -> None:
+def step_with(loss: Tensor, modules: nn.Module, optimizer, schedule) -> None:
+    """One step down the gradient of a loss, clipped to a norm of 1."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
@@ -271,7 +273,8 @@ def _image_tower(size: EncoderSettings) -> ImageTower:
     return ImageTower(ViTModel(config, add_pooling_layer=False), processor)
 
 
-def _text_tower(size: EncoderSettings, tokenizer, max_length: int) -> TextTower:
+def small_text_tower(size: EncoderSettings, tokenizer, max_length: int) -> TextTower:
+    """A BERT of this size."""
     from transformers import BertConfig, BertModel
 
     config = BertConfig(

@@ -13,7 +13,8 @@ from fusetune.backbones.tower import Tower
 from fusetune.config import check, digest, to_plain
 from fusetune.errors import FusetuneError
 
-MADE_HERE = ("embedded", "align", "features")  # everything else is a hub id or a folder
+EMBEDDED_LLAVA = "embedded_llava"
+MADE_HERE = ("embedded", EMBEDDED_LLAVA, "align", "features")  # everything else is a hub id or a folder
 FEATURES = ("sequence", "vector")  # kinds that may be passed through as they are
 EMBEDDED = {"image": "image", "text": "text", "outline": "sequence", "metrics": "vector"}  # the embedded base's towers
 INPUTS = {"pixel_values": "image", "input_ids": "text", "input_values": "audio", "input_features": "audio"}
@@ -24,8 +25,8 @@ class TowerSource:
     """
     Attributes:
         source: a hub id or a local folder of `transformers`, or one of ``embedded`` (the base model that is pretrained
-            here), ``align`` (a small tower, fitted to the training rows without labels), ``features`` (what somebody
-            else extracted: standardised and passed through).
+            here), ``embedded_llava`` (the one that speaks), ``align`` (a small tower, fitted to the training rows
+            without labels), ``features`` (what somebody else extracted: standardised and passed through).
         part: of a composite model the kind of encoder that is taken (default: the modality's kind); of the embedded
             base the name of a tower (default: the one of the modality's name, or else of its kind).
         revision: of a hub id: a branch, a tag or a commit.
@@ -207,6 +208,11 @@ def _check_made(name: str, kind: str, chosen: TowerSource) -> None:
             f"{where}: the embedded base has {', '.join(f'{n} ({k})' for n, k in EMBEDDED.items())}, nothing for "
             f"'{name}', which is of kind {kind}. Write backbone.towers: {{{name}: {{source: ...}}}} with "
             f"{'features' if kind in FEATURES else 'a hub id or a folder'}, or align.",
+        )
+    if chosen.source == EMBEDDED_LLAVA:
+        check(
+            kind in ("image", "text"),
+            f"{where}: {EMBEDDED_LLAVA} reads one modality of pictures and one of texts; '{name}' is of kind {kind}.",
         )
     check(
         chosen.max_tokens is None or chosen.source not in ("embedded", "align"),

@@ -23,6 +23,7 @@ SCHEMAS: dict[str, str | None] = {
     "validate": "fusetune.manifest.checks:ValidationSettings",
     "backbone": "fusetune.backbones.sources:BackboneSettings",
     "pretrain": "fusetune.backbones.pretraining:PretrainSettings",
+    "pretrain_llava": "fusetune.backbones.pretraining_llava:PretrainLlavaSettings",
     "align": "fusetune.backbones.alignment:AlignSettings",
     "estimate": "fusetune.runs.account:EstimateSettings",
     "cache": "fusetune.features.index:CacheSettings",

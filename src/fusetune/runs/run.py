@@ -22,6 +22,7 @@ from fusetune.features.storage import Store
 from fusetune.plan.plan import Plan
 from fusetune.runs.baselines import best_of, metric_key
 from fusetune.runs.experiment import Experiment
+from fusetune.runs.said import said
 from fusetune.tasks.joined_head import joined_heads
 from fusetune.training.data import DataSettings, load_backbone, make_task
 from fusetune.training.epochs import Epoch, Reporter, counted
@@ -71,6 +72,7 @@ class TrainingResult:
         if "linear_models" in self.metrics:
             flat["test_linear_models"] = self.metrics["linear_models"]
         flat |= {f"test_plain_{metric_key(name)}": value for name, value in self.metrics["plain"].items()}
+        flat |= {f"test_said_{name}": v for name, v in self.metrics.get("said", {}).items() if isinstance(v, float)}
         flat |= {f"{name}": float(v) for name, v in self.metrics.items() if isinstance(v, int)}
         for name, means in self.metrics.get("observed", {}).items():
             flat |= {f"{name}_{i}" if len(means) > 1 else name: value for i, value in enumerate(means)}
@@ -87,6 +89,9 @@ class TrainingResult:
         if "before_training" in self.metrics:
             alone += f"{', ' if alone else ''}before any training {self.metrics['before_training']:.3f}"
             alone += "" if self.metrics["best_epoch"] else ", which no epoch beats on validation: it is kept as it was"
+        if spoken := self.metrics.get("said"):
+            closest = ", ".join(f"{m} {spoken[m]:.3f}" for m in ("exact_match", "token_f1", "rouge_l", "cider_d"))
+            alone += f"{', ' if alone else ''}word by word on {spoken['samples']} samples: {closest}"
         plain = ", ".join(f"{m} {value:.3f}" for m, value in self.metrics["plain"].items())
         return (
             f"test {name} {test[name]:.3f} ({test[name + '_low']:.3f} to {test[name + '_high']:.3f}), "
@@ -168,6 +173,9 @@ def tested(
         "test_samples": len(splits["test"].targets),
         "seed": settings.seed,
     }
+    words: list[str | None] | None = None
+    if task.speaks:
+        metrics["said"], words = said(experiment, settings, evaluation)
     if observed:
         metrics["observed"] = {name: values.mean(0).tolist() for name, values in observed.items()}
     if joined_heads(model.head):
@@ -188,7 +196,7 @@ def tested(
         Artifact.of(model, experiment.data, method, told, experiment.frontier),
         metrics,
         curve,
-        _predictions(experiment, outputs, splits["test"], observed),
+        _predictions(experiment, outputs, splits["test"], observed, words),
         observed,
         epochs,
         outputs,
@@ -256,11 +264,19 @@ def _scores(experiment: Experiment, val: Split, result: TrainingResult) -> pa.Ta
     return pa.table(columns)
 
 
-def _predictions(experiment: Experiment, outputs: Any, test: Split, observed: Mapping[str, Tensor]) -> pa.Table:
+def _predictions(
+    experiment: Experiment,
+    outputs: Any,
+    test: Split,
+    observed: Mapping[str, Tensor],
+    words: list[str | None] | None,
+) -> pa.Table:
     decoded = experiment.answers(outputs, "test")
     columns: dict[str, list[Any]] = {"sample_id": experiment.column("sample_id", "test")}
     for name in experiment.task.columns():
         columns[name] = experiment.column(name, "test")
+    if words is not None:
+        columns["prediction"] = words
     for name in decoded[0]:
         columns[name] = [row[name] for row in decoded]
     scores = experiment.task.per_sample(outputs, test.targets)[experiment.task.metric]

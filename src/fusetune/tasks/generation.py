@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusetune.config import check
 from fusetune.errors import FusetuneError
+from fusetune.tasks import word_metrics
 from fusetune.tasks.task import HeadMaker, Task
 
 METRICS = ("token_accuracy", "exact_match", "log_likelihood")
@@ -24,11 +25,13 @@ class GenerationConfig:
         answer: the manifest column that holds the answer, a text.
         max_answer_tokens: what is longer is cut, and `inputs` says how much that is.
         metric: token_accuracy, exact_match or log_likelihood: what early stopping and the champion go by.
+        question_type: the manifest column that reports split results by; None: none.
     """
 
     answer: str
     max_answer_tokens: int = 64
     metric: str = "token_accuracy"
+    question_type: str | None = None
 
     def __post_init__(self) -> None:
         check(self.metric in METRICS, f"metric: expected one of {', '.join(METRICS)}, found '{self.metric}'.")
@@ -40,7 +43,8 @@ class Generation(Task):
 
     `exact_match` is that of greedy decoding: it says the whole answer if and only if each token is the likeliest behind
     the true ones before it. `token_accuracy` and `log_likelihood` are means over a sample's tokens, then over samples;
-    `perplexity` is over all tokens.
+    `perplexity` is over all tokens. Of what the model has said by itself there are `exact_match`, and how close its
+    words are (`word_metrics`).
 
     Outputs are logits in training, what `kept` says where metrics are taken of them, and ids (rows, tokens) where the
     model has answered by itself.
@@ -63,7 +67,8 @@ class Generation(Task):
         self.words = words
 
     def columns(self) -> list[str]:
-        return [self.config.answer]
+        kind = self.config.question_type
+        return [self.config.answer, *([kind] if kind else [])]
 
     def problems(self) -> dict[str, Callable[[Any], str | None]]:
         return {self.config.answer: _problem}
@@ -110,7 +115,8 @@ class Generation(Task):
         if outputs.ndim == 2:
             longest = max(outputs.shape[1], targets.shape[1])
             said, true = (F.pad(ids, (0, longest - ids.shape[1]), value=NO_TOKEN) for ids in (outputs, targets))
-            return {"exact_match": (said == true).all(1).float().cpu().numpy()}
+            same = (said == true).all(1).float().cpu().numpy()
+            return {"exact_match": same} | word_metrics.per_text(self._texts(outputs), self._texts(targets))
         there = targets != NO_TOKEN
         tokens = there.sum(1).clamp(min=1)
         right = (outputs[..., 1].round() == targets) & there
@@ -123,15 +129,17 @@ class Generation(Task):
 
     def aggregates(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         if outputs.ndim == 2:
-            return {}
+            return {"bleu_4": word_metrics.bleu_4(self._texts(outputs), self._texts(targets))}
         tokens = (targets != NO_TOKEN).sum()
         return {"perplexity": float((-outputs[..., 0].double().sum() / tokens).exp())}
 
     def decode(self, outputs: Tensor, contents: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Any]]:
         """What the model has said; of what is `kept`, what is likeliest in each place of the true answer."""
-        ids = outputs if outputs.ndim == 2 else outputs[..., 1]
         column = "prediction" if outputs.ndim == 2 else "teacher_forced"
-        return [{column: self.words.text(self._ended(row))} for row in ids.round().long().tolist()]
+        return [{column: text} for text in self._texts(outputs if outputs.ndim == 2 else outputs[..., 1])]
+
+    def _texts(self, ids: Tensor) -> list[str]:
+        return [self.words.text(self._ended(row)) for row in ids.round().long().tolist()]
 
     def _ended(self, ids: list[int]) -> list[int]:
         ends = [i for i, number in enumerate(ids) if number == NO_TOKEN or number in self.words.stops]

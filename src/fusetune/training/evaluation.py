@@ -23,13 +23,17 @@ class EvaluationSettings:
         bootstrap_samples: resamples behind a confidence interval, of groups of test rows.
         confidence: of the interval.
         seed: of the resampling.
+        answered: test samples that a model that speaks answers word by word once it is trained, drawn by the seed; 0:
+            none.
     """
 
     bootstrap_samples: int = 1000
     confidence: float = 0.95
     seed: int = 0
+    answered: int = 1000
 
     def __post_init__(self) -> None:
+        check(self.answered >= 0, f"answered: expected a number of samples, found {self.answered}.")
         check(self.bootstrap_samples > 0, f"bootstrap_samples: expected at least 1, found {self.bootstrap_samples}.")
         check(0 < self.confidence < 1, f"confidence: expected a share between 0 and 1, found {self.confidence}.")
 
@@ -45,7 +49,7 @@ def evaluate(
     """Metrics of one split.
 
     Args:
-        kinds: one name a row; the task's main metric is also given for each of them.
+        kinds: one name a row; the task's main metric (of words that were said: the first) is also given for each.
         groups: rows of one group vary together and are drawn together; None: each row its own.
 
     Returns:
@@ -61,7 +65,7 @@ def evaluate(
         metrics[f"{name}_low"], metrics[f"{name}_high"] = low, high
     metrics |= task.aggregates(outputs, targets)
     if kinds is not None:
-        values, names = scores[task.metric], np.array(kinds)
+        values, names = scores[task.metric if task.metric in scores else next(iter(scores))], np.array(kinds)
         metrics["by_group"] = {str(kind): float(values[names == kind].mean()) for kind in sorted(set(kinds))}
     return metrics
 

@@ -100,6 +100,7 @@ _PALIGEMMA = CompositeFamily(
     _DECODER,
     _NORM,
     causal=False,
+    several=True,
     entry=(_PROJECTOR, STATES),
     encoder_roles=CLIP_ROLES,
     language_roles=LLAMA_ROLES,
@@ -236,7 +237,7 @@ _QWEN_AUDIO = CompositeFamily(
 # by the class of the checkpoint: one model type may have several (BLIP writes captions, and answers questions)
 COMPOSITES: dict[str, CompositeFamily] = {
     "LlavaForConditionalGeneration": _LLAVA,
-    "LlavaNextForConditionalGeneration": replace(_LLAVA, prompt=None),  # it cuts a picture into several
+    "LlavaNextForConditionalGeneration": replace(_LLAVA, prompt=None, several=False),  # it cuts a picture into several
     "PaliGemmaForConditionalGeneration": _PALIGEMMA,
     "Qwen2VLForConditionalGeneration": _QWEN,
     "Qwen2_5_VLForConditionalGeneration": replace(_QWEN, encoder_roles=QWEN2_5_ROLES),

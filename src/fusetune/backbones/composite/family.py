@@ -44,6 +44,7 @@ class CompositeFamily:
         grid: further inputs of a pass, from the shape of one picture and which rows have one.
         by_parts: whether tokenizer and image processor are loaded apart: their processor wants one of videos too.
         padding: sides on which rows of unequal length may be padded.
+        several: whether a sample may have several pictures, one's places right behind another's.
         causal: whether states at picture places are the same whatever text comes behind them.
     """
 
@@ -74,6 +75,7 @@ class CompositeFamily:
     grid: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
     by_parts: bool = False
     padding: tuple[str, ...] = ("right", "left")
+    several: bool = False
     causal: bool = True
 
     @property

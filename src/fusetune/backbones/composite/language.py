@@ -75,6 +75,8 @@ class LanguageTrunk(nn.Module):
         if seen is None or not (present.is_meta or present.any()):
             return self._apart(self.composite.carry(self.composite.unseen(inputs), self._cut(stop)).states)
         states = seen.values if present.is_meta else seen.values[present]
+        if self.composite.family.several and not present.is_meta:  # as many pictures a row as there are
+            states = seen.values[seen.mask][None]
         inputs |= self.composite.seen(states.new_ones(len(states), *self.composite.picture_shape))
         carried = Carried(self.composite.laid(states))
         return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(PLACES), carried).states)
@@ -155,6 +157,12 @@ class LanguageTrunk(nn.Module):
         none = mask.new_zeros(len(mask), 0)
         text, image, answer = (streams[name].mask if name in streams else none for name in names)
         which, real = laid_out(text, image, answer, self.offset)
+        most = positions(self.composite)
+        check(
+            real.is_meta or real.shape[1] <= most,
+            f"the language model takes {most} tokens; prompt, pictures and answer of a sample have {real.shape[1]}. "
+            "Expected fewer pictures, or shorter texts (max_tokens).",
+        )
         self._layout = {name: streams[name].mask for name in names if name in streams}, which, real
         return text, image, answer
 

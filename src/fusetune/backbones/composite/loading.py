@@ -9,7 +9,7 @@ from typing import Any
 from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of, composite_family
 from fusetune.backbones.composite.language import LanguageTrunk, ReadingTrunk, positions, room
 from fusetune.backbones.composite.model import CompositeModel
-from fusetune.backbones.composite.prompt import Prompt, PromptTower
+from fusetune.backbones.composite.prompt import Prompt, PromptTower, adjoin
 from fusetune.backbones.composite.seeing import HearingTower, SeeingTower
 from fusetune.backbones.families import load
 from fusetune.backbones.tower import Tower
@@ -67,7 +67,8 @@ def load_parts(chosen: CompositeSource, kinds: Mapping[str, str]) -> tuple[dict[
     number = composite.image_id
     image_token = None if number is None else processor.tokenizer.convert_ids_to_tokens(number)
     prompt = Prompt.of(processor, image_token, chosen.prompt, str(default), composite.family.around)
-    return _parts(composite, processor, kinds, prompt, chosen)
+    several = composite.family.several and adjoin(processor, str(image_token), chosen.prompt)
+    return _parts(composite, processor, kinds, prompt, chosen, several)
 
 
 def _by_parts(chosen: CompositeSource) -> Any:
@@ -84,13 +85,19 @@ def _by_parts(chosen: CompositeSource) -> Any:
 
 
 def _parts(
-    composite: CompositeModel, processor: Any, kinds: Mapping[str, str], prompt: Any, chosen: CompositeSource
+    composite: CompositeModel,
+    processor: Any,
+    kinds: Mapping[str, str],
+    prompt: Any,
+    chosen: CompositeSource,
+    several: bool = False,
 ) -> tuple[dict[str, Tower], LanguageTrunk]:
     """Towers by modality, and the trunk.
 
     Args:
         kinds: by modality: at most one image (or sound) and one text.
         prompt: a `prompt.Prompt`.
+        several: whether a sample may have several pictures.
 
     Raises:
         FusetuneError: other modalities than a picture (or sound) and a text.
@@ -115,7 +122,10 @@ def _parts(
         else SeeingTower(composite, processor.image_processor, chosen.picture_side)
     )
     composite.picture_shape = seeing.shape
-    longest = positions(composite) - room(composite) - (0 if family.memory else seeing.tokens_out(1))
+    places = 0 if family.memory else seeing.tokens_out(1)
+    longest = positions(composite) - room(composite) - places
+    if several:
+        seeing.most = max(1, (positions(composite) - room(composite)) // (2 * places))
     start = [text_config.bos_token_id] if family.memory and not hears else []  # BLIP's decoder begins so, unsaid
     words = PromptTower(
         processor.tokenizer, prompt, text_config.hidden_size, longest, chosen.max_tokens, start, composite.image_id

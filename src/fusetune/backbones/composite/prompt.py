@@ -67,6 +67,14 @@ class Prompt:
         return self.after.partition(GAP)[2]
 
 
+def adjoin(processor: Any, image_token: str, given: str | None) -> bool:
+    """Whether a prompt puts nothing between several pictures: one's own doesn't, a chat template may."""
+    if given or not _has_chat(processor):
+        return True
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": GAP}]}]
+    return 2 * image_token in processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+
+
 def _has_chat(processor: Any) -> bool:
     return bool(getattr(processor, "chat_template", None))
 

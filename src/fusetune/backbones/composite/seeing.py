@@ -22,11 +22,17 @@ BICUBIC = 3  # PIL's number of the filter that the image processors of these mod
 class SeeingTower(Tower):
     """The encoder of pictures up to what the connector reads, and the connector as its last block.
 
-    A sample is a list of one PIL image. At the top stand the states at the picture's places in the text, or what
-    cross-attention reads.
+    A sample is a list of one PIL image, or of several where model and prompt take them, whose states stand one behind
+    another. At the top stand the states at the pictures' places in the text, or what cross-attention reads.
+
+    Args:
+        side: pixels that pictures are brought to, both ways.
+
+    Attributes:
+        most: pictures of a sample.
     """
 
-    kind = "image"
+    kind, most = "image", 1
 
     def __init__(self, composite: CompositeModel, processor: Any, side: int | None = None) -> None:
         super().__init__()
@@ -54,14 +60,20 @@ class SeeingTower(Tower):
         return self.composite.family.encoder_roles
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
-        given = [self._item(sample) for sample in samples if sample is not None]
-        rows = self._process(given).flatten(1) if given else torch.zeros(0, self._size)
-        each = iter(rows)
-        return pad([torch.zeros(0, rows.shape[1]) if s is None else next(each)[None] for s in samples])
+        given = [() if sample is None else self._items(sample) for sample in samples]
+        shown = [item for items in given for item in items]
+        rows = self._process(shown).flatten(1) if shown else torch.zeros(0, self._size)
+        return pad(torch.split(rows, [len(items) for items in given]))
 
-    def _item(self, sample: Any) -> Any:
-        check(len(sample) <= 1, f"a composite model reads one picture a sample, found {len(sample)}.")
-        return sample[0]
+    def _items(self, sample: Any) -> Sequence[Any]:
+        check(
+            len(sample) <= self.most,
+            f"this composite model and its prompt take {self.most} pictures a sample, found {len(sample)}."
+            if self.most > 1
+            else f"a composite model reads one picture a sample here, found {len(sample)}. Several can stand one "
+            "behind another in a LLaVA or PaliGemma whose prompt (backbone.prompt) puts nothing between them.",
+        )
+        return list(sample)
 
     def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
         present = tokens.mask.any(1)
@@ -70,18 +82,20 @@ class SeeingTower(Tower):
         if not (present.is_meta or present.any()):
             width = self.width if stop == self.depth else self.inside
             return Tokens(tokens.values.new_zeros(len(present), 1, width), torch.zeros_like(present)[:, None])
-        values = tokens.values if present.is_meta else tokens.values[present]
-        self.row_samples = None if present.is_meta else present.nonzero().squeeze(1)
+        each = self._tokens(start)
+        there = tokens.mask.unflatten(1, (-1, each)).any(-1)  # (rows, pictures)
+        values = tokens.values.unflatten(1, (-1, each))
+        values = values.flatten(0, 1) if there.is_meta else values[there]
+        self.row_samples = None if there.is_meta else there.nonzero()[:, 0]
         pictures = values.view(-1, *self.shape) if start == 0 else values.new_ones(len(values), *self.shape)
         out = self._seen(pictures, values if start else None, start, stop)
-        mask = present[:, None].expand(len(present), out.shape[1])
-        if len(out) == len(present):
-            return Tokens(out, mask)
-        whole = out.new_zeros(len(present), *out.shape[1:])
-        return Tokens(whole.index_put((present.nonzero().squeeze(1),), out), mask)
+        mask = there[..., None].expand(*there.shape, out.shape[1]).flatten(1, 2)
+        if len(out) < there.numel():
+            out = out.new_zeros(*there.shape, *out.shape[1:]).index_put(there.nonzero(as_tuple=True), out)
+        return Tokens(out.reshape(*mask.shape, out.shape[-1]), mask)
 
     def tokens_out(self, tokens_in: int) -> int:
-        return self._places
+        return tokens_in * self._tokens(self.depth)
 
     def preprocessing(self) -> dict[str, Any]:
         brought = {"side": self.side} if self.side else {}
@@ -93,7 +107,7 @@ class SeeingTower(Tower):
     @cached_property
     def shape(self) -> torch.Size:
         """Of a picture or sound, as the model takes it."""
-        return self._process([self._item(self._blank())]).shape[1:]
+        return self._process(self._items(self._blank())).shape[1:]
 
     def _blank(self) -> Any:
         from PIL import Image
@@ -104,12 +118,24 @@ class SeeingTower(Tower):
     def _size(self) -> int:
         return self.shape.numel()
 
+    def _tokens(self, depth: int) -> int:
+        """Of one picture at this depth."""
+        inside, read, top = self._counts
+        return 1 if depth == 0 else top if depth == self.depth else read if depth == self.depth - 1 else inside
+
     @cached_property
-    def _places(self) -> int:
+    def _counts(self) -> tuple[int, ...]:
+        """Tokens of one picture inside the encoder, in front of the connector, and at the top."""
+        parameter = next(self.encoder.parameters())
+        states = torch.ones(1, *self.shape, device=parameter.device, dtype=parameter.dtype)
+        counts, start = [], 0
         with torch.no_grad():
-            parameter = next(self.encoder.parameters())
-            blank = torch.ones(1, *self.shape, device=parameter.device, dtype=parameter.dtype)
-            return self._seen(blank, None, 0, self.depth).shape[1]
+            for stop in (1, self.depth - 1, self.depth):
+                if stop > start:
+                    blank = states if start == 0 else states.new_ones(1, *self.shape)
+                    states, start = self._seen(blank, states if start else None, start, stop), stop
+                counts.append(states.shape[1])
+        return tuple(counts)
 
     def _seen(self, pictures: Tensor, states: Tensor | None, start: int, stop: int) -> Tensor:
         """(pictures, tokens, width) at depth `stop`."""
@@ -143,8 +169,8 @@ class HearingTower(SeeingTower):
     def most_seconds(self) -> float:
         return float(self.processor.chunk_length)
 
-    def _item(self, sample: Any) -> Any:
-        return sample
+    def _items(self, sample: Any) -> Sequence[Any]:
+        return [sample]
 
     def _blank(self) -> Any:
         return SpectrogramTower.blank()

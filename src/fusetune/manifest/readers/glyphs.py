@@ -4,9 +4,10 @@ Two views of it, both split by code point (a character never stands in two split
 
 - ``characters``: a sample is a character in a typeface. Modalities `image`, `outline`, `metrics`, `text` (its Unicode
   name); labels `script`, `category`, `family`, `style`.
-- ``scenes``: a sample is four characters of one typeface in a row and a question about one of them. Modalities `image`
-  (four cells in order) and `text` (the question); labels `answer`, `question_type`. Neither side suffices: the question
-  names the cell, the cell holds the answer, and the other three cells are drawn from the same balanced pool.
+- ``scenes``: a sample is four characters of one typeface and a question about one of them. Modalities `image` (four
+  pictures in order, or one of all four) and `text` (the question); labels `answer`, `question_type`, and a caption of
+  all four, `description`. Neither side suffices: the question names the cell, the cell holds the answer, and the other
+  three cells are drawn from the same balanced pool.
 
 Nothing is downloaded; the same matplotlib gives the same bytes on every machine (pixels are stored as raw PGM).
 """
@@ -18,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from fusetune.config import build, check
@@ -58,6 +60,7 @@ QUESTIONS = {
         "which way does the {} character point",
     ),
 }
+SEPARATOR = " , "  # of the four in a caption
 LABELS = ("script", "category", "family", "style")
 _PIXELS = pa.list_(pa.binary())
 _POINTS = pa.list_(pa.list_(pa.float32()))
@@ -75,6 +78,7 @@ class GlyphSettings:
         samples: scenes per split.
         label: characters only: keep the characters that have this label, with at least `min_characters` of them.
         min_characters: an answer is asked for only if this many training characters have it.
+        layout: scenes only: ``row`` (four pictures, one behind another) or ``grid`` (one picture, two above two).
         image: ``cell`` (common size and baseline) or ``crop`` (scaled to fill the square).
         seed: of the splits and of the scenes.
     """
@@ -86,11 +90,13 @@ class GlyphSettings:
     samples: Mapping[str, int] = field(default_factory=lambda: {"train": 6400, "val": 1200, "test": 2400})
     label: str | None = None
     min_characters: int = 20
+    layout: str = "row"
     image: str = "cell"
     seed: int = 0
 
     def __post_init__(self) -> None:
         check(self.view in ("scenes", "characters"), f"view: expected scenes or characters, found '{self.view}'.")
+        check(self.layout in ("row", "grid"), f"layout: expected row or grid, found '{self.layout}'.")
         check(self.image in ("cell", "crop"), f"image: expected cell or crop, found '{self.image}'.")
         check(bool(self.faces), "faces: at least one typeface is needed.")
         for name in self.faces:
@@ -202,6 +208,7 @@ _SCENE_SCHEMA = pa.schema(
         ("text", pa.string()),
         ("answer", pa.string()),
         ("question_type", pa.string()),
+        ("description", pa.string()),
         ("face", pa.string()),
         ("characters", pa.string()),
     ]
@@ -237,10 +244,19 @@ def _scene(pool: Pool, question: str, config: GlyphSettings, rng: random.Random)
     cells[position] = asked
     return {
         "group_id": code(asked.char),
-        "image": [pgm(getattr(glyph, config.image)) for glyph in cells],
+        "image": _pictures([getattr(glyph, config.image) for glyph in cells], config.layout),
         "text": rng.choice(QUESTIONS[question]).format(ORDINALS[position]),
         "answer": answer,
         "question_type": question,
+        "description": SEPARATOR.join(unicode_facts.description(glyph.char) for glyph in cells),
         "face": face,
         "characters": "".join(glyph.char for glyph in cells),
     }
+
+
+def _pictures(cells: list[Any], layout: str) -> list[bytes]:
+    """Four cells as four pictures, or as one in reading order."""
+    if layout == "row":
+        return [pgm(cell) for cell in cells]
+    first, second, third, fourth = cells
+    return [pgm(np.block([[first, second], [third, fourth]]))]

@@ -132,6 +132,22 @@ def direction(char: str) -> str | None:
     return sides.pop() if len(sides) == 1 else None
 
 
+def description(char: str) -> str:
+    """What can be read off a picture of it: 'small latin letter e with acute', 'arrow pointing left', 'digit'."""
+    written, sort, side = script(char), kind(char) or "sign", direction(char)
+    if written:
+        mark = accent(char)
+        words = [
+            case(char),
+            written,
+            "letter",
+            base_letter(char),
+            f"with {mark}" if mark not in (None, "none") else None,
+        ]
+        return " ".join(word for word in words if word)
+    return f"{sort} pointing {side}" if side else sort
+
+
 FACTS = {
     "script": script,
     "case": case,

@@ -25,13 +25,15 @@ def read_source(
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from fusetune.backbones.sources import EMBEDDED_LLAVA
+
     nothing = pa.table({})
     used = {chosen.source for chosen in _chosen(backbone, data)[1].values()}
     few = {**ingest, "few_shot": None} if ingest.get("few_shot") else None
     named = (align.get("unlabelled") or few) if "align" in used else None
     unlabelled = read_manifest(named) if named else None
     return (
-        read_manifest(pretraining_data) if "embedded" in used else nothing,
+        read_manifest(pretraining_data) if used & {"embedded", EMBEDDED_LLAVA} else nothing,
         nothing if unlabelled is None else unlabelled.filter(pc.equal(unlabelled["split"], "train")),
     )
 
@@ -52,6 +54,7 @@ def make_base(
     backbone: Mapping[str, Any],
     data: Mapping[str, Any],
     pretrain: Mapping[str, Any],
+    pretrain_llava: Mapping[str, Any],
     align: Mapping[str, Any],
 ) -> Path:
     """The folder of the backbone: put together from the sources of its towers, or made by another experiment before."""
@@ -66,6 +69,7 @@ def make_base(
     kinds = {name: m["kind"] for name, m in data["modalities"].items()}
     if settings.is_embedded(kinds):
         return _embedded(source_manifest, bases, pretrain)
+    settings = _with_llava(settings, source_manifest, bases, pretrain_llava)
     if whole := settings.composite(kinds):
         return save_base(Backbone.from_composite(whole, kinds), bases)
     rows = _fitting_rows(manifest, unlabelled, data)
@@ -126,16 +130,62 @@ def _embedded(table: Any, bases: Path, pretrain: Mapping[str, Any]) -> Path:
     return folder
 
 
+def _with_llava(settings: Any, table: Any, bases: Path, pretrain_llava: Mapping[str, Any]) -> Any:
+    """The settings of the backbone, with the folder of the embedded model that speaks in place of its name."""
+    from dataclasses import replace
+
+    from fusetune.backbones.sources import EMBEDDED_LLAVA
+
+    if settings.source != EMBEDDED_LLAVA:
+        return settings
+    return replace(settings, source=str(_embedded_llava(table, bases, pretrain_llava)))
+
+
+def _embedded_llava(table: Any, bases: Path, pretrain_llava: Mapping[str, Any]) -> Path:
+    """The folder of the embedded LLaVA, as a hub has one; pretrained once for the same settings and data."""
+    import shutil
+
+    from fusetune.backbones.characters import as_characters
+    from fusetune.backbones.pretraining_llava import PretrainLlavaSettings
+    from fusetune.backbones.pretraining_llava import pretrain_llava as run
+    from fusetune.config import build, digest
+    from fusetune.device import pick_device
+    from fusetune.manifest.readers.unicode_facts import description
+    from fusetune.pipelines.hashing import code_hash, table_hash
+    from fusetune.pipelines.progress import StepProgress
+    from fusetune.scratch import scratch
+
+    folder = bases / f"llava-{digest([code_hash(make_base), pretrain_llava, table_hash(table)])[:16]}"
+    if folder.is_dir():
+        logger.info("base: %s was made from these very settings and data before", folder.name)
+        return folder
+    half = scratch(bases / f".{folder.name}")
+    rows = as_characters(table)
+    described = [description(chr(int(code.removeprefix("U+"), 16))) for code in rows.chars]
+    try:
+        with StepProgress() as progress:
+            settings = build(PretrainLlavaSettings, pretrain_llava, "pretrain_llava")
+            run(rows, described, _phrases(), settings, progress, pick_device("auto"), half)
+        half.rename(folder)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return folder
+
+
+def _phrases() -> list[str]:
+    from fusetune.manifest.readers.glyphs import QUESTIONS
+
+    return [phrase.format("") for phrases in QUESTIONS.values() for phrase in phrases]
+
+
 def _pretrained(table: Any, pretrain: Mapping[str, Any]) -> Any:
     from fusetune.backbones.characters import as_characters
     from fusetune.backbones.pretraining import PretrainSettings
     from fusetune.backbones.pretraining import pretrain as run
     from fusetune.config import build
     from fusetune.device import pick_device
-    from fusetune.manifest.readers.glyphs import QUESTIONS
     from fusetune.pipelines.progress import StepProgress
 
-    phrases = [phrase.format("") for phrases in QUESTIONS.values() for phrase in phrases]
     with StepProgress() as progress:
         settings = build(PretrainSettings, pretrain, "pretrain")
-        return run(as_characters(table), phrases, settings, progress, pick_device("auto"))
+        return run(as_characters(table), _phrases(), settings, progress, pick_device("auto"))

@@ -22,6 +22,7 @@ def create_pipeline() -> Pipeline:
                     "params:backbone",
                     "params:data",
                     "params:pretrain",
+                    "params:pretrain_llava",
                     "params:align",
                 ],
                 "base",

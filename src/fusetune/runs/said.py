@@ -1,0 +1,39 @@
+"""What a trained model says by itself, word by word, of test samples."""
+
+import random
+from typing import Any
+
+from fusetune.bank.scoring import score
+from fusetune.device import pick_device
+from fusetune.runs.experiment import Experiment
+from fusetune.training.evaluation import EvaluationSettings, evaluate
+from fusetune.training.settings import TrainSettings
+
+
+def said(
+    experiment: Experiment, settings: TrainSettings, evaluation: EvaluationSettings
+) -> tuple[dict[str, Any], list[str | None]]:
+    """Metrics of what was said, and the words of each test row; None where it wasn't asked."""
+    rows = experiment.rows["test"]
+    count = min(evaluation.answered, len(rows))
+    places = sorted(random.Random(evaluation.seed).sample(range(len(rows)), count))
+    words: list[str | None] = [None] * len(rows)
+    if not places:
+        return {}, words
+    device = pick_device(settings.device)
+    picked = [rows[place] for place in places]
+    found = score(experiment.model, experiment.source, picked, settings.batch_size, device)
+    kind, known = getattr(experiment.task.config, "question_type", None), set(found.rows)
+    asked = [place for place in places if rows[place] in known]
+    kinds, groups = (experiment.column(name, "test") if name else None for name in (kind, "group_id"))
+    metrics = evaluate(
+        experiment.task,
+        found.outputs,
+        experiment.targets(found.rows),
+        evaluation,
+        [kinds[place] for place in asked] if kinds else None,
+        [groups[place] for place in asked] if groups else None,
+    )
+    for place, row in zip(asked, experiment.task.decode(found.outputs), strict=True):
+        words[place] = row["prediction"]
+    return {"samples": len(asked), **metrics}, words
