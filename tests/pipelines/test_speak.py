@@ -6,7 +6,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import copy_project, ran
+from conftest import copy_project, kedro, ran
 
 SMALL = (
     "pretrain_llava.sight_steps=4,pretrain_llava.speech_steps=4,ingest.settings.samples.train=96,"
@@ -43,6 +43,12 @@ def test_questions_and_captions_share_one_model(project):
     manifest = pq.read_table(project / "data/03_primary/describe/manifest.parquet")
     assert all(len(row) == 1 for row in manifest["image"].to_pylist()), "one picture of four characters"
     assert all(text.count(" , ") == 3 for text in manifest["description"].to_pylist())
+
+
+def test_a_method_that_trains_the_head_alone_is_refused(project):
+    done = kedro(project, "run", "--env", "speak", "--pipelines", "train_linear_probe", "--params", SMALL)
+    text = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0 and "linear_probe: it trains nothing, since the head" in text, text
 
 
 def test_the_base_moves_with_its_folder(project, tmp_path):

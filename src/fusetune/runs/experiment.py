@@ -12,7 +12,7 @@ from torch import Tensor
 from fusetune.adapters.adapter import Stream
 from fusetune.adapters.trained import WEIGHTS, folders_in
 from fusetune.backbones.backbone import Backbone, Frontier
-from fusetune.config import digest, to_plain
+from fusetune.config import check, digest, to_plain
 from fusetune.features.dataset import FeatureSet
 from fusetune.features.extraction import Progress, extract
 from fusetune.features.index import CacheSettings, Features
@@ -64,6 +64,11 @@ class Experiment(TaskRows):
         for epoch in self.model.stages():
             self.model.set_epoch(epoch)
             self.frontiers[epoch] = frontier(self.model, example)
+        check(
+            not self.task.speaks or self.model.trainable_count() > 0,
+            f"{where}: it trains nothing, since the head that answers in words is the model's own. Expected a method "
+            "with a placement below the head (lora, adapter, prefix ...).",
+        )
 
     @property
     def frontier(self) -> Frontier:
