@@ -154,6 +154,12 @@ def test_a_wrong_source_says_what_it_has_and_what_to_write(hub):
         settings().sources(kinds)
     with pytest.raises(FusetuneError, match="'pretrain' is called 'embedded' now"):
         settings(source="pretrain").sources(kinds)
+    with pytest.raises(FusetuneError, match="towers.image: embedded_llava is one model of pictures and texts"):
+        settings(towers={"image": {"source": "embedded_llava"}}).sources({"image": "image", "text": "text"})
+    with pytest.raises(
+        FusetuneError, match="reads one modality of pictures and one of texts; 'sound' is of kind audio"
+    ):
+        settings(source="embedded_llava").sources({"image": "image", "sound": "audio"})
     with pytest.raises(FusetuneError, match=r"backbone\.towers\.photo: unknown key 'sorce'. Did you mean 'source'"):
         settings(towers={"photo": {"sorce": "x"}})
 

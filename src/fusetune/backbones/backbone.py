@@ -236,7 +236,8 @@ class Backbone(nn.Module):
             elif own:
                 loaded[name] = tower_registry.get(entry["tower"]).from_pretrained(Path(source) / entry["source"])
             else:
-                loaded[name] = registered_tower(entry["tower"], entry["source"], entry.get("options", {}))
+                named = _found_from(Path(source), entry["source"])
+                loaded[name] = registered_tower(entry["tower"], named, entry.get("options", {}))
             loaded[name].probe = entry.get("probe")
         trunk = Trunk.from_pretrained(Path(source, index["trunk"])) if index["trunk"] else None
         backbone = cls(loaded, trunk)
@@ -255,8 +256,7 @@ class Backbone(nn.Module):
     def _composite(cls, index: Mapping[str, Any], modalities: Mapping[str, str] | None, file: Path) -> "Backbone":
         options = dict(index[COMPOSITE])
         kinds = {n: kind for n, kind in options.pop("kinds").items() if modalities is None or n in modalities}
-        if (file.parent / options["source"]).is_dir():  # made here, beside the base
-            options["source"] = os.path.normpath(file.parent / options["source"])
+        options["source"] = _found_from(file.parent, options["source"])
         backbone = cls.from_composite(CompositeSource(**options), kinds)
         backbone.remember_fingerprints()
         expected = {name: index["towers"][name]["fingerprint"] for name in kinds} | {
@@ -276,7 +276,13 @@ class Backbone(nn.Module):
 
 def _seen_from(folder: Path, source: str) -> str:
     """A source that lies beside a base's folder by its relative path, so that both can move; any other as it is."""
-    return f"../{Path(source).name}" if Path(source).parent == folder.resolve().parent else source
+    beside = Path(source).is_dir() and Path(source).resolve().parent == folder.resolve().parent
+    return f"../{Path(source).name}" if beside else source
+
+
+def _found_from(folder: Path, source: str) -> str:
+    """Inverse of `_seen_from`."""
+    return os.path.normpath(folder / source) if source.startswith("../") else source
 
 
 def _own(name: str) -> str:

@@ -140,6 +140,12 @@ class _Scenes:
 
     def apart(self, count: int) -> Tensor:
         """The same, no character twice."""
+        fewest = min(map(len, self.faces))
+        check(
+            CELLS * count <= fewest,
+            f"pretrain_llava.sight_batch: a typeface has {fewest} characters; expected at most {fewest // CELLS} "
+            f"scenes, found {count}.",
+        )
         return torch.tensor(self.rng.sample(self.rng.choice(self.faces), CELLS * count)).view(count, CELLS)
 
     def pixels(self, scenes: Tensor) -> Tensor:

@@ -139,6 +139,11 @@ class BackboneSettings:
         """
         for name in self.towers:
             check(name in kinds, f"backbone.towers.{name}: data.modalities has no '{name}'. It has {', '.join(kinds)}.")
+            check(
+                self.towers[name].source != EMBEDDED_LLAVA,
+                f"backbone.towers.{name}: {EMBEDDED_LLAVA} is one model of pictures and texts. Expected it as "
+                "backbone.source, and no tower of another.",
+            )
         found = {name: self.towers.get(name) or self._default(name, kind) for name, kind in kinds.items()}
         for name, chosen in found.items():
             _check_made(name, kinds[name], chosen)

@@ -30,7 +30,7 @@ class EvaluationSettings:
     bootstrap_samples: int = 1000
     confidence: float = 0.95
     seed: int = 0
-    answered: int = 1000
+    answered: int = 300
 
     def __post_init__(self) -> None:
         check(self.answered >= 0, f"answered: expected a number of samples, found {self.answered}.")

@@ -58,9 +58,12 @@ def make_base(
     align: Mapping[str, Any],
 ) -> Path:
     """The folder of the backbone: put together from the sources of its towers, or made by another experiment before."""
+    from dataclasses import replace
+
     from fusetune.backbones.alignment import AlignSettings
     from fusetune.backbones.backbone import Backbone
     from fusetune.backbones.bases import save_base
+    from fusetune.backbones.sources import EMBEDDED_LLAVA
     from fusetune.config import build
     from fusetune.features.composing import compose
     from fusetune.pipelines.progress import StepProgress
@@ -69,7 +72,8 @@ def make_base(
     kinds = {name: m["kind"] for name, m in data["modalities"].items()}
     if settings.is_embedded(kinds):
         return _embedded(source_manifest, bases, pretrain)
-    settings = _with_llava(settings, source_manifest, bases, pretrain_llava)
+    if settings.source == EMBEDDED_LLAVA:
+        settings = replace(settings, source=str(_embedded_llava(source_manifest, bases, pretrain_llava)))
     if whole := settings.composite(kinds):
         return save_base(Backbone.from_composite(whole, kinds), bases)
     rows = _fitting_rows(manifest, unlabelled, data)
@@ -128,17 +132,6 @@ def _embedded(table: Any, bases: Path, pretrain: Mapping[str, Any]) -> Path:
     folder = save_base(_pretrained(table, pretrain), bases)
     remember_recipe(bases, recipe, folder)
     return folder
-
-
-def _with_llava(settings: Any, table: Any, bases: Path, pretrain_llava: Mapping[str, Any]) -> Any:
-    """The settings of the backbone, with the folder of the embedded model that speaks in place of its name."""
-    from dataclasses import replace
-
-    from fusetune.backbones.sources import EMBEDDED_LLAVA
-
-    if settings.source != EMBEDDED_LLAVA:
-        return settings
-    return replace(settings, source=str(_embedded_llava(table, bases, pretrain_llava)))
 
 
 def _embedded_llava(table: Any, bases: Path, pretrain_llava: Mapping[str, Any]) -> Path:
