@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fusetune.backbones.characters import as_characters
-from fusetune.backbones.pretraining_llava import OF_ONE, SIDE, PretrainLlavaSettings, pretrain_llava
+from fusetune.backbones.pretraining_llava import PretrainLlavaSettings, pretrain_llava
+from fusetune.backbones.spoken_scenes import OF_ONE, SIDE
 from fusetune.config import build
 from fusetune.errors import FusetuneError
 from fusetune.manifest.readers.glyphs import ORDINALS, read

@@ -6,21 +6,17 @@ Phase two, speaking: connector and language blocks learn to describe a scene (al
 place) by what can be read off a character. Nothing else is asked: questions are left to those who adapt it.
 """
 
-import random
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from fusetune.backbones.characters import Characters
-from fusetune.backbones.cloze import CELLS, IGNORED, ORDINALS, hide_words, take
-from fusetune.backbones.composite.prompt import ids_of
+from fusetune.backbones.cloze import IGNORED, hide_words, take
 from fusetune.backbones.pretraining import (
     INITIAL_STD,
     TEXT_MASK_RATE,
@@ -31,12 +27,10 @@ from fusetune.backbones.pretraining import (
     small_text_tower,
     step_with,
 )
+from fusetune.backbones.spoken_scenes import OF_ALL, OF_ONE, SIDE, Conversations, Scenes
 from fusetune.backbones.tokenizer import train_tokenizer
 from fusetune.config import check
-from fusetune.manifest.readers.glyph_faces import CELL
-from fusetune.manifest.readers.glyphs import SEPARATOR
 
-SIDE = 2 * CELL  # pixels of a scene
 PROJECTION = 64  # width of the space in which characters and names are compared
 SPEAKING_STD = 0.08  # of the language blocks at first; with Llama's 0.02 so small a model learns nothing for long
 POSITIONS = 256  # tokens of a sequence
@@ -48,8 +42,6 @@ TEMPLATE = (
     "{% for c in m['content'] if c['type'] == 'text' %} {{ c['text'] }}{% endfor %}"
     "{{ '</s>' if m['role'] == 'assistant' else ' ' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
-OF_ALL = ("describe the characters", "what stands in this picture", "list what you see")
-OF_ONE = ("describe the {} character", "what is the {} character", "say what stands at the {} place")
 
 
 @dataclass(frozen=True)
@@ -104,11 +96,11 @@ def pretrain_llava(
 
     torch.manual_seed(settings.seed)
     images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    scenes = _Scenes(rows, images, settings.seed, device)
+    scenes = Scenes(rows, images, settings.seed, device)
     seeing = _sighted(scenes, settings, progress, device)
     words = _tokenizer([*rows.names, *descriptions, *phrases, *OF_ALL, *OF_ONE], settings.vocabulary)
     model = _llava(seeing, words, settings).to(device)
-    _speak(model, scenes, _Conversations(descriptions, words, settings.seed), settings, progress)
+    _speak(model, scenes, Conversations(descriptions, words, settings.seed), settings, progress)
     model.cpu().eval().save_pretrained(folder)
     LlavaProcessor(
         image_processor=images,
@@ -121,40 +113,7 @@ def pretrain_llava(
     ).save_pretrained(folder)
 
 
-class _Scenes:
-    """Pictures of four characters of one typeface."""
-
-    def __init__(self, rows: Characters, processor: Any, seed: int, device: torch.device) -> None:
-        self.rng, self.rows, self.device = random.Random(seed + 1), rows, device
-        cells = np.stack([np.asarray(picture.convert("L")) for picture in rows.pictures])
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
-        self._cells, self._mean, self._std = torch.from_numpy(cells), mean, std
-        faces: dict[str, list[int]] = defaultdict(list)
-        for row, face in enumerate(rows.faces):
-            faces[face].append(row)
-        self.faces = [faces[face] for face in sorted(faces)]
-
-    def draw(self, count: int) -> Tensor:
-        """(count, 4) rows of characters."""
-        return torch.tensor([self.rng.sample(face, CELLS) for face in self.rng.choices(self.faces, k=count)])
-
-    def apart(self, count: int) -> Tensor:
-        """The same, no character twice."""
-        fewest = min(map(len, self.faces))
-        check(
-            CELLS * count <= fewest,
-            f"pretrain_llava.sight_batch: a typeface has {fewest} characters; expected at most {fewest // CELLS} "
-            f"scenes, found {count}.",
-        )
-        return torch.tensor(self.rng.sample(self.rng.choice(self.faces), CELLS * count)).view(count, CELLS)
-
-    def pixels(self, scenes: Tensor) -> Tensor:
-        """(count, 3, 64, 64), as the image processor gives them."""
-        pictures = self._cells[scenes].view(-1, 2, 2, CELL, CELL).permute(0, 1, 3, 2, 4).reshape(-1, 1, SIDE, SIDE)
-        return ((pictures / 255 - self._mean) / self._std).to(self.device)
-
-
-def _sighted(scenes: _Scenes, settings: PretrainLlavaSettings, progress: Progress, device: torch.device) -> Any:
+def _sighted(scenes: Scenes, settings: PretrainLlavaSettings, progress: Progress, device: torch.device) -> Any:
     """Phase one: a vision model that tells characters of a scene apart."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -249,7 +208,7 @@ def _llava(vision: Any, words: Any, settings: PretrainLlavaSettings) -> Any:
 
 
 def _speak(
-    model: Any, scenes: _Scenes, conversations: "_Conversations", settings: PretrainLlavaSettings, progress: Progress
+    model: Any, scenes: Scenes, conversations: Conversations, settings: PretrainLlavaSettings, progress: Progress
 ) -> None:
     """Phase two: connector, language blocks and head learn to describe scenes; in place."""
     llava, language, head = model.model, model.model.language_model, model.lm_head
@@ -269,37 +228,3 @@ def _speak(
         loss = F.cross_entropy(head(out[asked]), targets[asked])
         step_with(loss, learning, optimizer, schedule)
         progress("speech", step + 1, settings.speech_steps, {"loss": loss.item()})
-
-
-class _Conversations:
-    """What is asked and said of scenes."""
-
-    def __init__(self, descriptions: Sequence[str], words: Any, seed: int) -> None:
-        self.descriptions, self.words, self.rng = descriptions, words, random.Random(seed + 2)
-        self._known: dict[str, list[int]] = {}
-
-    def of(self, scenes: Tensor, of_all: bool) -> tuple[Tensor, Tensor]:
-        """Ids of the sequences without the picture, (scenes, tokens), the first token in front of it; and the token to
-        say behind each place, IGNORED where none is asked for."""
-        spoken = [self._said(scene, of_all) for scene in scenes.tolist()]
-        longest = max(len(asked) + len(said) for asked, said in spoken)
-        ids = torch.full((len(spoken), longest), self.words.pad_token_id)
-        targets = torch.full((len(spoken), longest), IGNORED)
-        for row, (asked, said) in enumerate(spoken):
-            ids[row, : len(asked) + len(said)] = torch.tensor(asked + said)
-            targets[row, len(asked) - 1 : len(asked) + len(said) - 1] = torch.tensor(said)
-        return ids, targets
-
-    def _said(self, scene: Sequence[int], of_all: bool) -> tuple[list[int], list[int]]:
-        texts = [self.descriptions[row] for row in scene]
-        if of_all:
-            asked, answer = self.rng.choice(OF_ALL), SEPARATOR.join(texts)
-        else:
-            place = self.rng.randrange(CELLS)
-            asked, answer = self.rng.choice(OF_ONE).format(ORDINALS[place]), texts[place]
-        return self._ids(f"{BOS}user: {asked} assistant:"), self._ids(f" {answer}{EOS}")
-
-    def _ids(self, text: str) -> list[int]:
-        if text not in self._known:
-            self._known[text] = ids_of(self.words, text)
-        return self._known[text]
