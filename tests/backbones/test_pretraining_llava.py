@@ -84,3 +84,5 @@ def test_it_can_write_anything(made):
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(FusetuneError, match="speech_steps: expected a positive number, found 0"):
         PretrainLlavaSettings(speech_steps=0)
+    with pytest.raises(FusetuneError, match="image.patch: expected pixels that divide a character's 32, found 12"):
+        build(PretrainLlavaSettings, {"image": {"patch": 12}}, "pretrain_llava")

@@ -74,6 +74,10 @@ class PretrainLlavaSettings:
     def __post_init__(self) -> None:
         for name in ("sight_steps", "sight_batch", "speech_steps", "speech_batch"):
             check(getattr(self, name) > 0, f"{name}: expected a positive number, found {getattr(self, name)}.")
+        check(
+            SIDE % (2 * self.image.patch) == 0,
+            f"image.patch: expected pixels that divide a character's {SIDE // 2}, found {self.image.patch}.",
+        )
 
 
 def pretrain_llava(
