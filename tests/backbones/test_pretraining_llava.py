@@ -10,7 +10,7 @@ from fusetune.backbones.pretraining_llava import PretrainLlavaSettings, pretrain
 from fusetune.backbones.spoken_scenes import OF_ONE, SIDE
 from fusetune.config import build
 from fusetune.errors import FusetuneError
-from fusetune.manifest.readers.glyphs import ORDINALS, read
+from fusetune.manifest.readers.glyphs import ORDINALS, char_of, read
 from fusetune.manifest.readers.unicode_facts import description
 
 SMALL = {
@@ -24,7 +24,7 @@ KINDS = 5
 def made(tmp_path_factory):
     """Characters of the few commonest descriptions, and a model that has looked at them for some seconds."""
     table = read({"view": "characters", "faces": ["DejaVuSans", "DejaVuSans-Bold"]})
-    told = [description(chr(int(code[2:], 16))) for code in table["group_id"].to_pylist()]
+    told = [description(char_of(code)) for code in table["group_id"].to_pylist()]
     common = {text for text, _ in Counter(told).most_common(KINDS)}
     kept = [row for row, text in enumerate(told) if text in common]
     rows, folder = as_characters(table.take(kept)), tmp_path_factory.mktemp("llava")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fusetune.backbones.aligned_towers import TOWERS, AlignedTower
 from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.contrast import contrastive_loss
 from fusetune.config import check
 from fusetune.errors import FusetuneError
 from fusetune.schedule import warmup_cosine
@@ -117,6 +118,4 @@ def _contrast(one: Tensor, two: Tensor, both: Tensor, temperature: float) -> Ten
     one, two = one[both], two[both]
     if len(one) < 2:
         return one.sum() * 0.0
-    similarity = one @ two.T / temperature
-    own = torch.arange(len(one))
-    return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
+    return contrastive_loss(one @ two.T / temperature)

@@ -31,15 +31,24 @@ def save_base(backbone: Any, bases: Path) -> Path:
         backbone.save_pretrained(half)
         if not (folder / INDEX).is_file():
             shutil.rmtree(folder, ignore_errors=True)
-            try:
-                half.rename(folder)
-            except OSError:  # another process was faster, with the very same base
-                check((folder / INDEX).is_file(), f"{folder}: the base can't be written there.")
+            appear(half, folder, INDEX)
         elif (folder / INDEX).read_bytes() != (half / INDEX).read_bytes():
             (half / INDEX).replace(folder / INDEX)
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return folder
+
+
+def appear(half: Path, folder: Path, index: str) -> None:
+    """Give a folder that has been written its name, unless another process was faster with the very same one.
+
+    Args:
+        index: a file of it, by which one knows that it is there.
+    """
+    try:
+        half.rename(folder)
+    except OSError:
+        check((folder / index).is_file(), f"{folder}: the base can't be written there.")
 
 
 def reference(base: Path, file: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What the embedded base is pretrained on: characters in all their modalities."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,13 @@ class Characters:
     pictures: list[Any]
     outlines: list[Any]
     metrics: list[Any]
+
+    def by_face(self) -> dict[str, list[int]]:
+        """The rows of each typeface."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for row, face in enumerate(self.faces):
+            found[face].append(row)
+        return found
 
 
 def as_characters(table: pa.Table) -> Any:

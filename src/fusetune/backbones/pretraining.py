@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.characters import Characters
 from fusetune.backbones.cloze import CAPTIONS, CELLS, IGNORED, ORDINALS, caption_words, hide_words, scenes, take
+from fusetune.backbones.contrast import contrastive_loss
 from fusetune.backbones.feature_towers import FeatureTowerSettings, SequenceTower, VectorTower
 from fusetune.backbones.item_towers import ImageTower
 from fusetune.backbones.text_tower import TextTower
@@ -174,7 +175,7 @@ def _contrast(
         for name in ("image", "outline", "metrics"):
             rows = target[::2] if name == "outline" else target
             logits = scale.exp().clamp(max=100) * pooled[name] @ pooled["text"].T
-            losses[name] = (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T[rows], target[: len(rows)])) / 2
+            losses[name] = contrastive_loss(logits, rows)
         step_with(sum(losses.values()), modules, optimizer, schedule)  # type: ignore[arg-type]
         progress("towers", step + 1, settings.contrast_steps, {name: loss.item() for name, loss in losses.items()})
     towers.eval().requires_grad_(False)
@@ -204,9 +205,7 @@ def _fuse(
     optimizer, schedule = optimizer_of(
         list(modules.parameters()), settings.trunk_learning_rate, settings.weight_decay, settings.trunk_steps
     )
-    by_face: dict[str, list[int]] = defaultdict(list)
-    for row, face in enumerate(rows.faces):
-        by_face[face].append(row)
+    by_face = rows.by_face()
     rng, skip = random.Random(settings.seed + 1), caption_words(tokenizer)
     for step in range(settings.trunk_steps):
         if step % 4 < 3:

@@ -17,6 +17,7 @@ from torch import nn
 
 from fusetune.backbones.characters import Characters
 from fusetune.backbones.cloze import IGNORED, hide_words, take
+from fusetune.backbones.contrast import contrastive_loss
 from fusetune.backbones.pretraining import (
     INITIAL_STD,
     TEXT_MASK_RATE,
@@ -33,6 +34,7 @@ from fusetune.config import check
 
 PROJECTION = 64  # width of the space in which characters and names are compared
 SPEAKING_STD = 0.08  # of the language blocks at first; with Llama's 0.02 so small a model learns nothing for long
+OF_ALL_EVERY = 3  # steps of phase two: then whole scenes are described, else one character each
 POSITIONS = 256  # tokens of a sequence
 PAD, BOS, EOS, IMAGE = "<pad>", "<s>", "</s>", "<image>"
 # the picture first
@@ -149,8 +151,7 @@ def _sighted(scenes: Scenes, settings: PretrainLlavaSettings, progress: Progress
         hidden = hide_words(take(spoken, drawn.flatten().to(device)), names, TEXT_MASK_RATE, scenes.rng)[0]
         told = text.advance(hidden, 0, text.depth).pooled()
         seen, named = (F.normalize(p(v), dim=-1) for p, v in zip(projections, (quarters, told), strict=True))
-        logits, target = scale.exp().clamp(max=100) * seen @ named.T, torch.arange(len(seen), device=device)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        loss = contrastive_loss(scale.exp().clamp(max=100) * seen @ named.T)
         step_with(loss, modules, optimizer, schedule)
         progress("sight", step + 1, settings.sight_steps, {"loss": loss.item()})
     return vision.eval()
@@ -223,9 +224,8 @@ def _speak(
     )
     for step in range(settings.speech_steps):
         drawn = scenes.draw(settings.speech_batch)
-        ids, targets = (t.to(model.device) for t in conversations.of(drawn, of_all=step % 3 == 2))
-        seen = llava.get_image_features(scenes.pixels(drawn)).pooler_output
-        seen = torch.stack(list(seen))
+        ids, targets = (t.to(model.device) for t in conversations.of(drawn, of_all=(step + 1) % OF_ALL_EVERY == 0))
+        seen = torch.stack(list(llava.get_image_features(scenes.pixels(drawn)).pooler_output))
         embedded = torch.cat([language.embed_tokens(ids[:, :1]), seen, language.embed_tokens(ids[:, 1:])], 1)
         out = language(inputs_embeds=embedded).last_hidden_state[:, seen.shape[1] :]  # of the picture's last place on
         asked = targets != IGNORED

@@ -1,7 +1,6 @@
 """Scenes of four characters, two above two, and what is said of them: what `pretraining_llava` learns from."""
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,10 +28,7 @@ class Scenes:
         cells = np.stack([np.asarray(picture.convert("L")) for picture in rows.pictures])
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
         self._cells, self._mean, self._std = torch.from_numpy(cells), mean, std
-        faces: dict[str, list[int]] = defaultdict(list)
-        for row, face in enumerate(rows.faces):
-            faces[face].append(row)
-        self.faces = [faces[face] for face in sorted(faces)]
+        self.faces = [members for _, members in sorted(rows.by_face().items())]
 
     def draw(self, count: int) -> Tensor:
         """(count, 4) rows of characters."""
@@ -80,9 +76,8 @@ class Conversations:
         else:
             place = self.rng.randrange(CELLS)
             asked, answer = self.rng.choice(OF_ONE).format(ORDINALS[place]), texts[place]
-        return self._ids(f"{self.words.bos_token}user: {asked} assistant:"), self._ids(
-            f" {answer}{self.words.eos_token}"
-        )
+        begin, end = self.words.bos_token, self.words.eos_token
+        return self._ids(f"{begin}user: {asked} assistant:"), self._ids(f" {answer}{end}")
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._known:

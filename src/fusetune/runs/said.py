@@ -1,7 +1,10 @@
 """What a trained model says by itself, word by word, of test samples."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from fusetune.bank.scoring import score
 from fusetune.device import pick_device
@@ -11,9 +14,18 @@ from fusetune.training.settings import TrainSettings
 
 
 def said(
-    experiment: Experiment, settings: TrainSettings, evaluation: EvaluationSettings
+    experiment: Experiment,
+    targets: Tensor,
+    kinds: Sequence[str] | None,
+    groups: Sequence[Any],
+    settings: TrainSettings,
+    evaluation: EvaluationSettings,
 ) -> tuple[dict[str, Any], list[str | None]]:
-    """Metrics of what was said, and the words of each test row; None where it wasn't asked."""
+    """Metrics of what was said, and the words of each test row; None where it wasn't asked.
+
+    Args:
+        targets, kinds, groups: of all test rows, as `evaluate` takes them.
+    """
     rows = experiment.rows["test"]
     count = min(evaluation.answered, len(rows))
     places = sorted(random.Random(evaluation.seed).sample(range(len(rows)), count))
@@ -23,16 +35,15 @@ def said(
     device = pick_device(settings.device)
     picked = [rows[place] for place in places]
     found = score(experiment.model, experiment.source, picked, settings.batch_size, device)
-    kind, known = getattr(experiment.task.config, "question_type", None), set(found.rows)
+    known = set(found.rows)
     asked = [place for place in places if rows[place] in known]
-    kinds, groups = (experiment.column(name, "test") if name else None for name in (kind, "group_id"))
     metrics = evaluate(
         experiment.task,
         found.outputs,
-        experiment.targets(found.rows),
+        targets[asked],
         evaluation,
         [kinds[place] for place in asked] if kinds else None,
-        [groups[place] for place in asked] if groups else None,
+        [groups[place] for place in asked],
     )
     for place, row in zip(asked, experiment.task.decode(found.outputs), strict=True):
         words[place] = row["prediction"]

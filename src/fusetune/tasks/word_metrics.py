@@ -25,11 +25,15 @@ def per_text(said: Sequence[str], true: Sequence[str]) -> dict[str, np.ndarray]:
 
     CIDEr-D weighs words by the texts of `true`: it depends on which there are.
     """
+    from sacrebleu.metrics import CHRF
+
+    characters = CHRF()  # n-grams of characters (Popović 2015)
     pairs = [(words(one), words(other)) for one, other in zip(said, true, strict=True)]
     return {
         "token_f1": np.array([_overlap(one, other) for one, other in pairs]),
         "rouge_l": np.array([_rouge_l(one, other) for one, other in pairs]),
-        "chrf": np.array([_chrf(one, other) for one, other in zip(said, true, strict=True)]),
+        "chrf": np.array([characters.sentence_score(one, [other]).score for one, other in zip(said, true, strict=True)])
+        / 100,
         "cider_d": cider_d([one for one, _ in pairs], [other for _, other in pairs]),
     }
 
@@ -93,10 +97,3 @@ def _f1(same: int, said: int, true: int) -> float:
     if not said or not true:
         return float(said == true)
     return 2 * same / (said + true)
-
-
-def _chrf(said: str, true: str) -> float:
-    """Character n-grams (Popović 2015), by sacrebleu."""
-    from sacrebleu.metrics import CHRF
-
-    return float(CHRF().sentence_score(said, [true]).score) / 100

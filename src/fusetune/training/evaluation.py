@@ -1,7 +1,7 @@
 """What a trained model is worth: test metrics with their uncertainty, and what each modality brings alone."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ def evaluate(
     """Metrics of one split.
 
     Args:
-        kinds: one name a row; the task's main metric (of words that were said: the first) is also given for each.
+        kinds: one name a row; the metric of `main_metric` is also given for each.
         groups: rows of one group vary together and are drawn together; None: each row its own.
 
     Returns:
@@ -65,9 +65,14 @@ def evaluate(
         metrics[f"{name}_low"], metrics[f"{name}_high"] = low, high
     metrics |= task.aggregates(outputs, targets)
     if kinds is not None:
-        values, names = scores[task.metric if task.metric in scores else next(iter(scores))], np.array(kinds)
+        values, names = scores[main_metric(task, scores)], np.array(kinds)
         metrics["by_group"] = {str(kind): float(values[names == kind].mean()) for kind in sorted(set(kinds))}
     return metrics
+
+
+def main_metric(task: Task, metrics: Mapping[str, Any]) -> str:
+    """The task's, or the first where it is none of these: of words that were said, whether all are right."""
+    return task.metric if task.metric in metrics else next(iter(metrics))
 
 
 def bootstrap_interval(

@@ -74,9 +74,12 @@ class LanguageTrunk(nn.Module):
         present = seen.mask.any(1) if seen else which.new_zeros(0)
         if seen is None or not (present.is_meta or present.any()):
             return self._apart(self.composite.carry(self.composite.unseen(inputs), self._cut(stop)).states)
-        states = seen.values if present.is_meta else seen.values[present]
-        if self.composite.family.several and not present.is_meta:  # as many pictures a row as there are
+        if present.is_meta:
+            states = seen.values
+        elif self.composite.family.several:  # a row has as many pictures as it has: all places one behind another
             states = seen.values[seen.mask][None]
+        else:
+            states = seen.values[present]
         inputs |= self.composite.seen(states.new_ones(len(states), *self.composite.picture_shape))
         carried = Carried(self.composite.laid(states))
         return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(PLACES), carried).states)

@@ -137,6 +137,11 @@ def code(char: str) -> str:
     return f"U+{ord(char):04X}"
 
 
+def char_of(notation: str) -> str:
+    """Inverse of `code`."""
+    return chr(int(notation.removeprefix("U+"), 16))
+
+
 def pgm(pixels) -> bytes:
     """A grey picture as a portable graymap: raw pixels behind a short header."""
     height, width = pixels.shape

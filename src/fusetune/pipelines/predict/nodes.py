@@ -87,7 +87,7 @@ def predict(
 def score_answers(task: Any, source: Any, keys: Mapping[str, Any], scored: Any, settings: Any) -> dict[str, Any]:
     """Metrics of the rows whose targets are there and known; says what was left out."""
     from fusetune.training.data import task_columns
-    from fusetune.training.evaluation import evaluate
+    from fusetune.training.evaluation import evaluate, main_metric
 
     lacking = [name for name in task.columns() if name not in source.table.column_names]
     if lacking:
@@ -111,9 +111,7 @@ def score_answers(task: Any, source: Any, keys: Mapping[str, Any], scored: Any, 
         groups = [of_rows[scored.rows[i]] for i in known]
     kinds = picked[kind] if kind else None
     metrics = evaluate(task, scored.outputs[known], task.targets(picked), settings, kinds, groups)
-    name = (
-        task.metric if task.metric in metrics else next(iter(metrics))
-    )  # of words that were said: whether all are right
+    name = main_metric(task, metrics)
     logger.info(
         "%s %.3f (%.3f to %.3f) on %d rows", name, metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"],
         len(known),

@@ -138,11 +138,13 @@ def _embedded_llava(table: Any, bases: Path, pretrain_llava: Mapping[str, Any]) 
     """The folder of the embedded LLaVA, as a hub has one; pretrained once for the same settings and data."""
     import shutil
 
+    from fusetune.backbones.bases import appear
     from fusetune.backbones.characters import as_characters
     from fusetune.backbones.pretraining_llava import PretrainLlavaSettings
     from fusetune.backbones.pretraining_llava import pretrain_llava as run
     from fusetune.config import build, digest
     from fusetune.device import pick_device
+    from fusetune.manifest.readers.glyphs import char_of
     from fusetune.manifest.readers.unicode_facts import description
     from fusetune.pipelines.hashing import code_hash, table_hash
     from fusetune.pipelines.progress import StepProgress
@@ -154,12 +156,12 @@ def _embedded_llava(table: Any, bases: Path, pretrain_llava: Mapping[str, Any]) 
         return folder
     half = scratch(bases / f".{folder.name}")
     rows = as_characters(table)
-    described = [description(chr(int(code.removeprefix("U+"), 16))) for code in rows.chars]
+    described = [description(char_of(notation)) for notation in rows.chars]
     try:
         with StepProgress() as progress:
             settings = build(PretrainLlavaSettings, pretrain_llava, "pretrain_llava")
             run(rows, described, _phrases(), settings, progress, pick_device("auto"), half)
-        half.rename(folder)
+        appear(half, folder, "config.json")
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return folder
