@@ -191,7 +191,9 @@ def test_rows_are_answered_in_slices_and_the_same(served, monkeypatch):
     whole, sizes = ask(served[0], *rows), []
     outputs = served[0].bank.outputs
     monkeypatch.setattr(served[0], "limits", replace(served[0].limits, slice_rows=3))
-    monkeypatch.setattr(served[0].bank, "outputs", lambda names, s: sizes.append(len(names)) or outputs(names, s))
+    monkeypatch.setattr(
+        served[0].bank, "outputs", lambda names, *more: sizes.append(len(names)) or outputs(names, *more)
+    )
     parts = ask(served[0], *rows)
     assert sizes == [3, 3, 1] and parts["prediction"].tolist() == whole["prediction"].tolist()
     assert parts["probability"].tolist() == pytest.approx(whole["probability"].tolist(), abs=1e-5)

@@ -137,6 +137,17 @@ def test_answers_in_words_are_learned_from_the_cache(project):
         status, answer = ask(requests(project, names))
         assert status == 200, answer
         assert [a["prediction"] for a in json.loads(answer)["predictions"]] == [expected[n] for n in names]
+        drawn = [ask(requests(project, names), temperature=50.0, seed=seed) for seed in (1, 1, 2)]
+        assert {status for status, _ in drawn} == {200} and drawn[0] == drawn[1] != drawn[2]
+        assert ask(requests(project, names), beams=2, max_new_tokens=2)[0] == 200
+        for wrong, told_ in (
+            ({"max_new_tokens": 10_000}, "max_new_tokens: expected at most 64, what an answer has here"),
+            ({"beams": 1000}, "decoding.beams: expected 1 to 16, found 1000"),
+            ({"beams": 2, "temperature": 1.0}, "found 2 beams and temperature 1.0"),
+        ):
+            status, answer = ask(requests(project, names), **wrong)
+            assert status == 400 and told_ in answer, answer
+        assert ask(requests(project, names))[0] == 200
     rows = pq.read_table(project / "data/07_model_output/words/lora/predictions.parquet").to_pylist()
     assert {row["teacher_forced"] for row in rows if row["score"] == 1} == {"it is light", "dark, isn't it"}
     done = kedro(project, "run", "--env", "words", "--pipelines", "train_wander")

@@ -151,12 +151,12 @@ class ModalityPrefixAdapter(PrefixAdapter):
     def _present(self, block: Block, attention: str, args: tuple[Any, ...]) -> Iterator[tuple[str, Tensor]]:
         """The prefixes of an attention that runs, and which samples have what each is of, (batch,)."""
         if hasattr(self._stack.module, "places"):
-            places: Mapping[str, Tensor] = self._stack.module.places()  # type: ignore[operator]
-            everywhere = torch.ones_like(next(iter(places.values()))[:, 0])
+            present: Mapping[str, Tensor] = self._stack.module.present()  # type: ignore[operator]
+            everywhere = torch.ones_like(next(iter(present.values())))
             for name in self._tables(attention):
-                yield name, places[name].any(1) if name in places else everywhere
+                yield name, present.get(name, everywhere)
             return
-        present, start = args[2], 0  # (batch, tokens of all streams in the context)
+        there, start = args[2], 0  # (batch, tokens of all streams in the context)
         for name, length in block.module.context:  # type: ignore[union-attr]
-            yield name, present[:, start : start + length].any(1)
+            yield name, there[:, start : start + length].any(1)
             start += length

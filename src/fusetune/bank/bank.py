@@ -8,7 +8,6 @@ point below which none of them acts, and go on from there one adapter after the 
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +16,16 @@ from torch import Tensor
 
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.bank.artifact import Artifact, check_base, skeleton
+from fusetune.bank.held import Held, check_request, lowest, shared
 from fusetune.bank.low_rank import LowRankTables
 from fusetune.config import check, digest
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.plan.speaking import answered
 from fusetune.tasks.task import finite_rows
 from fusetune.tokens import Tokens
-from fusetune.training.data import ANSWER, DataSettings, answering
+from fusetune.training.data import DataSettings, answering
 
 DEFAULT_BYTES = 2**30
-
-
-@dataclass(frozen=True)
-class Held:
-    """An adapter in memory, off the backbone until it is asked for.
-
-    Attributes:
-        part: the backbone as its modalities see it.
-        frontier: below it the bare backbone is all there is.
-        shared: whether its requests can go through the backbone together with other adapters'.
-    """
-
-    name: str
-    data: DataSettings
-    model: AdaptedModel
-    part: Backbone
-    frontier: Frontier
-    shared: bool
-    bytes: int
-
-    @property
-    def path(self) -> tuple[Any, ...]:
-        """What its requests pass through: those with the same may be run together."""
-        return (*self.data.modalities, self.part.trunk is not None)
 
 
 class Bank:
@@ -141,12 +117,18 @@ class Bank:
         return self.model(name).task.decode(torch.stack(list(outputs)))
 
     @torch.no_grad()
-    def outputs(self, names: Sequence[str], samples: Mapping[str, Sequence[Any]]) -> list[Tensor]:
+    def outputs(
+        self,
+        names: Sequence[str],
+        samples: Mapping[str, Sequence[Any]],
+        decoding: Mapping[str, Any] | None = None,
+    ) -> list[Tensor]:
         """The task's outputs, one tensor a request, on the CPU; what a request alone would give, up to rounding.
 
         Args:
             names: the adapter of each request.
             samples: by modality, one decoded sample a request (`manifest.decoders.decode`), None where it has none.
+            decoding: of answers in words, what is otherwise than the adapter says; see `tasks.decoding.Decoding`.
 
         Raises:
             FusetuneError: names the request: an unknown adapter, a modality that its adapter doesn't take, or none.
@@ -154,10 +136,10 @@ class Bank:
         with self._lock:
             held = {name: self._get(name) for name in dict.fromkeys(names)}
             for row, name in enumerate(names):
-                _check_request(row, held[name], samples)
+                check_request(row, held[name], samples)
             found: dict[int, Tensor] = {}
             for rows in _rows_by([held[name].path for name in names]).values():
-                found |= self._pass(rows, [held[names[row]] for row in rows], samples)
+                found |= self._pass(rows, [held[names[row]] for row in rows], samples, decoding)
             for row, outputs in found.items():
                 check(
                     bool(finite_rows(outputs[None])),
@@ -166,7 +148,7 @@ class Bank:
             return [found[row] for row in range(len(names))]
 
     def _pass(
-        self, rows: Sequence[int], owners: Sequence[Held], samples: Mapping[str, Sequence[Any]]
+        self, rows: Sequence[int], owners: Sequence[Held], samples: Mapping[str, Sequence[Any]], decoding: Any
     ) -> dict[int, Tensor]:
         """Outputs by row of requests that pass through the same towers."""
         part = owners[0].part
@@ -175,7 +157,7 @@ class Bank:
         streams = {name: tokens.to(self.device) for name, tokens in prepared.items()}
         bottom = Frontier(dict.fromkeys(streams, 0))
         found: dict[int, Tensor] = {}
-        together = [i for i, held in enumerate(owners) if held.shared]
+        together = [i for i, held in enumerate(owners) if held.shared and not decoding]
         if together:
             several = list({owners[i].name: owners[i] for i in together}.values())
             numbers = {held.name: number for number, held in enumerate(several)}
@@ -189,13 +171,13 @@ class Bank:
                 found |= {rows[together[k]]: out for k, out in zip(own, outputs, strict=True)}
         alone = [i for i, held in enumerate(owners) if not held.shared]
         if alone:
-            start = _lowest([owners[i].frontier for i in alone])
+            start = lowest([owners[i].frontier for i in alone])
             states = part.advance(_of(streams, alone), bottom, start)
             for held in {owners[i].name: owners[i] for i in alone}.values():
                 own = [k for k, i in enumerate(alone) if owners[i] is held]
                 held.model.attach()
                 try:
-                    outputs = answered(held.model, _of(states, own), start)
+                    outputs = answered(held.model, _of(states, own), start, decoding)
                 finally:
                     held.model.detach()
                 found |= {rows[alone[k]]: out for k, out in zip(own, outputs, strict=True)}
@@ -246,7 +228,7 @@ class Bank:
         self._dropped(name)
         while self._held and self.bytes + artifact.bytes > self.most_bytes:
             self._dropped(next(iter(self._held)))
-        self._held[name] = Held(name, data, model, part, artifact.frontier, _shared(model), artifact.bytes)
+        self._held[name] = Held(name, data, model, part, artifact.frontier, shared(model), artifact.bytes)
 
     def _dropped(self, name: str) -> None:
         self._held.pop(name, None)
@@ -263,24 +245,6 @@ class Bank:
         return answering(self._whole.part(list(data.modalities), data.use_trunk), data)
 
 
-def _shared(model: AdaptedModel) -> bool:
-    """Whether all that it changes below the junction are low-rank products, and the rest runs once."""
-    return not model.task.speaks and all(
-        placed.site == "junction" or placed.adapter.low_rank() is not None for placed in model.placed
-    )
-
-
-def _check_request(row: int, held: Held, samples: Mapping[str, Sequence[Any]]) -> None:
-    known = list(held.data.modalities)
-    given = [name for name, column in samples.items() if column[row] is not None]
-    unknown = [name for name in given if name not in known]
-    check(
-        not unknown,
-        f"request {row}: adapter '{held.name}' takes {', '.join(known)}, not '{''.join(unknown[:1])}'.",
-    )
-    check(bool(given), f"request {row}: no modality is given; adapter '{held.name}' takes {', '.join(known)}.")
-
-
 def _rows_by(keys: Sequence[Any]) -> dict[Any, list[int]]:
     rows: dict[Any, list[int]] = {}
     for row, key in enumerate(keys):
@@ -292,9 +256,3 @@ def _of(streams: Mapping[str, Tokens], rows: Sequence[int]) -> dict[str, Tokens]
     if len(rows) == len(next(iter(streams.values())).values):
         return dict(streams)
     return {name: Tokens(tokens.values[rows], tokens.mask[rows]) for name, tokens in streams.items()}
-
-
-def _lowest(frontiers: Sequence[Frontier]) -> Frontier:
-    towers = {name: min(f.towers[name] for f in frontiers) for name in frontiers[0].towers}
-    speaks = ANSWER in towers  # an answer that is still to be given starts in front of the trunk
-    return Frontier({n: k for n, k in towers.items() if n != ANSWER}, 0 if speaks else min(f.trunk for f in frontiers))

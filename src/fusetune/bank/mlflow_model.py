@@ -2,7 +2,8 @@
 
 Requests are rows with one column a modality: text as text, a picture, a sound or a video as base64 text (or bytes),
 several pictures as a list of them, a sequence as a list of lists, a vector as a list. A modality may be left out.
-`params: {"adapter": "fusetune-family@champion"}` has another registered adapter of the same base answer.
+`params: {"adapter": "fusetune-family@champion"}` has another registered adapter of the same base answer; where answers
+are words, `{"beams": 4}` and the like say how they are looked for (`tasks.decoding.Decoding`).
 """
 
 import base64
@@ -77,13 +78,14 @@ class AdapterModel(PythonModel):
         from fusetune.bank.budget import TooLarge
 
         try:
-            name = self._named((params or {}).get("adapter") or OWN)
+            asked = {name: value for name, value in (params or {}).items() if value is not None}
+            name = self._named(asked.pop("adapter", "") or OWN)
             modalities = self.bank.data(name).modalities
             cells = _cells(_frame(model_input), modalities, self.limits)
             rows, outputs = len(next(iter(cells.values()))), []
             for start in range(0, rows, self.limits.slice_rows):
                 stop = min(rows, start + self.limits.slice_rows)
-                outputs += self.bank.outputs([name] * (stop - start), _decoded(cells, modalities, start, stop))
+                outputs += self.bank.outputs([name] * (stop - start), _decoded(cells, modalities, start, stop), asked)
             return pd.DataFrame(self.bank.decoded(name, outputs))
         except TooLarge as error:
             raise TooLargeAnswer(str(error)) from None

@@ -79,8 +79,18 @@ class AdaptedModel(nn.Module):
 
     def _met(self, states: Mapping[str, Tokens], start: Frontier) -> dict[str, Tokens]:
         """The streams at the junction: through towers, connectors and trunk."""
-        names = list(states)
-        full = self.backbone.full_depth(names)
+        full = self.backbone.full_depth(list(states))
+        streams, depths = self._connected(states, start)
+        return self.backbone.advance(streams, Frontier(depths, start.trunk), full)
+
+    def in_front_of_trunk(self, states: Mapping[str, Tokens], start: Frontier) -> dict[str, Tokens]:
+        """The streams through towers and connectors."""
+        streams, depths = self._connected(states, start)
+        return self.backbone.advance_towers(streams, depths, self.backbone.full_depth(list(states)).towers)
+
+    def _connected(self, states: Mapping[str, Tokens], start: Frontier) -> tuple[dict[str, Tokens], dict[str, int]]:
+        """The streams behind the last connector, and how far they are in their towers."""
+        full = self.backbone.full_depth(list(states))
         streams, depths = dict(states), dict(start.towers)
         for connector in self.active_connectors():
             reach = connector.reach(full.towers)
@@ -89,7 +99,7 @@ class AdaptedModel(nn.Module):
             if hasattr(connector, "leave"):
                 streams = self.backbone.advance_towers(streams, depths, full.towers)
                 streams, depths = connector.leave(streams, before), dict(full.towers)
-        return self.backbone.advance(streams, Frontier(depths, start.trunk), full)
+        return streams, depths
 
     def active_connectors(self) -> list[Any]:
         return [connector for connector in self.connectors if connector.active]

@@ -1,7 +1,7 @@
 """An answer in words, by the model's own head."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusetune.config import check
+from fusetune.config import build, check, to_plain
 from fusetune.errors import FusetuneError
 from fusetune.tasks import word_metrics
+from fusetune.tasks.decoding import Decoding
 from fusetune.tasks.task import HeadMaker, Task
 
 METRICS = ("token_accuracy", "exact_match", "log_likelihood")
@@ -26,16 +27,23 @@ class GenerationConfig:
         max_answer_tokens: what is longer is cut, and `inputs` says how much that is.
         metric: token_accuracy, exact_match or log_likelihood: what early stopping and the champion go by.
         question_type: the manifest column that reports split results by; None: none.
+        decoding: how the model looks for an answer of its own.
     """
 
     answer: str
     max_answer_tokens: int = 64
     metric: str = "token_accuracy"
     question_type: str | None = None
+    decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
         check(self.metric in METRICS, f"metric: expected one of {', '.join(METRICS)}, found '{self.metric}'.")
-        check(self.max_answer_tokens > 0, f"max_answer_tokens: expected at least 1, found {self.max_answer_tokens}.")
+        most, new = self.max_answer_tokens, self.decoding.max_new_tokens
+        check(most > 0, f"max_answer_tokens: expected at least 1, found {most}.")
+        check(
+            new is None or new <= most,
+            f"max_new_tokens: expected at most {most}, what an answer has here (max_answer_tokens), found {new}.",
+        )
 
 
 class Generation(Task):
@@ -65,6 +73,13 @@ class Generation(Task):
     def meet(self, words: Any) -> None:
         """Know the tokens of the model that is to answer."""
         self.words = words
+
+    def decoding(self, changes: Mapping[str, Any] | None = None) -> Decoding:
+        """How an answer is looked for, with some of it changed; raises FusetuneError for what makes no sense."""
+        if not changes:
+            return self.config.decoding
+        changed = build(Decoding, {**to_plain(self.config.decoding), **changes}, "decoding")
+        return replace(self.config, decoding=changed).decoding
 
     def columns(self) -> list[str]:
         kind = self.config.question_type

@@ -87,6 +87,32 @@ def _square(shape: Any, present: Tensor) -> dict[str, Tensor]:
     return {"image_grid_thw": torch.tensor([[1, side, side]], device=present.device).expand(int(present.sum()), -1)}
 
 
+def _speak_opt(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
+    """BLIP-2's own asks for a picture in every batch."""
+    speaker = model if given.get("pixel_values") is not None else model.language_model
+    known = given if speaker is model else {name: given[name] for name in ("input_ids", "attention_mask")}
+    out: Tensor = speaker.generate(**known, **options)
+    return out
+
+
+def _speak_blip(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
+    """BLIP's own would change the prompt's first and last token."""
+    memory = model.vision_model(pixel_values=None).last_hidden_state
+    read = {"encoder_hidden_states": memory, "encoder_attention_mask": torch.ones_like(memory[..., 0]).long()}
+    words = {name: given[name] for name in ("input_ids", "attention_mask")}
+    out: Tensor = model.text_decoder.generate(**words, **read, **options)
+    return out
+
+
+def _speak_whisper(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
+    """Whisper's own cuts sounds into windows, and puts a prompt in front."""
+    from transformers import GenerationMixin
+
+    options["generation_config"].decoder_start_token_id = int(given["decoder_input_ids"][0, 0])
+    out: Tensor = GenerationMixin.generate(model, **given, **options)
+    return out
+
+
 _DECODER = "model.language_model.layers"
 _NORM = "model.language_model.norm"
 _PROJECTOR = "model.multi_modal_projector"
@@ -159,6 +185,7 @@ _OPT = CompositeFamily(
     encoder_roles=BLIP_ROLES,
     language_roles=WHISPER_ROLES,  # OPT's parts have the same names
     prompt="{image}{bos}Question: {} Answer: {answer}",
+    speak=_speak_opt,
 )
 _INSTRUCT = replace(_OPT, prompt=None)  # its connector reads the question with the picture
 _T5 = replace(
@@ -186,6 +213,7 @@ _BLIP = CompositeFamily(
     language_roles=BERT_ROLES
     | crossed(BERT_ROLES, "attention.self", "crossattention.self", "attention.output", "crossattention.output"),
     prompt="{} {answer}",
+    speak=_speak_blip,
 )
 _BLIP_VQA = replace(
     _BLIP,
@@ -222,6 +250,7 @@ _WHISPER = CompositeFamily(
     words=("decoder_input_ids", "decoder_attention_mask"),
     encoder_roles=WHISPER_ROLES,
     language_roles=WHISPER_ROLES | crossed(WHISPER_ROLES, "self_attn", "encoder_attn"),
+    speak=_speak_whisper,
     prompt="<|startoftranscript|><|en|><|transcribe|><|notimestamps|>{} {answer}",
 )
 _QWEN_AUDIO = CompositeFamily(

@@ -44,6 +44,7 @@ class CompositeFamily:
         grid: further inputs of a pass, from the shape of one picture and which rows have one.
         by_parts: whether tokenizer and image processor are loaded apart: their processor wants one of videos too.
         padding: sides on which rows of unequal length may be padded.
+        speak: the model's own `generate`, from the model and the inputs of a prompt.
         several: whether a sample may have several pictures, one's places right behind another's.
         causal: whether states at picture places are the same whatever text comes behind them.
     """
@@ -75,6 +76,7 @@ class CompositeFamily:
     grid: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
     by_parts: bool = False
     padding: tuple[str, ...] = ("right", "left")
+    speak: Callable[..., Tensor] = lambda model, given, **options: model.generate(**given, **options)
     several: bool = False
     causal: bool = True
 

@@ -6,7 +6,10 @@ begins at any depth from them alone. What the language model needs besides (posi
 stand-in ids, of which the places alone count.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.composite.cuts import FINAL, LANGUAGE, MEMORY, PLACES, TOP, Carried, Cut
+from fusetune.backbones.composite.cuts import FINAL, LANGUAGE, PLACES, Carried, Cut
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.prompt import ROOM, AnswerTower, PromptTower, WordTower, laid_out
 from fusetune.backbones.trunk import Change
 from fusetune.config import check
-from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
 
 
@@ -46,6 +48,7 @@ class LanguageTrunk(nn.Module):
         self._words = (words,)
         self.offset, self.image, self.text = words.offset, image, text
         self._layout: tuple[dict[str, Tensor], Tensor, Tensor] = {}, torch.empty(0), torch.empty(0)
+        self._goes_on = False  # a pass that goes on behind a prompt that has been read
         self.depth = len(composite.blocks(LANGUAGE))
         self.width = composite.model.config.get_text_config().hidden_size
 
@@ -74,15 +77,69 @@ class LanguageTrunk(nn.Module):
         present = seen.mask.any(1) if seen else which.new_zeros(0)
         if seen is None or not (present.is_meta or present.any()):
             return self._apart(self.composite.carry(self.composite.unseen(inputs), self._cut(stop)).states)
-        if present.is_meta:
-            states = seen.values
-        elif self.composite.family.several:  # a row has as many pictures as it has: all places one behind another
-            states = seen.values[seen.mask][None]
-        else:
-            states = seen.values[present]
+        states = self._pictures(seen)
         inputs |= self.composite.seen(states.new_ones(len(states), *self.composite.picture_shape))
         carried = Carried(self.composite.laid(states))
         return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(PLACES), carried).states)
+
+    def lengths(self, streams: Mapping[str, Tokens]) -> list[int]:
+        """Tokens of each sample in the one sequence."""
+        masks = [tokens.mask.sum(1) for tokens in self._in_sequence(streams).values()]
+        return torch.stack(masks).sum(0).tolist() if masks else [0]
+
+    @contextmanager
+    def prompted(self, streams: Mapping[str, Tokens]) -> Iterator[dict[str, Any]]:
+        """While this lasts, the inputs given here are what the model's own `generate` goes on from.
+
+        Prompts end where answers begin: shorter ones are padded in front. Adapters change the prompt's places as they
+        do in training, in the first pass alone.
+
+        Args:
+            streams: at depth 0, without an answer.
+        """
+        own = self._in_sequence(streams)
+        inputs = self._inputs(own, self._lay_out(own, in_front=True))
+        layout, passes = self._layout, count()
+
+        def pass_of(_: nn.Module, args: Any, kwargs: Any) -> None:
+            words = next(x for x in (*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")) if x is not None)
+            times = len(words) // len(layout[1])  # beams: rows are repeated
+            masks, which, real = layout
+            self._goes_on = next(passes) > 0
+            repeated = {name: mask.repeat_interleave(times, 0) for name, mask in masks.items()}
+            self._layout = repeated, which.repeat_interleave(times, 0), real.repeat_interleave(times, 0)
+
+        hook = self.language.register_forward_pre_hook(pass_of, with_kwargs=True)
+        try:
+            with self._read(inputs, streams) as given:
+                yield given
+        finally:
+            hook.remove()
+            self._goes_on = False
+
+    def _in_sequence(self, streams: Mapping[str, Tokens]) -> Mapping[str, Tokens]:
+        """Those that have places in the one sequence."""
+        return streams
+
+    @contextmanager
+    def _read(self, inputs: dict[str, Any], streams: Mapping[str, Tokens]) -> Iterator[dict[str, Any]]:
+        """The inputs of a prompt, with what it has to see."""
+        seen = streams.get(self.image)
+        if seen is None or not seen.mask.any():
+            yield self.composite.unseen(inputs)
+            return
+        states = self._pictures(seen)
+        inputs |= self.composite.seen(states.new_ones(len(states), *self.composite.picture_shape))
+        with self.composite.entered(inputs, Cut(PLACES), Carried(self.composite.laid(states))) as given:
+            yield given
+
+    def _pictures(self, seen: Tokens) -> Tensor:
+        """States of the pictures that are there, (pictures, tokens, width)."""
+        if seen.mask.is_meta:
+            return seen.values
+        if self.composite.family.several:  # a row has as many as it has: parts of one length, which each row is made of
+            return seen.values[seen.mask].unflatten(0, (-1, math.gcd(*seen.mask.sum(1).tolist())))
+        return seen.values[seen.mask.any(1)]
 
     def said(self, streams: Mapping[str, Tokens]) -> Tensor:
         """The model's own logits, of streams at the top: (rows, 1 + longest answer, vocabulary).
@@ -122,6 +179,9 @@ class LanguageTrunk(nn.Module):
     def places(self) -> dict[str, Tensor]:
         """By stream, (rows, tokens): its places in the sequence of the pass that runs; the answer's are the text's."""
         masks, which, real = self._layout
+        if self._goes_on:
+            said = torch.ones_like(real[:, :1])
+            return {name: said if name == self.text else ~said for name in masks}
         found: dict[str, Tensor] = {}
         start = 0
         for name, mask in masks.items():
@@ -131,8 +191,15 @@ class LanguageTrunk(nn.Module):
             start += mask.shape[1]
         return found
 
+    def present(self) -> dict[str, Tensor]:
+        """By stream in the sequence, (rows,): whether a sample has any of it; words are there where one is answered."""
+        masks = self._layout[0]
+        return {name: mask.any(1) | bool(self.answer and name == self.text) for name, mask in masks.items()}
+
     def _changed(self, change: Change, joint: Tensor) -> Tensor:
         """The prompt's streams are changed; the answer comes later than they do, and is no part of what they read."""
+        if self._goes_on:
+            return joint
         apart = self._apart(joint)
         return self._joined({**apart, **change({name: t for name, t in apart.items() if name != self.answer})})
 
@@ -151,7 +218,7 @@ class LanguageTrunk(nn.Module):
         parts = zip(masks.items(), whole.split(lengths, 1), strict=True)
         return {name: Tokens(states, mask) for (name, mask), states in parts}
 
-    def _lay_out(self, streams: Mapping[str, Tokens]) -> tuple[Tensor, Tensor, Tensor]:
+    def _lay_out(self, streams: Mapping[str, Tokens], in_front: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Masks of text, picture and answer, (rows, tokens), of one that isn't there no tokens; keeps how they lie."""
         names = (self.text, self.image, self.answer)
         unknown = [name for name in streams if name not in names]
@@ -160,6 +227,9 @@ class LanguageTrunk(nn.Module):
         none = mask.new_zeros(len(mask), 0)
         text, image, answer = (streams[name].mask if name in streams else none for name in names)
         which, real = laid_out(text, image, answer, self.offset)
+        if in_front:  # padding
+            at = (torch.arange(real.shape[1], device=real.device) + real.sum(1, keepdim=True)) % real.shape[1]
+            which, real = which.gather(1, at), real.gather(1, at)
         most = positions(self.composite)
         check(
             real.is_meta or real.shape[1] <= most,
@@ -200,53 +270,6 @@ class LanguageTrunk(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         raise TypeError("these blocks belong to their composite model, which is saved by reference")
-
-
-class ReadingTrunk(LanguageTrunk):
-    """Language blocks that read the picture (or sound) by cross-attention at every depth, as the encoder gave it.
-
-    It passes through unchanged, a stream beside the words'; a sample without it reads zeros.
-    """
-
-    def __init__(self, composite: CompositeModel, words: WordTower, image: str, text: str, width: int) -> None:
-        super().__init__(composite, words, image, text)
-        self.own_widths = {image: width}
-
-    def advance(self, streams: Mapping[str, Tokens], start: int, stop: int) -> dict[str, Tokens]:
-        if start == stop:
-            return dict(streams)
-        own = {name: tokens for name, tokens in streams.items() if name != self.image}
-        memory = self._memory(streams)
-        masks = self._lay_out(own)
-        inputs = self._inputs({} if start else own, masks)
-        cut = Cut(LANGUAGE, start) if start else Cut(MEMORY)
-        carried = Carried(self._joined(own) if start else memory, memory)
-        out = self._apart(self.composite.carry(inputs, self._cut(stop), cut, carried).states)
-        return {name: out.get(name, tokens) for name, tokens in streams.items()}
-
-    @property
-    def told_apart(self) -> list[str]:
-        return [self.text] if self.text else []
-
-    def said(self, streams: Mapping[str, Tokens]) -> Tensor:
-        return super().said({name: tokens for name, tokens in streams.items() if name != self.image})
-
-    def behind(self, number: int, change: Change) -> Any:
-        raise FusetuneError(
-            "behind language blocks that read by cross-attention no stream of the picture can be changed. Place the "
-            "adapter in blocks (lora, bottleneck, prefix ...), or in the tower."
-        )
-
-    def _memory(self, streams: Mapping[str, Tokens]) -> Tensor:
-        if self.image in streams:
-            return streams[self.image].values
-        one = next(iter(streams.values())).mask
-        return torch.zeros(len(one), 1, self.own_widths[self.image], device=one.device)
-
-    def _cut(self, stop: int) -> Cut:
-        if stop < self.depth:
-            return Cut(LANGUAGE, stop)
-        return Cut(TOP if self.composite.family.top == self.composite.family.head else FINAL)
 
 
 def room(composite: CompositeModel) -> int:

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of, composite_family
-from fusetune.backbones.composite.language import LanguageTrunk, ReadingTrunk, positions, room
+from fusetune.backbones.composite.language import LanguageTrunk, positions, room
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.prompt import Prompt, PromptTower, adjoin
+from fusetune.backbones.composite.reading import ReadingTrunk
 from fusetune.backbones.composite.seeing import HearingTower, SeeingTower
 from fusetune.backbones.families import load
 from fusetune.backbones.tower import Tower

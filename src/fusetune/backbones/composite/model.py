@@ -171,7 +171,7 @@ class CompositeModel(nn.Module):
             inputs: of its forward; from a cut, media are only asked for their shapes, or not at all.
             start, carried: from there; None: from the inputs.
         """
-        with self._entered(inputs, start, carried) as given:
+        with self.entered(inputs, start, carried) as given:
             return self.model(**given)
 
     def carry(self, inputs: Inputs, stop: Cut, start: Cut | None = None, carried: Carried | None = None) -> Carried:
@@ -179,7 +179,7 @@ class CompositeModel(nn.Module):
         if stop.part != FINAL:
             self._check(stop)
         memory = [carried.memory] if carried and carried.memory is not None else []
-        with self._entered(inputs, start, carried) as given, ExitStack() as stack:
+        with self.entered(inputs, start, carried) as given, ExitStack() as stack:
             if self.family.memory and stop.part in (LANGUAGE, TOP) and not memory:
                 module = self.model.get_submodule(self.family.memory)
                 hook = module.register_forward_hook(lambda _, __, out: memory.append(_rows(out)))
@@ -218,7 +218,7 @@ class CompositeModel(nn.Module):
         return fingerprint(own)
 
     @contextmanager
-    def _entered(self, inputs: Inputs, start: Cut | None, carried: Carried | None) -> Iterator[dict[str, Any]]:
+    def entered(self, inputs: Inputs, start: Cut | None, carried: Carried | None) -> Iterator[dict[str, Any]]:
         """While this lasts, a pass of the model with the inputs that are given here begins at `start`."""
         if start is None or carried is None:
             yield dict(inputs)

@@ -81,7 +81,8 @@ class SeeingTower(Tower):
             return tokens
         if not (present.is_meta or present.any()):
             width = self.width if stop == self.depth else self.inside
-            return Tokens(tokens.values.new_zeros(len(present), 1, width), torch.zeros_like(present)[:, None])
+            empty = tokens.values.new_zeros(len(present), self._tokens(stop), width)  # as beside rows that have one
+            return Tokens(empty, torch.zeros(empty.shape[:2], dtype=torch.bool, device=empty.device))
         each = self._tokens(start)
         there = tokens.mask.unflatten(1, (-1, each)).any(-1)  # (rows, pictures)
         values = tokens.values.unflatten(1, (-1, each))

@@ -184,17 +184,22 @@ def _signature(trained: Trained, example: Any) -> Any:
     misspelled modality as well as one that only another adapter of the bank takes. The model itself refuses them.
     """
     from types import SimpleNamespace
+    from typing import get_type_hints
 
     from mlflow.models import ModelSignature, infer_signature
     from mlflow.types import DataType, ParamSchema, ParamSpec
 
     from fusetune.bank.mlflow_model import AdapterModel
+    from fusetune.tasks.decoding import Decoding
 
     model = AdapterModel()
     files = {"adapter": str(trained.adapter)}
     model.load_context(SimpleNamespace(artifacts=files, model_config={"base": str(trained.base)}))
     outputs = infer_signature(model_output=model.predict(None, example)).outputs
-    return ModelSignature(outputs=outputs, params=ParamSchema([ParamSpec("adapter", DataType.string, default="")]))
+    types = {int: DataType.long, float: DataType.double, int | None: DataType.long}
+    decoding = [ParamSpec(name, types[hint], default=None) for name, hint in get_type_hints(Decoding).items()]
+    adapter = ParamSpec("adapter", DataType.string, default="")
+    return ModelSignature(outputs=outputs, params=ParamSchema([adapter, *decoding]))
 
 
 def _as_sent(modality: Any, cell: Any) -> Any:
