@@ -1,8 +1,15 @@
 """Where to compute."""
 
+from collections.abc import Iterable
+
 import torch
 
 from fusetune.errors import FusetuneError
+
+
+def half_of(parameters: Iterable[torch.nn.Parameter]) -> torch.dtype | None:
+    """The half precision that some of these are in; None: none is."""
+    return next((p.dtype for p in parameters if p.dtype in (torch.float16, torch.bfloat16)), None)
 
 
 def training_dtype(device: torch.device, autocast: bool) -> torch.dtype | None:

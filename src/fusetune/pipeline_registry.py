@@ -6,6 +6,7 @@ from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_
 from fusetune.pipelines.compare.pipeline import create_pipeline as compare_pipeline
 from fusetune.pipelines.conf_source import conf_source, method_names
 from fusetune.pipelines.evaluate.pipeline import create_pipeline as evaluate_pipeline
+from fusetune.pipelines.export.pipeline import create_pipeline as export_pipeline
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
 from fusetune.pipelines.inputs.pipeline import create_pipeline as inputs_pipeline
 from fusetune.pipelines.merge.pipeline import create_pipeline as merge_pipeline
@@ -43,6 +44,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "predict": predict_pipeline(),
         "evaluate": validated + evaluate_pipeline(),
         "merge": merge_pipeline(),
+        "export": export_pipeline(),
     }
     for method in methods:
         pipelines[f"train_{method}"] = ready + unimodal_pipeline() + caches[method] + train_pipeline(method)

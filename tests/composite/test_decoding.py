@@ -3,7 +3,7 @@
 import pytest
 import torch
 from speaking import MODELS, READERS, TEXTS, saved_llava
-from test_answering import SPEAKING, adapted, given, listening, shown_to
+from test_answering import ANSWERS, SPEAKING, adapted, given, listening, shown_to
 
 from fusetune.backbones.backbone import Frontier
 from fusetune.config import build
@@ -223,3 +223,29 @@ def test_settings_that_make_no_sense_are_refused():
     ):
         with pytest.raises(FusetuneError, match=told):
             build(Decoding, given_, "decoding")
+
+
+@pytest.mark.parametrize("method", [*IN_BLOCKS, *BEHIND])
+def test_adapters_are_in_full_precision_on_a_base_in_half(method, tmp_path):
+    import transformers
+
+    saved_llava(tmp_path / "full")
+    half = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "full", dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    transformers.AutoProcessor.from_pretrained(tmp_path / "full").save_pretrained(tmp_path / "half")
+    shown, found = shown_to("llava", 1, 0, 1), []
+    for name in ("full", "half"):
+        backbone, task = listening(tmp_path / name, MOST)
+        torch.manual_seed(3)
+        model = adapted(backbone, task, {**IN_BLOCKS, **BEHIND}[method])
+        streams = given(backbone, shown)
+        loss = task.loss(model(streams, ground(streams)).float(), task.targets({"said": ANSWERS}))
+        loss.backward()
+        trained = model.trainable().values()
+        assert {p.dtype for p in trained} == {torch.float32} and all(p.grad is not None for p in trained)
+        found.append(loss.item())
+    base = {p.dtype for p in backbone.parameters() if not p.requires_grad}
+    assert base == {torch.bfloat16} and found[1] != found[0]
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+    asked_ = asked(backbone, shown)
+    assert len(spoken(model, asked_, ground(asked_), NONE)) == 3

@@ -150,6 +150,28 @@ def test_answers_in_words_are_learned_from_the_cache(project):
         assert ask(requests(project, names))[0] == 200
     rows = pq.read_table(project / "data/07_model_output/words/lora/predictions.parquet").to_pylist()
     assert {row["teacher_forced"] for row in rows if row["score"] == 1} == {"it is light", "dark, isn't it"}
+    ran(project, "words", "--pipelines", "export")
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    exported = project / "data/06_models/words/exported"
+    report = json.loads((exported / "fusetune_export.json").read_text())
+    assert report["same_answers"] == report["samples"] == 50 and report["dtype"] == "float32"
+    model = LlavaForConditionalGeneration.from_pretrained(exported).eval()
+    processor = AutoProcessor.from_pretrained(exported)
+    for name in names:
+        asked = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": told(project, "question")[name]}]}
+        ]
+        prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        picture = Image.open(project / "pictures" / name).convert("RGB")
+        inputs = processor(text=[prompt], images=[picture], return_tensors="pt", add_special_tokens=False)
+        out = model.generate(**inputs, max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=0)
+        words = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert words.strip() == expected[name]
+    assert "export: up to date" in ran(project, "words", "--pipelines", "export")
+    told_ = kedro(project, "run", "--env", "greys", "--pipelines", "export")
+    text = " ".join((told_.stdout + told_.stderr).split())
+    assert told_.returncode != 0 and "'lora' answers by a head of its own" in text, text
     done = kedro(project, "run", "--env", "words", "--pipelines", "train_wander")
     text = " ".join((done.stdout + done.stderr).split())
     assert done.returncode != 0 and "behind the last language block nothing reads what 'wander' makes" in text, text

@@ -1,13 +1,17 @@
 """A LoRA that Hugging Face `peft` has saved, as the beginning of one of ours."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from fusetune.adapters.trained import CONFIG, WEIGHTS, read_folder
 from fusetune.config import check
-from fusetune.errors import FusetuneError
+
+logger = logging.getLogger(__name__)
+A = ".lora_A.weight"
 
 
 class PeftFolder:
@@ -27,36 +31,55 @@ class PeftFolder:
         self.tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
 
     def factors(self, layers: Mapping[str, Any], adapter: str) -> dict[str, tuple[Tensor, Tensor]]:
-        """(A, B) of each of `layers`, peft's own by path in a stack; a path may be longer here or there, in front.
+        """(A, B) of each of `layers`, peft's own by path in the model; a path may be longer here or there, in front.
 
         Raises:
-            FusetuneError: a layer has none in the folder, one in the folder is not among the layers, or rank or scale
-                differ.
+            FusetuneError: a layer has none in the folder, or rank or scale differ.
         """
         found: dict[str, tuple[Tensor, Tensor]] = {}
-        saved = {name.removesuffix(".lora_A.weight") for name in self.tensors if name.endswith(".lora_A.weight")}
-        rest = set(saved)
         for name, layer in layers.items():
-            match = [s for s in saved if f".{name}".endswith(f".{s}") or f".{s}".endswith(f".{name}")]
-            if len(match) != 1:
-                raise FusetuneError(
-                    f"pretrained '{self.folder}': no factors for layer '{name}'. It changes {len(saved)} layers, e.g. "
-                    f"{', '.join(sorted(saved)[:4])}; choose blocks and targets that are these."
-                )
-            rest -= set(match)
-            a, b = (self.tensors[f"{match[0]}.lora_{side}.weight"] for side in "AB")
+            match = self._saved_as(name)
+            a, b = (self.tensors[f"{match}.lora_{side}.weight"] for side in "AB")
             own = [tuple(getattr(layer, f"lora_{side}")[adapter].weight.shape) for side in "AB"]
             theirs = [tuple(a.shape), tuple(b.shape)]
             check(own == theirs, f"pretrained '{self.folder}': '{name}' has shapes {theirs}, here {own}. Set the rank.")
-            scale = self._scale(match[0], len(a))
+            scale = self._scale(match, len(a))
             check(
                 abs(layer.scaling[adapter] - scale) < 1e-6,
                 f"pretrained '{self.folder}': '{name}' is scaled by {scale:g}, here by {layer.scaling[adapter]:g}. Set "
                 f"alpha: {scale * len(a):g}.",
             )
             found[name] = (a.clone(), b.clone())
-        check(not rest, f"pretrained '{self.folder}': it also changes {', '.join(sorted(rest)[:4])}; choose them too.")
         return found
+
+    def check_all_taken(self, layers: Iterable[str], unread: Sequence[str] = ()) -> None:
+        """Raise FusetuneError for a layer that it changes and nobody takes.
+
+        Args:
+            unread: paths of blocks whose states nobody reads: a change there does nothing, which is said.
+        """
+        rest = set(self.saved) - {self._saved_as(name) for name in layers}
+        idle = {name for name in rest if any(f"{name}.".startswith(f"{path}.") for path in unread)}
+        if idle:
+            logger.info("%s: left out is what nobody reads: %s", self.folder, ", ".join(sorted(idle)))
+        rest -= idle
+        check(not rest, f"pretrained '{self.folder}': it also changes {', '.join(sorted(rest)[:4])}; choose them too.")
+
+    @cached_property
+    def saved(self) -> list[str]:
+        """The layers that it changes."""
+        return sorted(name.removesuffix(A) for name in self.tensors if name.endswith(A))
+
+    def _saved_as(self, name: str) -> str:
+        """What it calls a layer; raises FusetuneError where it has none, or several."""
+        exact = [saved for saved in self.saved if saved == name]
+        match = exact or [s for s in self.saved if f".{name}".endswith(f".{s}") or f".{s}".endswith(f".{name}")]
+        check(
+            len(match) == 1,
+            f"pretrained '{self.folder}': no factors for layer '{name}'. It changes {len(self.saved)} layers, e.g. "
+            f"{', '.join(self.saved[:4])}; choose blocks and targets that are these.",
+        )
+        return match[0]
 
     def _scale(self, layer: str, rank: int) -> float:
         alphas = self.config.get("alpha_pattern") or {}

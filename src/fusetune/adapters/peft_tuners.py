@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fusetune.adapters.adapter import Block, BlockAdapter, Stack
+from fusetune.adapters.adapter import Adapter, Block, BlockAdapter, Stack
 from fusetune.adapters.parts import has_parts, linear, name_in
 from fusetune.adapters.peft_folder import PeftFolder
 from fusetune.config import check
@@ -98,6 +98,8 @@ class PeftTuner(BlockAdapter):
             parameter.requires_grad_(trained)  # peft freezes what other placements train
         self._layers = {name: stack.get_submodule(name) for name in self._layers}
         self._trained = [p for p in stack.parameters() if p not in before and p.requires_grad]
+        for parameter in self._trained:  # of a base in half precision: small steps would be lost
+            parameter.data = parameter.data.float()
 
     def detach(self) -> None:
         if self._tuner:
@@ -166,7 +168,29 @@ class LoRA(PeftTuner):
     def _inject(self) -> None:
         super()._inject()
         if self.config.pretrained:
-            self.set_factors(PeftFolder(self.config.pretrained).factors(self._layers, "lora"))
+            whole = {self._in_whole(name): layer for name, layer in self._layers.items()}
+            found = PeftFolder(self.config.pretrained).factors(whole, "lora")
+            self.set_factors({name: found[self._in_whole(name)] for name in self._layers})
+
+    @classmethod
+    def check_together(cls, several: Sequence[Adapter]) -> None:
+        """Raise FusetuneError for a layer that a `pretrained` folder changes and none of these takes."""
+        taken: dict[str, list[LoRA]] = {}
+        for one in several:
+            if isinstance(one, LoRA) and one.config.pretrained:
+                taken.setdefault(one.config.pretrained, []).append(one)
+        for folder, own in taken.items():
+            layers = [one._in_whole(name) for one in own for name in one._layers]
+            PeftFolder(folder).check_all_taken(layers, [p for one in own for p in one._unread()])
+
+    def _unread(self) -> Sequence[str]:
+        """Paths of blocks whose states nobody reads."""
+        return getattr(self._stack.module, "unread", ())
+
+    def _in_whole(self, name: str) -> str:
+        """A layer's path in the model that its stack is a part of, where it is one."""
+        places: Mapping[str, str] = getattr(self._stack.module, "modules_of_whole", dict)()
+        return next((f"{path}{name[len(own) :]}" for own, path in places.items() if name.startswith(f"{own}.")), name)
 
     def set_factors(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Take over (A, B) of every layer, by path in the stack."""

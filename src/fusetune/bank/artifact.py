@@ -73,6 +73,7 @@ class Artifact:
             "base_parameters": model.base_count(),
             "kept_parameters": sum(tensor.numel() for tensor in tensors.values()),
             "frontier": to_plain(frontier),
+            "modules_of_whole": _whole_places(model.backbone),
             "versions": _versions(),
         }
         return cls(config, tensors, card)
@@ -251,6 +252,18 @@ def _config_in(folder: Path) -> dict[str, Any]:
     expected = config.pop("config_sha256", None)
     check(digest(config) == expected, f"{file}: changed since it was saved. {RESTORE}")
     return config
+
+
+def _whole_places(backbone: Backbone) -> dict[str, str]:
+    """Where modules of a composite model's towers and trunk stand in it, by name here; empty for other backbones."""
+    if not backbone.origin:
+        return {}
+    parts = {f"towers.{name}": tower for name, tower in backbone.towers.items()} | {"trunk": backbone.trunk}
+    return {
+        f"backbone.{part}.{own}.": f"{path}."
+        for part, module in parts.items()
+        for own, path in getattr(module, "modules_of_whole", dict)().items()
+    }
 
 
 def _short(settings: Any) -> Any:

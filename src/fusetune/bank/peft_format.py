@@ -3,6 +3,7 @@
     PeftModel.from_pretrained(model, folder / "peft" / "text")
 
 opens the change of the text tower on the very model of `transformers` that the tower holds, or on a tower of our own.
+Of a model that sees and speaks there is one folder, `model`, which opens on the whole of it.
 """
 
 import re
@@ -13,7 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-FOLDER = "peft"
+FOLDER, WHOLE = "peft", "model"
 # backbone.towers.text.model.encoder.layers.0.self_attn.q_proj.lora_A.lora.weight; `model` is the one of transformers
 _NAME = re.compile(
     r"backbone\.(?:towers\.)?(?P<stack>[^.]+)\.(?:model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])\.lora\.weight"
@@ -28,8 +29,12 @@ def write_peft_folders(config: Mapping[str, Any], tensors: Mapping[str, Tensor],
         return
     from peft import LoraConfig
 
+    sources = config.get("base_sources", {})
     by_stack: dict[str, dict[str, Tensor]] = {}
+    places: Mapping[str, str] = config.get("modules_of_whole", {})
     for name, tensor in tensors.items():
+        own = next((prefix for prefix in places if name.startswith(prefix)), None)
+        name = name if own is None else f"backbone.{WHOLE}.model.{places[own]}{name[len(own) :]}"
         if found := _NAME.fullmatch(name):
             key = f"base_model.model.{found['layer']}.lora_{found['side']}.weight"
             by_stack.setdefault(found["stack"], {})[key] = tensor
@@ -43,7 +48,8 @@ def write_peft_folders(config: Mapping[str, Any], tensors: Mapping[str, Tensor],
             target_modules=sorted(ranks),
             rank_pattern={f"^{layer}$": rank for layer, rank in ranks.items() if rank != first},
             alpha_pattern={f"^{layer}$": rank for layer, rank in ranks.items() if rank != first and alpha is None},
-            base_model_name_or_path=config.get("base_sources", {}).get(stack),
+            base_model_name_or_path=sources.get(stack)
+            or (next(iter(sources.values()), None) if stack == WHOLE else None),
             inference_mode=True,
         )
         target = folder / FOLDER / stack

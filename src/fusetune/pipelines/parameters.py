@@ -35,6 +35,7 @@ SCHEMAS: dict[str, str | None] = {
     "promote": "fusetune.pipelines.promote.nodes:PromoteSettings",
     "predict": "fusetune.pipelines.predict.nodes:PredictSettings",
     "merge": "fusetune.pipelines.merge.nodes:MergePipelineSettings",
+    "export": "fusetune.pipelines.export.nodes:ExportSettings",
     "serve": "fusetune.bank.budget:RequestLimits",
     "register": "fusetune.pipelines.registry:RegisterSettings",
 }

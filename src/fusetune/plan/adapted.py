@@ -1,6 +1,7 @@
 """From a plan and a backbone follows the adapted model."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from fusetune.adapters.adapter import Adapter, BlockAdapter, Stream, total_penal
 from fusetune.adapters.orthogonality import Orthogonality
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import check
+from fusetune.device import half_of
 from fusetune.errors import FusetuneError
 from fusetune.plan.assembly import Assembly
 from fusetune.plan.plan import Plan
@@ -37,6 +39,7 @@ class AdaptedModel(nn.Module):
         backbone.remember_fingerprints()  # before anything is put into it
         self.backbone, self.plan, self.task, self.streams = backbone, plan, task, dict(streams)
         self._base = set(backbone.parameters())
+        self._half = half_of(self._base)
         self._base_count = self._count_base()
         self._aside: dict[nn.Parameter, Tensor] = {}  # attached: the base's own values; detached: the trained ones
         self._attached = False
@@ -58,6 +61,14 @@ class AdaptedModel(nn.Module):
 
     def forward(self, states: Mapping[str, Tokens], start: Frontier) -> Tensor:
         """Outputs of the task from streams at the frontier `start`."""
+        with self.its_precision(next(iter(states.values())).mask.device):
+            return self._outputs(states, start)
+
+    def its_precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """In which a base in half precision and adapters in full meet; nothing is changed for a base in full."""
+        return torch.autocast(device.type, self._half) if self._half else nullcontext()
+
+    def _outputs(self, states: Mapping[str, Tokens], start: Frontier) -> Tensor:
         streams = self._met(states, start)
         if self.task.speaks:
             return self.backbone.trunk.said(streams)
@@ -165,7 +176,8 @@ class AdaptedModel(nn.Module):
                 stack = self.backbone.stack(adapter.stack_name)
                 for name, change in delta.items():
                     parameter = stack.get_parameter(name)
-                    parameter.data = parameter.data + change  # another tower may be on the same weights
+                    merged = parameter.data + change  # in a tensor of its own: another tower may be on the same weights
+                    parameter.data = merged.to(parameter.dtype)
         self.blocks, self.placed = nn.ModuleList(), []
 
     def changes(self) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from fusetune.adapters.adapter import (
     StreamAdapter,
 )
 from fusetune.adapters.behind_blocks import BehindBlocks
+from fusetune.adapters.peft_tuners import LoRA
 from fusetune.backbones.backbone import Backbone
 from fusetune.config import build, check
 from fusetune.errors import FusetuneError
@@ -87,6 +88,7 @@ class Assembly:
                 raise FusetuneError(f"{at}.blocks: '{placement.adapter}' has no size that a rank could set.")
             config = build(cls.Config, placement.config, f"{at}.config")
             self._place(cls, config, placement, number, at)
+        LoRA.check_together([placed.adapter for placed in self.placed])
         if len(self.heads) != 1:
             raise FusetuneError(f"{self.where}: a plan has exactly one placement at 'head', found {len(self.heads)}.")
         return self

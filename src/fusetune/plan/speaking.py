@@ -45,7 +45,9 @@ def spoken(model: AdaptedModel, streams: Mapping[str, Tokens], start: Frontier, 
     task: Any = model.task
     given = {name: tokens for name, tokens in streams.items() if name != trunk.answer}
     most = task.words.most
-    said = decode(trunk, model.in_front_of_trunk(given, start), task.words.stops, how.max_new_tokens or most, how)
+    with model.its_precision(next(iter(given.values())).mask.device):
+        met = model.in_front_of_trunk(given, start)
+        said = decode(trunk, met, task.words.stops, how.max_new_tokens or most, how)
     found = torch.full((len(said), most), task.no_token)
     for row, ids in zip(found, said, strict=True):
         row[: len(ids)] = torch.tensor(ids)

@@ -60,6 +60,11 @@ class LanguageTrunk(nn.Module):
         blocks: Any = self.composite.model.get_submodule(self.composite.family.language)
         return blocks
 
+    def modules_of_whole(self) -> dict[str, str]:
+        """Where its modules stand in the whole model."""
+        family = self.composite.family
+        return {"language": family.language.rpartition(".")[0], "head": family.head}
+
     def roles(self) -> Mapping[str, str]:
         return self.composite.family.language_roles
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of, composite_family
+from fusetune.backbones.composite.family import CompositeFamily
 from fusetune.backbones.composite.language import LanguageTrunk, positions, room
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.prompt import Prompt, PromptTower, adjoin
@@ -72,11 +73,24 @@ def load_parts(chosen: CompositeSource, kinds: Mapping[str, str]) -> tuple[dict[
     return _parts(composite, processor, kinds, prompt, chosen, several)
 
 
-def _by_parts(chosen: CompositeSource) -> Any:
+def save_processor(chosen: CompositeSource, family: CompositeFamily, folder: Path) -> None:
+    """Write a checkpoint's own processor, with its chat template, beside another model."""
+    from transformers import AutoProcessor
+
+    several = _two(chosen) if family.by_parts else [load(AutoProcessor, chosen.source, chosen.revision)]
+    for one in several:
+        one.save_pretrained(folder)
+
+
+def _two(chosen: CompositeSource) -> list[Any]:
+    """Tokenizer and image processor."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    tokenizer = load(AutoTokenizer, chosen.source, chosen.revision)
-    images = load(AutoImageProcessor, chosen.source, chosen.revision)
+    return [load(auto, chosen.source, chosen.revision) for auto in (AutoTokenizer, AutoImageProcessor)]
+
+
+def _by_parts(chosen: CompositeSource) -> Any:
+    tokenizer, images = _two(chosen)
     return SimpleNamespace(
         tokenizer=tokenizer,
         image_processor=images,

@@ -59,6 +59,18 @@ class SeeingTower(Tower):
     def roles(self) -> Mapping[str, str]:
         return self.composite.family.encoder_roles
 
+    def modules_of_whole(self) -> dict[str, str]:
+        """Where its modules stand in the whole model."""
+        family = self.composite.family
+        return {"encoder": family.tower} | {f"connector.{i}": path for i, path in enumerate(family.connector)}
+
+    @property
+    def unread(self) -> list[str]:
+        """Blocks of the encoder behind what the connector reads, by their paths in the whole model."""
+        family = self.composite.family
+        count = len(self.composite.blocks(ENCODER))
+        return [f"{family.encoder}.{i}" for i in range(family.read(self.composite.model.config, count), count)]
+
     def prepare(self, samples: Sequence[Any]) -> Tokens:
         given = [() if sample is None else self._items(sample) for sample in samples]
         shown = [item for items in given for item in items]

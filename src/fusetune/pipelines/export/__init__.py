@@ -1,0 +1,1 @@
+"""An adapter folded into its base, for whoever serves models of `transformers`."""
