@@ -77,8 +77,32 @@ def project(tmp_path_factory):
                 "task": {"name": "generation", "answer": "said", "metric": "exact_match"}}  # fmt: skip
     captions = {"modalities": {**parameters["data"]["modalities"], "text": {"kind": "text", "constant": "this is"}},
                 "task": {"name": "generation", "answer": "caption"}, "use_trunk": True}  # fmt: skip
+    turns = [
+        {
+            "id": name,
+            "image": name,
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{asked}"},
+                {"from": "gpt", "value": said},
+                {"from": "human", "value": "which one"},
+                {"from": "gpt", "value": caption},
+            ],
+        }
+        for name, _, asked, _, said, caption in csv.reader(rows[:120])
+    ] + [{"id": "broken", "image": "0.png", "conversations": [{"from": "human", "value": "<image><image> which"}]}]
+    (project / "talks.json").write_text(json.dumps(turns))
+    talking = {"ingest": {"reader": "conversations", "settings": {"file": "talks.json"}, "split": {"seed": 1}},
+               "data": {"modalities": {"image": {"kind": "image", "root": "pictures"}, "text": {"kind": "text"}},
+                        "task": {"name": "generation", "answer": "answer"}, "use_trunk": True},
+               "evaluate": {"answered": 4}}  # fmt: skip
     by_blip = {"data": captions, "backbone": {"source": str(project / "blip")}}
-    experiments = ("greys", {}, LORA), ("words", {"data": in_words}, WORDS), ("captions", by_blip, READING)
+    talks = WORDS | {"train": WORDS["train"] | {"epochs": 2}}
+    experiments = (
+        ("talks", talking, talks),
+        ("greys", {}, LORA),
+        ("words", {"data": in_words}, WORDS),
+        ("captions", by_blip, READING),
+    )
     for name, changed, method in experiments:
         folder = experiment_in(project, name, parameters | changed)
         (folder / "methods").mkdir()
@@ -206,3 +230,18 @@ def test_a_trunk_that_is_switched_off_is_told(project):
     done = kedro(project, "run", "--env", "greys", "--pipelines", "train_wander", "--params", "data.use_trunk=false")
     text = " ".join((done.stdout + done.stderr).split())
     assert done.returncode != 0 and "data.use_trunk: expected true" in text, text
+
+
+def test_conversations_in_turns_from_json_to_answers(project):
+    """A broken one is set aside by name; the second answer is given behind the first turn."""
+    text = " ".join(ran(project, "talks", "--pipelines", "train_lora").split())
+    told_ = "validation: 1 of 241 rows set aside (quarantine.parquet): "
+    assert told_ in text and "conversation.answer (conversation) 1, e.g. row 240: item 120, turn 0: expected an" in text
+    assert "row 0: " in text, "what is shown and what is learned of some samples"
+    aside = pq.read_table(project / "data/08_reporting/talks/quarantine.parquet").to_pylist()
+    assert {row["check"] for row in aside if row["sample_id"] == "broken"} >= {"conversation.answer"}
+    page = (project / "data/08_reporting/talks/validation_with_base.html").read_text()
+    assert "what is learned" in page and "user: " in page
+    ran(project, "talks", "--pipelines", "predict")
+    rows = pq.read_table(project / "data/07_model_output/talks/scored.parquet").to_pylist()
+    assert {row["sample_id"].rpartition("-")[2] for row in rows} == {"0", "1"} and all(r["prediction"] for r in rows)

@@ -11,8 +11,8 @@ from fusetune.backbones.composite.families import class_of, composite_family
 from fusetune.backbones.composite.language import LanguageTrunk
 from fusetune.backbones.composite.loading import CompositeSource
 from fusetune.backbones.composite.model import CompositeModel
-from fusetune.backbones.composite.prompt import WordTower
 from fusetune.backbones.composite.seeing import SeeingTower
+from fusetune.backbones.composite.words import WordTower
 from fusetune.backbones.families import FAMILIES, load, quiet
 from fusetune.backbones.item_towers import ImageTower, ItemTower, VideoTower
 from fusetune.backbones.text_tower import TextTower

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusetune.backbones.characters import Characters
 from fusetune.backbones.cloze import CELLS, IGNORED, ORDINALS
-from fusetune.backbones.composite.prompt import ids_of
+from fusetune.backbones.composite.words import ids_of
 from fusetune.config import check
 from fusetune.manifest.readers.glyph_faces import CELL
 from fusetune.manifest.readers.glyphs import SEPARATOR

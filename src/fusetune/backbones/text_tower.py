@@ -23,12 +23,14 @@ class Reading:
         tokens: before cutting, without special ones.
         unknown: of them, how many the tokenizer has no token for.
         cut: whether some are left out.
+        problem: why it can't be read at all, in words.
     """
 
     ids: tuple[int, ...]
     tokens: int
     unknown: int
     cut: bool
+    problem: str = ""
 
 
 class TextTower(RowTower):

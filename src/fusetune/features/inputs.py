@@ -8,6 +8,8 @@ import numpy as np
 from fusetune.features.source import Source
 from fusetune.features.texts import EXAMPLES, chunks, failed_check, text_checks, text_facts
 
+SHOWN = 3  # samples whose prompt and answer are printed
+
 if TYPE_CHECKING:  # its room needs pandas, which a bare GPU machine may lack
     from fusetune.manifest.checks import ValidationSettings
 
@@ -26,9 +28,15 @@ def input_report(source: Source, backbone: Any, settings: "ValidationSettings") 
     checks = [check for name, own in facts.items() for check in text_checks(source, name, own, settings)]
     for name in source.modalities:
         checks += _cut(source, name, backbone.tower(name), settings)
+        checks += _pictures(source, name, backbone.tower(name), settings)
+    checks += _context(source, backbone, facts, settings)
     stopped = [f"{c['check']} ({c['column']}): {c['share']:.0%}" for c in checks if c["severity"] == "error"]
     shares = {name: own.shares() for name, own in facts.items()}
-    return {"lengths": lengths, "texts": shares, "checks": checks, "stopped_by": stopped}
+    report = {"lengths": lengths, "texts": shares, "checks": checks, "stopped_by": stopped}
+    answer = getattr(backbone.trunk, "answer", "")
+    if answer in facts and not any(own.problems for own in facts.values()):
+        report["supervised"] = _supervised(source, backbone, answer)
+    return report
 
 
 def input_lengths(source: Source, backbone: Any, known: Mapping[str, int] | None = None) -> dict[str, int]:
@@ -58,6 +66,55 @@ def told(report: Mapping[str, Any]) -> list[str]:
         f"{check['column']}: {check['share']:.1%} {check['says']} ({check['check']}), e.g. row "
         f"{check['examples'][0]['row']}: {check['examples'][0]['value']}"
         for check in report["checks"]
+    ]
+
+
+def _pictures(source: Source, name: str, tower: Any, settings: "ValidationSettings") -> Iterator[dict[str, Any]]:
+    """Samples with more pictures than the model takes."""
+    most, level = getattr(tower, "most", None), settings.level("input.pictures")
+    if source.modalities[name].kind != "image" or most is None or level == "off":
+        return
+    counts = np.array(source.items(name))
+    places = np.flatnonzero(counts > most)
+    if len(places):
+        shown = [(int(row), f"{counts[row]} pictures, {most} are taken") for row in places[:EXAMPLES]]
+        says, share = "of the rows have more pictures than the model and its prompt take", len(places) / len(counts)
+        yield failed_check(source, name, "input.pictures", level, len(places), share, says, shown)
+
+
+def _context(
+    source: Source, backbone: Any, facts: Mapping[str, Any], settings: "ValidationSettings"
+) -> Iterator[dict[str, Any]]:
+    """Samples whose prompt, pictures and answer are more tokens than the language model has places for."""
+    most, level = getattr(backbone.trunk, "most_tokens", None), settings.level("input.context")
+    if most is None or level == "off":
+        return
+    lengths = np.zeros(len(source), dtype=np.int64)
+    for own in facts.values():
+        lengths[own.rows] += own.kept
+    seen = [name for name in backbone.trunk.told_apart if source.modalities[name].kind != "text"]
+    for name in seen:
+        lengths += np.array(source.items(name)) * backbone.tower(name).tokens_out(1)
+    places = np.flatnonzero(lengths > most)
+    if len(places):
+        shown = [(int(row), f"{lengths[row]} tokens, the language model takes {most}") for row in places[:EXAMPLES]]
+        says, share = "of the rows are longer than the language model takes", len(places) / len(lengths)
+        yield failed_check(source, (seen or list(facts))[0], "input.context", level, len(places), share, says, shown)
+
+
+def _supervised(source: Source, backbone: Any, answer: str) -> list[dict[str, str]]:
+    """What of some samples the model is shown, and what it learns to say."""
+    prompted = next(name for name, modality in source.modalities.items() if modality.kind == "text" and name != answer)
+    words, said = backbone.tower(prompted), backbone.tower(answer)
+    texts, answers = source.column(prompted), source.column(answer)
+    rows = [row for row in range(len(source)) if texts[row].is_valid and answers[row].is_valid][:SHOWN]
+    return [
+        {
+            "row": str(row),
+            "prompt": words.processor.decode(list(words.read([texts[row].as_py()])[0].ids)),
+            "answer": said.processor.decode(list(said.read([answers[row].as_py()])[0].ids)),
+        }
+        for row in rows
     ]
 
 

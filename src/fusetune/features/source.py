@@ -11,7 +11,7 @@ import pyarrow as pa
 from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
 from fusetune.manifest.augmentations import make_augmentation
-from fusetune.manifest.contents import content_digest, digest_column, with_constants
+from fusetune.manifest.contents import content_digest, digest_column, files_digest, with_constants
 from fusetune.manifest.decoders import decoded
 from fusetune.manifest.files import read_media
 from fusetune.manifest.headers import duration
@@ -98,7 +98,7 @@ class Source:
         samples = []
         for row, cell in zip(rows, self.column(name).take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
             where = f"row {row}, column '{modality.column_of(name)}'"
-            if cell is not None and modality.kind in MEDIA and not isinstance(cell, list):
+            if cell is not None and modality.kind in MEDIA:
                 cell = self._unchanged(name, row, read_media(modality.root, cell, where), where)
             samples.append(None if cell is None else decoded(modality, cell, where))
         if keys is None:
@@ -128,16 +128,24 @@ class Source:
         """By modality, the largest number of pictures, points or vectors of a sample (1 for text and media)."""
         longest = {}
         for name, modality in self.modalities.items():
-            column = self.column(name)
-            listed = pa.types.is_list(column.type) and modality.kind != "vector"
-            lengths = (len(cell) for cell in column if cell.is_valid) if listed else ()
-            longest[name] = max(lengths, default=1)
+            listed = pa.types.is_list(self.column(name).type) and modality.kind != "vector"
+            longest[name] = max(1, *self.items(name)) if listed and len(self) else 1
         return longest
 
-    def _unchanged(self, name: str, row: int, data: bytes, where: str) -> bytes:
+    def items(self, name: str) -> list[int]:
+        """Pictures, points or vectors of each sample; 0 where it has none, 1 for one medium or text."""
+        column = self.column(name)
+        listed = pa.types.is_list(column.type) and self.modalities[name].kind != "vector"
+        return [(len(cell) if listed else 1) if cell.is_valid else 0 for cell in column]
+
+    def _unchanged(self, name: str, row: int, data: Any, where: str) -> Any:
         """Raises FusetuneError for a file that has changed since validation: its features would get another's name."""
         if digest_column(name) in self.table.column_names:
-            found, known = hashlib.sha256(data).hexdigest(), self.table[digest_column(name)][row].as_py()
+            shas = [hashlib.sha256(item).hexdigest() for item in (data if isinstance(data, list) else [data])]
+            found, known = (
+                files_digest(shas) if isinstance(data, list) else shas[0],
+                self.table[digest_column(name)][row].as_py(),
+            )
             if found != known:
                 raise FusetuneError(f"{where}: the file has changed since validation. Run the `validate` pipeline.")
         return data
@@ -149,7 +157,7 @@ class Source:
         try:
             return content_digest(modality, cell)
         except OSError as error:
-            path = Path(modality.root, cell.as_py())
+            path = error.filename or Path(modality.root, str(cell.as_py()))
             raise FusetuneError(
                 f"row {row}, column '{modality.column_of(name)}': the file {path} can't be read ({error.strerror}). "
                 f"Expected a path below data.modalities.{name}.root."

@@ -1,6 +1,6 @@
 """What of the texts reaches the base: how much is cut, unknown, or no longer told apart once it is tokens."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ class TextFacts:
         cut: whether tokens were cut.
         like: the first row with another text and the same tokens, -1 for none.
         longest: tokens of the longest text after cutting.
+        kept: after cutting, special ones included.
+        problems: why texts can't be read at all, by the place of their row in `rows`.
     """
 
     rows: np.ndarray
@@ -34,6 +36,8 @@ class TextFacts:
     cut: np.ndarray
     like: np.ndarray
     longest: int
+    kept: np.ndarray
+    problems: Mapping[int, str]
 
     def shares(self) -> dict[str, float]:
         """Of rows that are cut, of tokens that are unknown, of rows that read like another text's."""
@@ -50,13 +54,14 @@ def text_facts(tower: Any, texts: Sequence[str | None]) -> TextFacts:
     distinct = sorted({texts[row] for row in rows})
     place = {text: i for i, text in enumerate(distinct)}
     of_row = np.array([place[texts[row]] for row in rows], dtype=np.int64)
-    tokens, unknown, cut, same = (np.zeros(len(distinct), dtype=np.int64) for _ in range(4))
-    longest = 0
+    tokens, unknown, cut, same, kept = (np.zeros(len(distinct), dtype=np.int64) for _ in range(5))
+    problems: dict[int, str] = {}
     seen: dict[int, int] = {}
     for i, reading in enumerate(_readings(tower, distinct)):
-        tokens[i], unknown[i], cut[i] = reading.tokens, reading.unknown, reading.cut
-        same[i] = seen.setdefault(hash(reading.ids), i)
-        longest = max(longest, len(reading.ids))
+        tokens[i], unknown[i], cut[i], kept[i] = reading.tokens, reading.unknown, reading.cut, len(reading.ids)
+        same[i] = seen.setdefault(hash(reading.ids), i) if not reading.problem else i
+        if reading.problem:
+            problems[i] = reading.problem
     alike = np.bincount(same, minlength=len(distinct))[same] > 1  # distinct texts with the same tokens
     first: dict[int, int] = {}
     for row, text in zip(rows.tolist(), of_row.tolist(), strict=True):
@@ -70,7 +75,9 @@ def text_facts(tower: Any, texts: Sequence[str | None]) -> TextFacts:
         if alike[text]:
             earliest, next_one = two[int(same[text])]
             like[i] = first[earliest if earliest != text else next_one]
-    return TextFacts(rows, tokens[of_row], unknown[of_row], cut[of_row].astype(bool), like, longest)
+    told = {place: problems[text] for place, text in enumerate(of_row.tolist()) if text in problems}
+    longest = int(kept.max(initial=0))
+    return TextFacts(rows, tokens[of_row], unknown[of_row], cut[of_row].astype(bool), like, longest, kept[of_row], told)
 
 
 def text_checks(
@@ -92,6 +99,13 @@ def text_checks(
         "text.identical": (shares["identical"], "of the rows are the same to the base as another text", facts.like >= 0,
                            lambda i: f"reads like row {facts.like[i]}: {short(i)}"),
     }  # fmt: skip
+    if facts.problems and settings.level("text.prompt") != "off":
+        shown = [(int(facts.rows[i]), told) for i, told in list(facts.problems.items())[:EXAMPLES]]
+        share = len(facts.problems) / len(facts.rows)
+        says = "of the rows can't be put into the prompt"
+        yield failed_check(
+            source, name, "text.prompt", settings.level("text.prompt"), len(facts.problems), share, says, shown
+        )
     for check, (share, says, fails, value) in found.items():
         level = settings.level(check)
         if share <= limits.text_share or level == "off":

@@ -48,6 +48,9 @@ SEVERITIES: dict[str, str] = {
     "text.unknown": "warn",
     "text.mostly_unknown": "error",
     "text.identical": "warn",
+    "text.prompt": "error",
+    "input.pictures": "error",
+    "input.context": "error",
     "image.decodes": "quarantine",
     "image.size": "quarantine",
     "image.mode": "warn",
@@ -64,11 +67,20 @@ SEVERITIES: dict[str, str] = {
     "numbers.width": "quarantine",
     "numbers.finite": "quarantine",
     "numbers.tokens": "quarantine",
+    "conversation.shape": "quarantine",
+    "conversation.role": "quarantine",
+    "conversation.order": "quarantine",
+    "conversation.content": "quarantine",
+    "conversation.answer": "quarantine",
+    "conversation.places": "quarantine",
+    "conversation.pictures": "quarantine",
+    "conversation.system": "quarantine",
 }
 
 
 # what only the base's tokenizer can tell: `features.inputs` looks at it
-BY_BASE = ("text.truncated", "input.truncated", "text.unknown", "text.mostly_unknown", "text.identical")
+BY_BASE = ("text.truncated", "input.truncated", "text.unknown", "text.mostly_unknown", "text.identical", "text.prompt",
+           "input.pictures", "input.context")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -169,6 +181,13 @@ def label_checks(labels: list[str], declared: Mapping[str, Any]) -> Iterator[Che
             )
         elif label in declared:
             yield Check("label.declared", label, _not_among({label_text(value) for value in declared[label]}))
+
+
+def conversation_checks() -> Iterator[Check]:
+    """Of what a reader of conversations has said of its rows."""
+    for name in SEVERITIES:
+        if name.startswith("conversation."):
+            yield Check(name, f"conversation: {name}", pd.notna)
 
 
 def target_checks(columns: Iterable[str]) -> Iterator[Check]:

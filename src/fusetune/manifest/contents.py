@@ -1,7 +1,7 @@
 """The content of a cell as a hash: the same picture, sound, text or list of numbers has the same one anywhere."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def with_digests(table: pa.Table, modalities: Mapping[str, Modality]) -> pa.Tabl
     """The manifest with the hashes of the files that it points to: a changed file is a changed manifest."""
     for name, modality in modalities.items():
         column = table[modality.column_of(name)]
-        if modality.kind in MEDIA and is_text(column.type):
+        if modality.kind in MEDIA and names_files(column.type):
             digests = [_or_none(modality, cell) for cell in column]
             table = table.append_column(digest_column(name), pa.array(digests, pa.string()))
     return table
@@ -53,6 +53,16 @@ def with_digests(table: pa.Table, modalities: Mapping[str, Modality]) -> pa.Tabl
 
 def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def names_files(kind: pa.DataType) -> bool:
+    """Whether a column of media holds paths: one a cell, or a list of them."""
+    return is_text(kind) or (pa.types.is_list(kind) and is_text(kind.value_type))
+
+
+def files_digest(digests: Sequence[str]) -> str:
+    """Of several files, in their order, from those of each."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _or_none(modality: Modality, cell: Any) -> str | None:
@@ -69,6 +79,8 @@ def content_digest(modality: Modality, cell: Any) -> str:
     """
     if not cell.is_valid:
         return ""
+    if modality.kind in MEDIA and names_files(cell.type) and not is_text(cell.type):
+        return files_digest([remembered_sha256(Path(modality.root, path)) for path in cell.as_py()])
     if isinstance(cell, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
         return _list_digest(cell.values)
     value = cell.as_py()

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from fusetune.errors import FusetuneError
 
@@ -30,9 +31,11 @@ def path_problem(root: str | Path, cell: str) -> tuple[str, str] | None:
     return (FULL, f"{cell}: 0 bytes") if not status.st_size else None
 
 
-def read_media(root: str | Path, cell: str | bytes, where: str) -> bytes:
-    """The bytes of a media cell; raises FusetuneError for a path that isn't a file below its root."""
-    if isinstance(cell, bytes):
+def read_media(root: str | Path, cell: Any, where: str) -> Any:
+    """The bytes of a media cell, of a list a list of them; raises FusetuneError for a path to no file below it."""
+    if isinstance(cell, list):
+        return [read_media(root, item, where) for item in cell]
+    if not isinstance(cell, str):
         return cell
     problem = path_problem(root, cell)
     if problem:

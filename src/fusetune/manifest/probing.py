@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fusetune.errors import FusetuneError
+from fusetune.manifest.contents import names_files
 from fusetune.manifest.decoders import decoded
 from fusetune.manifest.files import path_problem, read_media
 from fusetune.manifest.pictures import NOTE
@@ -46,7 +47,7 @@ def column_facts(modality: Modality, column: pa.ChunkedArray) -> pd.DataFrame:
     kind, arrow = modality.kind, column.type
     if kind in ("sequence", "vector") and _is_list(arrow):
         return facts.join(_numbers(column, kind))
-    if kind in MEDIA and (_is_binary(arrow) or (kind == "image" and _is_list(arrow))):
+    if kind in MEDIA and (_is_binary(arrow) or (kind == "image" and _is_list(arrow) and not names_files(arrow))):
         facts["type"] = None
         count = pc.list_value_length if _is_list(arrow) else pc.binary_length
         facts["length"] = count(column).to_pandas().astype(float)
@@ -63,12 +64,16 @@ def column_facts(modality: Modality, column: pa.ChunkedArray) -> pd.DataFrame:
     elif kind in MEDIA:
         facts["length"] = [len(cell) if ok else np.nan for cell, ok in zip(cells, sound, strict=True)]
         problems = [
-            path_problem(modality.root, cell) if ok and isinstance(cell, str) else None
+            next(filter(None, (path_problem(modality.root, path) for path in _paths(cell))), None) if ok else None
             for cell, ok in zip(cells, sound, strict=True)
         ]
         for check in {problem[0] for problem in problems if problem}:
             facts[check] = [problem[1] if problem and problem[0] == check else None for problem in problems]
     return facts
+
+
+def _paths(cell: Any) -> list[str]:
+    return [item for item in (cell if isinstance(cell, list) else [cell]) if isinstance(item, str)]
 
 
 def _numbers(column: pa.ChunkedArray, kind: str) -> pd.DataFrame:
@@ -148,7 +153,7 @@ def _probed(modality: Modality, cells: Sequence[Any]) -> list[dict[str, Any]]:
 def _probe(modality: Modality, cell: Any) -> dict[str, Any]:
     """Facts of one cell; what can't be decoded is a fact too, whatever the library's way of saying so."""
     try:
-        if modality.kind in MEDIA and not isinstance(cell, list):
+        if modality.kind in MEDIA:
             cell = read_media(modality.root, cell, "cell")
         sample = decoded(modality, cell, "cell")
     except FusetuneError as error:

@@ -9,11 +9,19 @@ import pandas as pd
 import pyarrow as pa
 
 from fusetune.errors import FusetuneError
-from fusetune.manifest.checks import Check, Failure, ValidationSettings, label_checks, row_checks, target_checks
+from fusetune.manifest.checks import (
+    Check,
+    Failure,
+    ValidationSettings,
+    conversation_checks,
+    label_checks,
+    row_checks,
+    target_checks,
+)
 from fusetune.manifest.contents import content_digest
 from fusetune.manifest.labels import label_problem, label_text
 from fusetune.manifest.probing import column_facts, decode_facts
-from fusetune.manifest.schema import MEDIA, REQUIRED, SPLITS, Modality
+from fusetune.manifest.schema import CONVERSATION, MEDIA, REQUIRED, SPLITS, Modality
 from fusetune.manifest.validation_report import EXAMPLES, make_report
 
 Progress = Callable[[str, int, int], None]  # modality, cells decoded, cells
@@ -77,13 +85,13 @@ def validate(
         judge([Failure(-1, "", "manifest.empty", "0 rows")])
     else:
         judge(_run([*row_checks(modalities, settings.limits), *label_checks(labels, settings.labels)], facts))
-        judge(_run(target_checks(others), facts))
+        judge(_run([*target_checks(others), *conversation_checks()], facts))
         judge(_contents(table, modalities, facts["split"], kept))
         for label in labels:
             judge(_trained(facts, label, kept))
         judge(_groups(facts[kept]))
         judge(_totals(facts[kept], labels, settings.min_rows_per_split))
-        unused = sorted(set(table.column_names) - {*REQUIRED, *columns, *labels, *needed})
+        unused = sorted(set(table.column_names) - {*REQUIRED, CONVERSATION, *columns, *labels, *needed})
         judge([Failure(-1, name, "column.unused", "neither a modality nor read by the task") for name in unused])
     report = make_report(facts, kept, failures, labels, modalities, settings)
     ids = facts["sample_id"].tolist()
@@ -109,6 +117,10 @@ def _facts(
         problems = facts[label].map(label_problem)
         facts[f"{label}: type"] = problems
         facts[label] = facts[label].where(problems.isna()).map(label_text)
+    if CONVERSATION in table.column_names:
+        told = [(text or "").partition(": ") for text in table[CONVERSATION].to_pylist()]
+        for name in {name for name, _, _ in told if name}:
+            facts[f"conversation: {name}"] = [value if own == name else None for own, _, value in told]
     for name, modality in modalities.items():
         column = table[modality.column_of(name)]
         found = column_facts(modality, column)

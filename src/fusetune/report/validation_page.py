@@ -16,6 +16,7 @@ table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
 td, th { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #8884; vertical-align: top; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .error { color: #c0392b; } .quarantine { color: #b9770e; } .warn { color: #7f8c8d; }
+.said { color: #888; white-space: pre-wrap; } .said b, b.said { color: #1e8449; font-weight: normal; }
 figure { display: inline-block; margin: 0 1rem 1rem 0; background: #fff; border-radius: 6px; padding: .4rem; }
 """
 
@@ -40,6 +41,9 @@ def validation_page(report: Mapping[str, Any], title: str) -> str:
         splits = list(report["rows_per_split"])
         rows = [[name, *(f"{by[s]:,}" for s in splits)] for name, by in sorted(counts.items(), key=_most)]
         parts += [f"<h2>Labels: {escape(label)}</h2>", _table([label, *splits], rows)]
+    if report.get("supervised"):
+        told = [f"<p class='said'>{escape(s['prompt'])}<b>{escape(s['answer'])}</b></p>" for s in report["supervised"]]
+        parts += ["<h2>What is shown, and <b class='said'>what is learned</b></h2>", *told]
     drawn = [_histogram(name, size) for name, size in report["sizes"].items() if size]
     if drawn:
         parts += ["<h2>Sizes of the sound rows</h2>", *drawn]

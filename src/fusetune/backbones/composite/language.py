@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fusetune.backbones.composite.cuts import FINAL, LANGUAGE, PLACES, Carried, Cut
 from fusetune.backbones.composite.model import CompositeModel
-from fusetune.backbones.composite.prompt import ROOM, AnswerTower, PromptTower, WordTower, laid_out
+from fusetune.backbones.composite.words import ROOM, AnswerTower, PromptTower, WordTower, laid_out
 from fusetune.backbones.trunk import Change
 from fusetune.config import check
 from fusetune.tokens import Tokens
@@ -51,6 +51,11 @@ class LanguageTrunk(nn.Module):
         self._goes_on = False  # a pass that goes on behind a prompt that has been read
         self.depth = len(composite.blocks(LANGUAGE))
         self.width = composite.model.config.get_text_config().hidden_size
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that the language model takes."""
+        return positions(self.composite)
 
     @property
     def composite(self) -> CompositeModel:
@@ -235,7 +240,7 @@ class LanguageTrunk(nn.Module):
         if in_front:  # padding
             at = (torch.arange(real.shape[1], device=real.device) + real.sum(1, keepdim=True)) % real.shape[1]
             which, real = which.gather(1, at), real.gather(1, at)
-        most = positions(self.composite)
+        most = self.most_tokens
         check(
             real.is_meta or real.shape[1] <= most,
             f"the language model takes {most} tokens; prompt, pictures and answer of a sample have {real.shape[1]}. "

@@ -10,9 +10,10 @@ from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of,
 from fusetune.backbones.composite.family import CompositeFamily
 from fusetune.backbones.composite.language import LanguageTrunk, positions, room
 from fusetune.backbones.composite.model import CompositeModel
-from fusetune.backbones.composite.prompt import Prompt, PromptTower, adjoin
+from fusetune.backbones.composite.prompt import Prompt, adjoin
 from fusetune.backbones.composite.reading import ReadingTrunk
 from fusetune.backbones.composite.seeing import HearingTower, SeeingTower
+from fusetune.backbones.composite.words import PromptTower
 from fusetune.backbones.families import load
 from fusetune.backbones.tower import Tower
 from fusetune.config import check
@@ -27,6 +28,7 @@ class CompositeSource:
         prompt: what a text is put into, with {image} and {}; None: the checkpoint's chat template, or its family's way.
         max_tokens: of the text in its prompt; what is longer is cut, and `inputs` says how much that is.
         picture_side: pixels of the side that pictures are brought to, where large ones would take more places.
+        system: what the chat template is told before anything is asked.
     """
 
     source: str
@@ -34,6 +36,7 @@ class CompositeSource:
     prompt: str | None = None
     max_tokens: int | None = None
     picture_side: int | None = None
+    system: str | None = None
 
 
 def is_composite(source: str, revision: str | None = None) -> bool:
@@ -68,7 +71,7 @@ def load_parts(chosen: CompositeSource, kinds: Mapping[str, str]) -> tuple[dict[
     processor = _by_parts(chosen) if composite.family.by_parts else load(AutoProcessor, chosen.source, chosen.revision)
     number = composite.image_id
     image_token = None if number is None else processor.tokenizer.convert_ids_to_tokens(number)
-    prompt = Prompt.of(processor, image_token, chosen.prompt, str(default), composite.family.around)
+    prompt = Prompt.of(processor, image_token, chosen.prompt, str(default), composite.family.around, chosen.system)
     several = composite.family.several and adjoin(processor, str(image_token), chosen.prompt)
     return _parts(composite, processor, kinds, prompt, chosen, several)
 

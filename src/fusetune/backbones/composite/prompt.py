@@ -1,19 +1,12 @@
-"""What a language model is shown: a picture's places, a text in its prompt, and the answer that it learns to give."""
+"""The prompt of a language model, as text: where a picture's places, a sample's text and the answer stand in it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from fusetune.backbones.text_tower import Reading, tokenizer_state
-from fusetune.backbones.tower import Tower
 from fusetune.config import check
-from fusetune.tokens import Tokens, pad
 
 IMAGE, GAP, BOS, SAID = "{image}", "{}", "{bos}", "{answer}"
-ROOM = 256  # positions that are kept for answers, at most a quarter of all
+TURN = "\x1e"  # in a sample's text, between what has been said in turn: question, answer, ..., question
 
 
 @dataclass(frozen=True)
@@ -24,34 +17,47 @@ class Prompt:
         after: the text behind it, with {} where a sample's own goes.
         adds_bos: whether the tokenizer's first token has to be put in front.
         answer: what stands behind the prompt once it has been answered, with {} where the answer goes.
+        between: what stands behind an answer in front of the next question; None: nobody has said.
     """
 
     before: str
     after: str
     adds_bos: bool
     answer: str
+    between: str | None = None
 
     @classmethod
     def of(
-        cls, processor: Any, image_token: str | None, given: str | None, default: str, around: str = IMAGE
+        cls,
+        processor: Any,
+        image_token: str | None,
+        given: str | None,
+        default: str,
+        around: str = IMAGE,
+        system: str | None = None,
     ) -> "Prompt":
         """The given one, or the checkpoint's own chat template, or the family's.
 
         Args:
             image_token: that stands at the picture's places; None: the language model keeps none for it.
             around: what a picture's places stand in.
+            system: what the chat template is told before anything is asked.
 
         Raises:
-            FusetuneError: one without {}, or without a place for the picture.
+            FusetuneError: one without {}, or without a place for the picture, or `system` where there is no chat.
         """
-        tokenizer = processor.tokenizer
-        text, answer = _chat(processor) if not given and _has_chat(processor) else _divided(given or default)
+        tokenizer, between = processor.tokenizer, None
+        if not given and _has_chat(processor):
+            text, answer, between = _chat(processor, system)
+        else:
+            check(not system, "backbone.system: there is no chat template here; write it into backbone.prompt.")
+            text, answer = _divided(given or default)
         bos = tokenizer.bos_token or ""
         if image_token is None:
             text = text.replace(BOS, bos)
             well = text.count(GAP) == 1 and IMAGE not in text
             check(well, f"backbone.prompt: expected one {{}} for a sample's text, and no {IMAGE}, found '{text}'.")
-            return cls("", text, False, answer.rstrip())
+            return cls("", text, False, answer.rstrip(), between)
         text = text.replace(IMAGE, image_token).replace(BOS, bos)
         if around.partition(IMAGE)[0] not in text:
             text = text.replace(image_token, around.replace(IMAGE, image_token))
@@ -59,7 +65,26 @@ class Prompt:
             check(text.count(part) == 1, f"backbone.prompt: expected one {name}, found '{text}'.")
         before, _, after = text.partition(image_token)
         check(GAP in after, f"backbone.prompt: expected {IMAGE} in front of {GAP}, found '{text}'.")
-        return cls(before, after, bool(bos) and bos not in text, answer.rstrip())
+        return cls(before, after, bool(bos) and bos not in text, answer.rstrip(), between)
+
+    def filled(self, text: str) -> str:
+        """What stands behind the picture's places, with a sample's text in it, or with all that has been said in turn.
+
+        Raises:
+            FusetuneError: several turns where nobody has said what stands between them, or no question at the end.
+        """
+        start, _, end = self.after.partition(GAP)
+        asked, *more = text.split(TURN)
+        check(
+            not more or self.between is not None,
+            "text: several turns of a conversation, but no chat template that says what is between them (a "
+            "backbone.prompt stands in its place). Take a checkpoint with one, or single questions.",
+        )
+        check(len(more) % 2 == 0, "text: expected a question behind the last answer of a conversation, found none.")
+        said = f"{start}{asked}{end}"
+        for answer, question in zip(more[::2], more[1::2], strict=True):
+            said += f"{self.answer.replace(GAP, answer)}{self.between}{question}{end}"
+        return said
 
     @property
     def end(self) -> str:
@@ -79,15 +104,26 @@ def _has_chat(processor: Any) -> bool:
     return bool(getattr(processor, "chat_template", None))
 
 
-def _chat(processor: Any) -> tuple[str, str]:
-    """The checkpoint's own way to ask, and to answer."""
-    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": GAP}]}]
-    told = [*asked, {"role": "assistant", "content": [{"type": "text", "text": SAID}]}]
+def _chat(processor: Any, system: str | None = None) -> tuple[str, str, str | None]:
+    """The checkpoint's own way to ask, to answer, and to ask again behind that."""
+
+    def words(text: str) -> list[dict[str, str]]:
+        return [{"type": "text", "text": text}]
+
+    asked = [{"role": "system", "content": words(system)}] if system else []
+    asked += [{"role": "user", "content": [{"type": "image"}, *words(GAP)]}]
+    told = [*asked, {"role": "assistant", "content": words(SAID)}]
     prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    check(not system or system in prompt, "backbone.system: this checkpoint's chat template leaves it out.")
     whole = processor.apply_chat_template(told, tokenize=False)
     if not (whole.startswith(prompt) and SAID in whole):
-        return _divided(prompt)
-    return prompt, whole[len(prompt) :].replace(SAID, GAP)
+        return *_divided(prompt), None
+    answer = whole[len(prompt) :].replace(SAID, GAP)
+    again = [*told, {"role": "user", "content": words(BOS)}]
+    longer = processor.apply_chat_template(again, add_generation_prompt=True, tokenize=False)
+    own, end = whole.rstrip(), prompt.partition(GAP)[2]
+    follows = longer.startswith(own) and longer.endswith(f"{BOS}{end}")
+    return prompt, answer, longer[len(own) : -len(f"{BOS}{end}")] if follows else None
 
 
 def _divided(text: str) -> tuple[str, str]:
@@ -97,188 +133,3 @@ def _divided(text: str) -> tuple[str, str]:
     asked, _, end = text.partition(SAID)
     prompt = asked.rstrip(" ")
     return prompt, f"{asked[len(prompt) :]}{GAP}{end}"
-
-
-class WordTower(Tower):
-    """Token ids, as the language model takes them: there is nothing to run, depth 0. Of one that is known by its
-    configuration alone there are no tokens either.
-
-    Attributes:
-        offset: tokens in front of the picture.
-    """
-
-    kind, depth, offset = "text", 0, 0
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def prepare(self, samples: Sequence[Any]) -> Tokens:
-        raise TypeError("a configuration alone has no tokenizer")
-
-    def advance(self, tokens: Tokens, start: int, stop: int) -> Tokens:
-        return tokens
-
-    def blocks(self) -> nn.ModuleList:
-        return nn.ModuleList()
-
-    def tokens_out(self, tokens_in: int) -> int:
-        return tokens_in
-
-    def preprocessing(self) -> dict[str, Any]:
-        return {}
-
-    def save_pretrained(self, folder: Any) -> None:
-        raise TypeError("words belong to their composite model, which is saved by reference")
-
-
-class PromptTower(WordTower):
-    """Texts as the language model's token ids, in their prompt; a sample is a str.
-
-    Args:
-        longest: tokens that the language model takes, the picture's places left out.
-        max_tokens: what is longer is cut.
-        start: ids in front of everything.
-        place: the id at a picture's places, which no text may hold.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        prompt: Prompt,
-        width: int,
-        longest: int,
-        max_tokens: int | None = None,
-        start: Sequence[int] = (),
-        place: int | None = None,
-    ) -> None:
-        super().__init__(width)
-        self.processor, self.prompt, self.place = tokenizer, prompt, place
-        self.first = [*start, *self._ids(prompt.before)]
-        if prompt.adds_bos:
-            self.first = [tokenizer.bos_token_id, *self.first]
-        self.limit = min(longest, tokenizer.model_max_length, max_tokens or longest)
-        self.offset, own = len(self.first), len(self._whole(""))
-        check(self.limit > own, f"max_tokens: the prompt alone has {own} tokens, found {self.limit}.")
-
-    def prepare(self, samples: Sequence[Any]) -> Tokens:
-        none = torch.zeros(0, 1, dtype=torch.long)
-        return pad([none if s is None else torch.tensor(self._read(s)[0]).unsqueeze(1) for s in samples])
-
-    def read(self, texts: Sequence[str]) -> list[Reading]:
-        """How each text is read: what is cut, and what the tokenizer doesn't know."""
-        unknown = self.processor.unk_token_id
-        found = []
-        for text in texts:
-            own = self._ids(text)
-            ids, cut = self._read(text)
-            found.append(Reading(tuple(ids), len(own), sum(i == unknown for i in own), cut))
-        return found
-
-    def preprocessing(self) -> dict[str, Any]:
-        return {**tokenizer_state(self.processor), "prompt": self.prompt, "max_length": self.limit}
-
-    def _read(self, text: str) -> tuple[list[int], bool]:
-        """Its ids; of one that is too long, the sample's own text is cut, never the prompt."""
-        ids = self._whole(text)
-        if len(ids) <= self.limit:
-            return ids, False
-        start, own, end = (self._ids(part) for part in (self.prompt.after.partition(GAP)[0], text, self.prompt.end))
-        room = self.limit - len(self.first) - len(start) - len(end)
-        return [*self.first, *start, *own[: max(0, room)], *end][: self.limit], True
-
-    def _whole(self, text: str) -> list[int]:
-        return without_place([*self.first, *self._ids(self.prompt.after.replace(GAP, text))], self.place, text)
-
-    def _ids(self, text: str) -> list[int]:
-        return ids_of(self.processor, text)
-
-
-class AnswerTower(WordTower):
-    """Answers as token ids behind the prompt, the last one left out: nothing is said after it.
-
-    Args:
-        most: tokens of an answer; what is longer is cut, and has no end.
-
-    Attributes:
-        stops: the ids that end an answer.
-    """
-
-    def __init__(self, words: PromptTower, most: int) -> None:
-        super().__init__(words.width)
-        self.processor, self.prompt, self.place, self.most = words.processor, words.prompt, words.place, most
-        ends = self.prompt.answer.endswith(GAP)
-        last = self.processor.eos_token_id
-        last = self.processor.sep_token_id if last is None else last  # BERT's, as BLIP has it
-        check(
-            not ends or last is not None,
-            "backbone.prompt: the tokenizer has no token that ends an answer. Put what ends it behind {answer}.",
-        )
-        self.end = [last] if ends else []
-        self.stops = self.end or ids_of(self.processor, self.prompt.answer.rpartition(GAP)[2])[:1]
-        self._before = ids_of(self.processor, self.prompt.end)
-
-    def ids(self, text: str) -> list[int]:
-        """What the model has to say, its end included, tokenised as behind a prompt; what is too long is cut."""
-        return self._whole(text)[: self.most]
-
-    def _whole(self, text: str) -> list[int]:
-        said = self.prompt.answer.replace(GAP, text)
-        whole, count = ids_of(self.processor, self.prompt.end + said), len(self._before)
-        own = whole[count:] if whole[:count] == self._before else ids_of(self.processor, said)
-        return without_place([*own, *self.end], self.place, text)
-
-    def text(self, ids: Sequence[int]) -> str:
-        """What ids say, up to the end of the answer."""
-        return str(self.processor.decode(list(ids), skip_special_tokens=True)).strip()
-
-    def prepare(self, samples: Sequence[Any]) -> Tokens:
-        rows = [[] if sample is None else self.ids(sample)[:-1] for sample in samples]
-        return pad([torch.tensor(ids, dtype=torch.long).unsqueeze(1) for ids in rows])
-
-    def read(self, texts: Sequence[str]) -> list[Reading]:
-        """How each answer is read: what is cut, and what the tokenizer doesn't know."""
-        unknown, found = self.processor.unk_token_id, []
-        for text in texts:
-            whole = self._whole(text)
-            ids, cut = tuple(whole[: self.most]), len(whole) > self.most
-            found.append(Reading(ids, len(whole), sum(i == unknown for i in whole), cut))
-        return found
-
-    def preprocessing(self) -> dict[str, Any]:
-        return {**tokenizer_state(self.processor), "prompt": self.prompt, "most": self.most}
-
-
-def without_place(ids: list[int], place: int | None, text: str) -> list[int]:
-    """The ids; raises FusetuneError for a text with the token of a picture's place, which would ask for one more."""
-    check(
-        place is None or place not in ids,
-        f"text {text[:60]!r}: it holds the token that stands for a picture. Take it out: the prompt has its own.",
-    )
-    return ids
-
-
-def ids_of(tokenizer: Any, text: str) -> list[int]:
-    """Of a part of a sequence: nothing is put around it."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
-
-
-def laid_out(text: Tensor, image: Tensor, answer: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """The one sequence of a sample: the first `offset` tokens of the text, the picture, the rest, the answer.
-
-    Args:
-        text, image, answer: masks, (rows, tokens), real ones first.
-
-    Returns:
-        (rows, longest): which of `cat([text, image, answer])` stands there, and whether anything does.
-    """
-    texts, places, answers = (mask.sum(1, keepdim=True) for mask in (text, image, answer))
-    before, prompt, most = texts.clamp(max=offset), texts + places, text.shape[1] + image.shape[1]
-    longest = most + answer.shape[1] if text.is_meta else int((prompt + answers).max().clamp(min=1))
-    at = torch.arange(longest, device=text.device)[None]
-    in_image = (at >= before) & (at < before + places)
-    of_text = torch.where(at < before, at, at - places)
-    which = torch.where(in_image, text.shape[1] + at - before, of_text)
-    which = torch.where(at >= prompt, most + at - prompt, which)
-    real = at < prompt + answers
-    return which.masked_fill(~real, 0), real

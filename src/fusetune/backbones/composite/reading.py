@@ -10,7 +10,7 @@ from torch import Tensor
 from fusetune.backbones.composite.cuts import FINAL, LANGUAGE, MEMORY, TOP, Carried, Cut
 from fusetune.backbones.composite.language import LanguageTrunk
 from fusetune.backbones.composite.model import CompositeModel
-from fusetune.backbones.composite.prompt import WordTower
+from fusetune.backbones.composite.words import WordTower
 from fusetune.backbones.trunk import Change
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens

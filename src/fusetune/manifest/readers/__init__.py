@@ -16,6 +16,7 @@ readers = Registry(
         "ave": "fusetune.manifest.readers.ave:read",
         "digits6": "fusetune.manifest.readers.digits6:read",
         "avdigits": "fusetune.manifest.readers.avdigits:read",
+        "conversations": "fusetune.manifest.readers.conversations:read",
         "hf": "fusetune.manifest.readers.hf:read",
     },
 )

@@ -30,10 +30,13 @@ def check_inputs(
     report = input_report(source, backbone, build(ValidationSettings, validate, "validate"))
     for sentence in told(report):
         logger.warning("%s", sentence)
+    for sample in report.get("supervised", ()):
+        logger.info("row %(row)s: \033[90m%(prompt)s\033[32m%(answer)s\033[0m", sample)  # grey: shown, green: learned
     whole = {
         **validation,
         "checks": [*validation["checks"], *report["checks"]],
         "stopped_by": [*validation["stopped_by"], *report["stopped_by"]],
+        "supervised": report.get("supervised", []),
     }
     page = validation_page(whole, f"Validation of {experiment}, as its base reads it")
     log_dict(report, "inputs.json")
@@ -50,8 +53,20 @@ def accept_inputs(report: Mapping[str, Any]) -> dict[str, int]:
     lines = "\n  ".join(told(report))
     check(
         not report["stopped_by"],
-        f"inputs: stopped by {'; '.join(report['stopped_by'])}.\n  {lines}\nTake a base whose tokenizer knows these "
-        "texts (backbone.towers: a hub id or a folder), or leave the modality out, or go on all the same: "
-        "validate.severity: {text.mostly_unknown: warn}.",
+        f"inputs: stopped by {'; '.join(report['stopped_by'])}.\n  {lines}\n{_advice(report)}",
     )
     return dict(report["lengths"])
+
+
+def _advice(report: Mapping[str, Any]) -> str:
+    stopping = [check["check"] for check in report["checks"] if check["severity"] == "error"]
+    advice = {
+        "text.prompt": "Mend these rows.",
+        "input.pictures": "Leave pictures out, or take a prompt that puts nothing between them (backbone.prompt).",
+        "input.context": "Expected fewer pictures, shorter texts (backbone.towers: max_tokens) or shorter answers.",
+    }
+    others = (
+        "Take a base whose tokenizer knows these texts (backbone.towers: a hub id or a folder), or leave the modality "
+        "out, or go on all the same: validate.severity: {text.mostly_unknown: warn}."
+    )
+    return " ".join(dict.fromkeys(advice.get(name, others) for name in stopping))

@@ -1,7 +1,10 @@
 """Node functions of `validate`."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def check_manifest(
@@ -42,7 +45,7 @@ def _files(inputs: Mapping[str, Any]) -> list[str]:
     import pyarrow.parquet as pq
 
     from fusetune.config import build
-    from fusetune.manifest.contents import content_digest, is_text
+    from fusetune.manifest.contents import content_digest, names_files
     from fusetune.manifest.schema import MEDIA
     from fusetune.training.data import DataSettings
 
@@ -50,7 +53,7 @@ def _files(inputs: Mapping[str, Any]) -> list[str]:
     schema = pq.read_schema(file) if file.is_file() else None
     for name, modality in build(DataSettings, inputs["params:data"], "data").modalities.items():
         column = modality.column_of(name)
-        if modality.kind in MEDIA and schema and column in schema.names and is_text(schema.field(column).type):
+        if modality.kind in MEDIA and schema and column in schema.names and names_files(schema.field(column).type):
             for cell in pq.read_table(file, columns=[column])[column]:
                 try:
                     found.append(content_digest(modality, cell))
@@ -67,6 +70,11 @@ def accept_manifest(checked: Any, report: Mapping[str, Any]) -> Any:
     from fusetune.errors import FusetuneError
 
     if not report["stopped_by"]:
+        if report["quarantined_rows"]:
+            aside = [c for c in report["checks"] if c["severity"] == "quarantine"]
+            told = (f"{c['check']} ({c['column']}) {c['rows']}, e.g. {_example(c['examples'][0])}" for c in aside)
+            counts = report["quarantined_rows"], report["rows"]
+            logger.warning("validation: %d of %d rows set aside (quarantine.parquet): %s", *counts, "; ".join(told))
         return checked
     lines = []
     for c in report["checks"]:
