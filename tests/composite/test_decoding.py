@@ -10,6 +10,7 @@ from fusetune.config import build
 from fusetune.errors import FusetuneError
 from fusetune.plan.speaking import spoken
 from fusetune.tasks.decoding import Decoding
+from fusetune.tasks.generation import Generation, GenerationConfig
 from fusetune.tokens import Tokens
 from fusetune.training.data import ANSWER
 
@@ -249,3 +250,20 @@ def test_adapters_are_in_full_precision_on_a_base_in_half(method, tmp_path):
     assert found[1] == pytest.approx(found[0], rel=0.02)
     asked_ = asked(backbone, shown)
     assert len(spoken(model, asked_, ground(asked_), NONE)) == 3
+
+
+def test_what_is_said_is_measured_against_all_references(llava):
+    _, _, backbone, _ = llava
+    task = Generation(GenerationConfig("said", max_answer_tokens=16, references="answers"))
+    task.meet(backbone.tower(ANSWER))
+    answers = [["dark"] * 3 + ["grey"] * 7, ["it is light"] * 10]
+    columns = {"said": ["grey", "it is light"], "answers": answers}
+    assert task.columns() == ["said", "answers"] and task.truths(columns) == answers
+    said = task.targets({"said": ["dark", "which"]})
+    scores = task.per_sample(said, task.truths(columns))
+    assert scores["exact_match"].tolist() == [1, 0] and scores["vqa_accuracy"].tolist() == [pytest.approx(0.9), 0]
+    alone = task.per_sample(said, task.targets(columns))
+    assert alone["exact_match"].tolist() == [0, 0] and "vqa_accuracy" not in alone
+    problem = task.problems()["answers"]
+    assert problem(["a", "b"]) is None
+    assert "expected a list of answers, found 'a'" in problem("a") and "empty text" in problem(["a", " "])

@@ -175,7 +175,7 @@ def tested(
     }
     words: list[str | None] | None = None
     if task.speaks:
-        metrics["said"], words = said(experiment, splits["test"].targets, kinds, groups, settings, evaluation)
+        metrics["said"], words = said(experiment, kinds, groups, settings, evaluation)
     if observed:
         metrics["observed"] = {name: values.mean(0).tolist() for name, values in observed.items()}
     if joined_heads(model.head):

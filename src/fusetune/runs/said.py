@@ -4,18 +4,16 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from fusetune.bank.scoring import score
 from fusetune.device import pick_device
 from fusetune.runs.experiment import Experiment
+from fusetune.training.data import task_columns
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.settings import TrainSettings
 
 
 def said(
     experiment: Experiment,
-    targets: Tensor,
     kinds: Sequence[str] | None,
     groups: Sequence[Any],
     settings: TrainSettings,
@@ -24,7 +22,7 @@ def said(
     """Metrics of what was said, and the words of each test row; None where it wasn't asked.
 
     Args:
-        targets, kinds, groups: of all test rows, as `evaluate` takes them.
+        kinds, groups: of all test rows, as `evaluate` takes them.
     """
     rows = experiment.rows["test"]
     count = min(evaluation.answered, len(rows))
@@ -37,10 +35,11 @@ def said(
     found = score(experiment.model, experiment.source, picked, settings.batch_size, device)
     known = set(found.rows)
     asked = [place for place in places if rows[place] in known]
+    columns = task_columns(experiment.task, experiment.source)
     metrics = evaluate(
         experiment.task,
         found.outputs,
-        targets[asked],
+        experiment.task.truths({n: [c[rows[place]] for place in asked] for n, c in columns.items()}),
         evaluation,
         [kinds[place] for place in asked] if kinds else None,
         [groups[place] for place in asked],

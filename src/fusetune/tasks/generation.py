@@ -14,9 +14,11 @@ from fusetune.errors import FusetuneError
 from fusetune.tasks import word_metrics
 from fusetune.tasks.decoding import Decoding
 from fusetune.tasks.task import HeadMaker, Task
+from fusetune.tasks.vqa_accuracy import vqa_accuracy
 
 METRICS = ("token_accuracy", "exact_match", "log_likelihood")
 NO_TOKEN = -100  # as a target
+PEOPLE = 10  # who answered each question of VQA v2
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class GenerationConfig:
         answer: the manifest column that holds the answer, a text.
         max_answer_tokens: what is longer is cut, and `inputs` says how much that is.
         metric: token_accuracy, exact_match or log_likelihood: what early stopping and the champion go by.
+        references: the manifest column with a list of all answers that would be right, against which what the model
+            says is measured (several captions, the ten answers of VQA v2); None: `answer` alone.
         question_type: the manifest column that reports split results by; None: none.
         decoding: how the model looks for an answer of its own.
     """
@@ -33,6 +37,7 @@ class GenerationConfig:
     answer: str
     max_answer_tokens: int = 64
     metric: str = "token_accuracy"
+    references: str | None = None
     question_type: str | None = None
     decoding: Decoding = field(default_factory=Decoding)
 
@@ -82,11 +87,11 @@ class Generation(Task):
         return replace(self.config, decoding=changed).decoding
 
     def columns(self) -> list[str]:
-        kind = self.config.question_type
-        return [self.config.answer, *([kind] if kind else [])]
+        return [n for n in (self.config.answer, self.config.references, self.config.question_type) if n]
 
     def problems(self) -> dict[str, Callable[[Any], str | None]]:
-        return {self.config.answer: _problem}
+        several = {self.config.references: _problem_of_references} if self.config.references else {}
+        return {self.config.answer: _problem, **several}
 
     def fit(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Nothing is learned: the answers are the model's own words."""
@@ -103,6 +108,12 @@ class Generation(Task):
         for row, ids in zip(found, rows, strict=True):
             row[: len(ids)] = torch.tensor(ids)
         return found
+
+    def truths(self, columns: Mapping[str, Sequence[Any]]) -> list[list[str]]:
+        """All answers that would be right, of each row."""
+        if not self.config.references:
+            return [[text] for text in columns[self.config.answer]]
+        return [list(several) for several in columns[self.config.references]]
 
     def known(self, columns: Mapping[str, Sequence[Any]]) -> list[bool]:
         return [_problem(text) is None for text in columns[self.config.answer]]
@@ -126,25 +137,30 @@ class Generation(Task):
         found = torch.stack([logs, outputs.argmax(-1).float()], -1) * there.unsqueeze(-1)
         return F.pad(found, (0, 0, 0, targets.shape[1] - found.shape[1]))
 
-    def per_sample(self, outputs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
+    def per_sample(self, outputs: Tensor, targets: Any) -> dict[str, np.ndarray]:
+        """Of what the model has said by itself, against `targets` or `truths`."""
         if outputs.ndim == 2:
-            longest = max(outputs.shape[1], targets.shape[1])
-            said, true = (F.pad(ids, (0, longest - ids.shape[1]), value=NO_TOKEN) for ids in (outputs, targets))
-            same = (said == true).all(1).float().cpu().numpy()
-            return {"exact_match": same} | word_metrics.per_text(self._texts(outputs), self._texts(targets))
+            said, true = self._texts(outputs), self._true(targets)
+            same = [
+                any(one.strip() == other.strip() for other in several) for one, several in zip(said, true, strict=True)
+            ]
+            found = {"exact_match": np.array(same, dtype=np.float64)}
+            if all(len(several) == PEOPLE for several in true):
+                found["vqa_accuracy"] = np.array([vqa_accuracy(*pair) for pair in zip(said, true, strict=True)])
+            return found | word_metrics.per_text(said, true)
         there = targets != NO_TOKEN
         tokens = there.sum(1).clamp(min=1)
         right = (outputs[..., 1].round() == targets) & there
-        found = {
+        forced = {
             "token_accuracy": right.sum(1) / tokens,
             "exact_match": (right | ~there).all(1).float(),
             "log_likelihood": outputs[..., 0].sum(1) / tokens,
         }
-        return {name: values.float().cpu().numpy() for name, values in found.items()}
+        return {name: values.float().cpu().numpy() for name, values in forced.items()}
 
-    def aggregates(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    def aggregates(self, outputs: Tensor, targets: Any) -> dict[str, float]:
         if outputs.ndim == 2:
-            return {"bleu_4": word_metrics.bleu_4(self._texts(outputs), self._texts(targets))}
+            return {"bleu_4": word_metrics.bleu_4(self._texts(outputs), self._true(targets))}
         tokens = (targets != NO_TOKEN).sum()
         return {"perplexity": float((-outputs[..., 0].double().sum() / tokens).exp())}
 
@@ -153,12 +169,21 @@ class Generation(Task):
         column = "prediction" if outputs.ndim == 2 else "teacher_forced"
         return [{column: text} for text in self._texts(outputs if outputs.ndim == 2 else outputs[..., 1])]
 
+    def _true(self, targets: Any) -> list[list[str]]:
+        return [[text] for text in self._texts(targets)] if isinstance(targets, Tensor) else targets
+
     def _texts(self, ids: Tensor) -> list[str]:
         return [self.words.text(self._ended(row)) for row in ids.round().long().tolist()]
 
     def _ended(self, ids: list[int]) -> list[int]:
         ends = [i for i, number in enumerate(ids) if number == NO_TOKEN or number in self.words.stops]
         return ids[: ends[0]] if ends else ids
+
+
+def _problem_of_references(cell: Any) -> str | None:
+    if not isinstance(cell, list) or not cell:
+        return f"expected a list of answers, found {cell!r}"
+    return next((problem for text in cell if (problem := _problem(text))), None)
 
 
 def _problem(text: Any) -> str | None:

@@ -76,6 +76,10 @@ class Task(ABC):
     def targets(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
         """One target a row."""
 
+    def truths(self, columns: Mapping[str, Sequence[Any]]) -> Any:
+        """What answers are compared with that were found without knowing the truth, as `per_sample` takes it."""
+        return self.targets(columns)
+
     def problems(self) -> dict[str, Callable[[Any], str | None]]:
         """By target column that holds no classes: why a cell is no target, in words; None for one that is."""
         return {}

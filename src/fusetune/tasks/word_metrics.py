@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,48 +21,62 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def per_text(said: Sequence[str], true: Sequence[str]) -> dict[str, np.ndarray]:
+def per_text(said: Sequence[str], true: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
     """By metric, one score a text: token_f1, rouge_l and chrf from 0 to 1; cider_d from 0 to 10.
 
-    CIDEr-D weighs words by the texts of `true`: it depends on which there are.
+    Args:
+        true: of each text, all that would be right; the nearest counts, in CIDEr-D their mean. CIDEr-D weighs words by
+            how many of these name them: it depends on which there are.
     """
     from sacrebleu.metrics import CHRF
 
     characters = CHRF()  # n-grams of characters (Popović 2015)
-    pairs = [(words(one), words(other)) for one, other in zip(said, true, strict=True)]
+    pairs = [(words(one), [words(other) for other in several]) for one, several in zip(said, true, strict=True)]
+    nearest = [characters.sentence_score(one, list(several)).score for one, several in zip(said, true, strict=True)]
     return {
-        "token_f1": np.array([_overlap(one, other) for one, other in pairs]),
-        "rouge_l": np.array([_rouge_l(one, other) for one, other in pairs]),
-        "chrf": np.array([characters.sentence_score(one, [other]).score for one, other in zip(said, true, strict=True)])
-        / 100,
-        "cider_d": cider_d([one for one, _ in pairs], [other for _, other in pairs]),
+        "token_f1": np.array([max(_overlap(one, other) for other in several) for one, several in pairs]),
+        "rouge_l": np.array([max(_rouge_l(one, other) for other in several) for one, several in pairs]),
+        "chrf": np.array(nearest) / 100,
+        "cider_d": cider_d([one for one, _ in pairs], [several for _, several in pairs]),
     }
 
 
-def bleu_4(said: Sequence[str], true: Sequence[str]) -> float:
-    """Of all texts together, from 0 to 1 (Papineni et al., ACL 2002), by sacrebleu."""
+def bleu_4(said: Sequence[str], true: Sequence[Sequence[str]]) -> float:
+    """Of all texts together, from 0 to 1 (Papineni et al., ACL 2002), by sacrebleu; `true` as in `per_text`."""
     from sacrebleu.metrics import BLEU
 
-    joined = [[" ".join(words(text)) for text in texts] for texts in (said, true)]
-    return float(BLEU(tokenize="none", force=True).corpus_score(joined[0], [joined[1]]).score) / 100
+    def joined(text: str) -> str:
+        return " ".join(words(text))
+
+    most = max(map(len, true), default=0)
+    streams: Any = [[joined(several[i]) if i < len(several) else None for several in true] for i in range(most)]
+    return float(BLEU(tokenize="none", force=True).corpus_score([joined(one) for one in said], streams).score) / 100
 
 
-def cider_d(said: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> np.ndarray:
-    """CIDEr-D (Vedantam et al., CVPR 2015, arXiv 1411.5726) of texts against one reference each, in words."""
-    mine, theirs = [_grams(one) for one in said], [_grams(one) for one in true]
-    seen = Counter(gram for grams in theirs for gram in grams)
+def cider_d(said: Sequence[Sequence[str]], true: Sequence[Sequence[Sequence[str]]]) -> np.ndarray:
+    """CIDEr-D (Vedantam et al., CVPR 2015, arXiv 1411.5726) of texts in words, each against all of its references."""
+    references = [[_grams(one) for one in several] for several in true]
+    seen = Counter(gram for several in references for gram in {gram for grams in several for gram in grams})
     total = math.log(max(len(true), 1))
-    found = np.zeros(len(mine))
-    for i, (one, other) in enumerate(zip(mine, theirs, strict=True)):
-        a, b = _weighed(one, seen, total), _weighed(other, seen, total)
-        longer = max(len(said[i]), 1) - max(len(true[i]), 1)  # in pairs of words, as pycocoevalcap counts
-        length = math.exp(-(longer**2) / (2 * CIDER_SIGMA**2))
-        for order in range(1, CIDER_ORDER + 1):
-            x, y = ({gram: w for gram, w in side.items() if len(gram) == order} for side in (a, b))
-            norms = math.sqrt(sum(w * w for w in x.values())) * math.sqrt(sum(w * w for w in y.values()))
-            same = sum(min(w, y[gram]) * y[gram] for gram, w in x.items() if gram in y)
-            found[i] += length * (same / norms if norms else 0.0)
+    found = np.zeros(len(said))
+    for i, several in enumerate(references):
+        mine = _weighed(_grams(said[i]), seen, total)
+        for grams, reference in zip(several, true[i], strict=True):
+            theirs = _weighed(grams, seen, total)
+            longer = max(len(said[i]), 1) - max(len(reference), 1)  # in pairs of words, as pycocoevalcap counts
+            found[i] += math.exp(-(longer**2) / (2 * CIDER_SIGMA**2)) * _cosines(mine, theirs) / len(several)
     return 10 * found / CIDER_ORDER
+
+
+def _cosines(mine: Mapping[tuple[str, ...], float], theirs: Mapping[tuple[str, ...], float]) -> float:
+    """The sum over orders of the clipped cosines between the weighed n-grams of two texts."""
+    found = 0.0
+    for order in range(1, CIDER_ORDER + 1):
+        x, y = ({gram: w for gram, w in side.items() if len(gram) == order} for side in (mine, theirs))
+        norms = math.sqrt(sum(w * w for w in x.values())) * math.sqrt(sum(w * w for w in y.values()))
+        same = sum(min(w, y[gram]) * y[gram] for gram, w in x.items() if gram in y)
+        found += same / norms if norms else 0.0
+    return found
 
 
 def _grams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:

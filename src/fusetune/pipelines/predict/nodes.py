@@ -110,7 +110,7 @@ def score_answers(task: Any, source: Any, keys: Mapping[str, Any], scored: Any, 
         of_rows = source.table["group_id"].to_pylist()
         groups = [of_rows[scored.rows[i]] for i in known]
     kinds = picked[kind] if kind else None
-    metrics = evaluate(task, scored.outputs[known], task.targets(picked), settings, kinds, groups)
+    metrics = evaluate(task, scored.outputs[known], task.truths(picked), settings, kinds, groups)
     name = main_metric(task, metrics)
     logger.info(
         "%s %.3f (%.3f to %.3f) on %d rows", name, metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"],
