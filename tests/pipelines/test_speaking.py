@@ -139,6 +139,9 @@ def test_lora_in_the_language_blocks_from_raw_data_to_a_served_version(project):
         status, answer = ask(requests(project, names))
         assert status == 200, answer
         assert [a["prediction"] for a in json.loads(answer)["predictions"]] == [expected[n] for n in names]
+    told_ = kedro(project, "run", "--env", "greys", "--pipelines", "export")
+    text = " ".join((told_.stdout + told_.stderr).split())
+    assert told_.returncode != 0 and "'lora' answers by a head of its own" in text, text
 
 
 def test_answers_in_words_are_learned_from_the_cache(project):
@@ -148,6 +151,11 @@ def test_answers_in_words_are_learned_from_the_cache(project):
     metrics = json.loads((reported / "metrics.json").read_text())
     assert metrics["test"]["exact_match"] > 0.9 and metrics["test"]["perplexity"] < 2, metrics
     assert metrics["unimodal"] == {} and metrics["plain"] == {}
+    assert len(metrics["shown"]) == 4, "the same samples after every epoch"
+    for one in metrics["shown"]:
+        assert next(iter(one["said"])) == "1" and len(one["said"]) > 5 and len(set(one["said"].values())) > 1
+        assert one["right"] == [truth[one["sample_id"]]] and one["asked"]
+    assert (reported / "figures/answers.png").is_file() and not (reported / "figures/confusion_matrix.png").exists()
     adapter = json.loads((project / "data/06_models/words/lora/adapter_config.json").read_text())
     assert adapter["frontier"] == {"towers": {"image": 3, "text": 0, "answer": 0}, "trunk": 2}
     assert set(adapter["streams"]) == {"image", "text"}
@@ -193,9 +201,6 @@ def test_answers_in_words_are_learned_from_the_cache(project):
         words = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert words.strip() == expected[name]
     assert "export: up to date" in ran(project, "words", "--pipelines", "export")
-    told_ = kedro(project, "run", "--env", "greys", "--pipelines", "export")
-    text = " ".join((told_.stdout + told_.stderr).split())
-    assert told_.returncode != 0 and "'lora' answers by a head of its own" in text, text
     done = kedro(project, "run", "--env", "words", "--pipelines", "train_wander")
     text = " ".join((done.stdout + done.stderr).split())
     assert done.returncode != 0 and "behind the last language block nothing reads what 'wander' makes" in text, text

@@ -1,6 +1,6 @@
 """The figures of one training run: learning curve, confusion matrix, accuracy by group. Matplotlib, no display."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from fusetune.training.evaluation import confusion_counts
 
 INK, ACCENT, MUTED = "#1b2a41", "#2a6f97", "#b8c4d0"
+SAID, CHARACTERS = 6, 90  # of what was said of a sample: lines, and characters of each
 
 
 class Figures:
@@ -124,6 +125,44 @@ def distributions(values: Mapping[str, np.ndarray], title: str):
     axes.invert_yaxis()
     axes.set(xlim=(-0.02, 1.02), xlabel="weight: median, quartiles, 1.5 times their distance", title=title)
     return figure
+
+
+def answers(shown: Sequence[Mapping[str, Any]], pictures: Sequence[Any], title: str):
+    """A sample a row: its picture, what was asked, what is right, and what was said as epochs went by.
+
+    Args:
+        shown: ``{asked, right, said: {epoch: text}}`` each.
+        pictures: one each, or None.
+    """
+    figure = blank(9.0, 0.5 + 1.9 * len(shown))
+    grid = figure.subplots(len(shown), 2, width_ratios=[1, 4], squeeze=False)
+    for (left, right), one, picture in zip(grid, shown, pictures, strict=True):
+        left.axis("off")
+        right.axis("off")
+        if picture is not None:
+            left.imshow(picture, cmap="gray" if picture.mode == "L" else None)
+        said = list(_changes(one["said"]))
+        said = said if len(said) <= SAID else [*said[: SAID // 2], "...", *said[-SAID // 2 :]]
+        lines = [_short(one["asked"]), f"right: {_short(' | '.join(one['right']))}", *said]
+        for i, line in enumerate(lines):
+            style = {"color": ACCENT if i == 1 else INK, "alpha": 0.6 if 1 < i < len(lines) - 1 else 1.0}
+            right.text(0, 1 - i / (SAID + 3), line, va="top", fontsize=9, transform=right.transAxes, **style)
+    figure.suptitle(title)
+    return figure
+
+
+def _changes(said: Mapping[str, str]) -> Iterator[str]:
+    """What was said, where it isn't what was said the epoch before."""
+    before = None
+    for epoch, text in said.items():
+        if text != before:
+            yield f"epoch {epoch}: {_short(text) or '(nothing)'}"
+        before = text
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split()).replace("$", r"\$")  # which would begin a formula
+    return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS - 3]}..."
 
 
 def blank(width: float, height: float):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from fusetune.report.figures import Figures, compared, confusion_matrix, distributions, learning_curve
+from fusetune.report.figures import Figures, answers, compared, confusion_matrix, distributions, learning_curve
 from fusetune.runs.run import TrainingResult
 
 
@@ -26,7 +26,11 @@ def training_figures(result: TrainingResult) -> Figures:
         title = f"{method}: what the gates did on the test split"
         gates = {name: values.numpy() for name, values in result.observed.items()}
         figures["gates"] = partial(distributions, gates, title)
-    if "prediction" in predictions.column_names:
+    if metrics.get("shown"):
+        figures["answers"] = partial(
+            answers, metrics["shown"], result.pictures, f"{method}: what was said after epochs"
+        )
+    if "prediction" in predictions.column_names and "said" not in metrics:
         targets = [str(value) for value in predictions[metrics["target_columns"][0]].to_pylist()]
         found = predictions["prediction"].to_pylist()
         figures["confusion_matrix"] = partial(confusion_matrix, targets, found, on_test)

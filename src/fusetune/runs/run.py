@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fusetune.features.storage import Store
 from fusetune.plan.plan import Plan
 from fusetune.runs.baselines import best_of, metric_key
 from fusetune.runs.experiment import Experiment
-from fusetune.runs.said import said
+from fusetune.runs.said import Shown, said
 from fusetune.tasks.joined_head import joined_heads
 from fusetune.training.data import DataSettings, load_backbone, make_task
 from fusetune.training.epochs import Epoch, Reporter, counted
@@ -49,6 +49,7 @@ class TrainingResult:
         outputs: of the test split, (rows, ...), as the task decodes them.
         epochs: with times.
         validated: outputs of the validation split.
+        pictures: of the samples in `metrics["shown"]`.
         scores: of each validation and test sample, with its group and its targets: what decides who is better; None
             where nobody asks.
     """
@@ -62,6 +63,7 @@ class TrainingResult:
     outputs: Tensor
     validated: Tensor
     scores: pa.Table | None = None
+    pictures: Sequence[Any] = ()
 
     def scalars(self) -> dict[str, float]:
         """The metrics that are single numbers, for a tracker."""
@@ -128,8 +130,11 @@ def train_and_test(
         logger.info("%s: %s", method, text)
     key = experiment.key(features, settings)
     folder = checkpoints / key[:16]
-    epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter)
+    shown = Shown(experiment, settings, evaluation, folder)
+    epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter, shown)
     result = tested(experiment, splits, epochs, settings, evaluation, method, unimodal, plain)
+    if told := shown.told():
+        result = replace(result, metrics={**result.metrics, "shown": told}, pictures=shown.pictures())
     shutil.rmtree(folder, ignore_errors=True)
     return replace(result, scores=_scores(experiment, splits["val"], result))
 

@@ -25,14 +25,17 @@ class EvaluationSettings:
         seed: of the resampling.
         answered: test samples that a model that speaks answers word by word once it is trained, drawn by the seed; 0:
             none.
+        shown: validation samples that such a model answers after every epoch, the same ones: what it says is shown.
     """
 
     bootstrap_samples: int = 1000
     confidence: float = 0.95
     seed: int = 0
     answered: int = 300
+    shown: int = 4
 
     def __post_init__(self) -> None:
+        check(self.shown >= 0, f"shown: expected a number of samples, found {self.shown}.")
         check(self.answered >= 0, f"answered: expected a number of samples, found {self.answered}.")
         check(self.bootstrap_samples > 0, f"bootstrap_samples: expected at least 1, found {self.bootstrap_samples}.")
         check(0 < self.confidence < 1, f"confidence: expected a share between 0 and 1, found {self.confidence}.")
