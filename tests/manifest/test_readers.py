@@ -198,6 +198,9 @@ def test_karpathy(tmp_path, coco):
     assert len(found) == 20 and [row["split"] for row in found[::5]] == ["train", "train", "val", "test"]
     assert found[6]["image"] == ("val2014/1.jpg" if coco else "1.jpg") and found[6]["text"] == "picture 1.1"
     assert len(read("karpathy", file=str(file), captions=1)) == 4
+    assert found[6]["references"] == [f"picture 1.{i}" for i in range(5)]
+    tested = rows(read("karpathy", file=str(file), tested=1))
+    assert [row["split"] for row in tested] == ["train"] * 10 + ["val", "test"] and len(tested[-1]["references"]) == 5
     file.write_text(json.dumps({"pictures": []}))
     with pytest.raises(FusetuneError, match="dataset.json: expected a key 'images', found pictures"):
         read("karpathy", file=str(file))
