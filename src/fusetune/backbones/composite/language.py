@@ -88,6 +88,8 @@ class LanguageTrunk(nn.Module):
         if seen is None or not (present.is_meta or present.any()):
             return self._apart(self.composite.carry(self.composite.unseen(inputs), self._cut(stop)).states)
         states = self._pictures(seen)
+        if self.composite.family.several:  # a row has as many as it has: all places one behind another
+            states = states.flatten(0, 1)[None]
         inputs |= self.composite.seen(states.new_ones(len(states), *self.composite.picture_shape))
         carried = Carried(self.composite.laid(states))
         return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(PLACES), carried).states)
@@ -147,7 +149,7 @@ class LanguageTrunk(nn.Module):
         """States of the pictures that are there, (pictures, tokens, width)."""
         if seen.mask.is_meta:
             return seen.values
-        if self.composite.family.several:  # a row has as many as it has: parts of one length, which each row is made of
+        if self.composite.family.several:  # parts of one length, of which each row has as many as it has
             return seen.values[seen.mask].unflatten(0, (-1, math.gcd(*seen.mask.sum(1).tolist())))
         return seen.values[seen.mask.any(1)]
 
