@@ -30,11 +30,11 @@ def tokenizer():
     )  # fmt: skip
 
 
-def saved_llava(folder, template=TEMPLATE):
+def saved_llava(folder, template=TEMPLATE, **changes):
     torch.manual_seed(0)
     words = tokenizer()
     vision = tf.CLIPVisionConfig(**composites.VISION)
-    text = tf.LlamaConfig(vocab_size=len(words), **LM)
+    text = tf.LlamaConfig(vocab_size=len(words), **LM | changes)
     config = tf.LlavaConfig(
         vision_config=vision, text_config=text, image_token_id=words.convert_tokens_to_ids("<image>")
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fusetune.adapters.adapter import BackboneAdapter
+from fusetune.backbones.composite.quantising import quantised
 from fusetune.config import check
 from fusetune.errors import FusetuneError
 
@@ -65,5 +66,11 @@ class Unfreeze(BackboneAdapter):
             self._train(module)
 
     def _train(self, module: nn.Module) -> None:
+        kind = quantised(module)
+        check(
+            kind is None,
+            f"unfreeze: weights in {kind} can't be trained. Leave the language blocks out (parts), place LoRA there, "
+            "or set backbone.quantise: null.",
+        )
         module.requires_grad_(True)
         self.opened += module.parameters()

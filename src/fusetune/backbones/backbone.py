@@ -13,6 +13,7 @@ from fusetune.backbones import towers as tower_registry
 from fusetune.backbones.bases import FORMAT, INDEX, opened, read_index
 from fusetune.backbones.common_space import Space
 from fusetune.backbones.composite.loading import CompositeSource, load_parts, resolved
+from fusetune.backbones.composite.quantising import quantise
 from fusetune.backbones.sharing import separate, share, shared, twin
 from fusetune.backbones.sources import TowerSource, registered_tower, towers_from
 from fusetune.backbones.tower import Tower, fingerprint
@@ -270,8 +271,12 @@ class Backbone(nn.Module):
     def from_composite(cls, chosen: CompositeSource, kinds: Mapping[str, str]) -> "Backbone":
         """A composite model's tower of pictures, tower of words and language blocks; raises as `load_parts` does."""
         chosen = resolved(chosen)
-        towers, trunk = load_parts(chosen, kinds)
-        return cls(towers, trunk, chosen)
+        backbone = cls(*load_parts(chosen, kinds), chosen)
+        if chosen.quantise:  # named by the weights that were given, and by what has been made of them
+            backbone.remember_fingerprints()
+            backbone._fingerprints["trunk"] = digest([backbone._fingerprints["trunk"], chosen.quantise])
+            quantise(backbone.trunk.blocks(), chosen.quantise)
+        return backbone
 
 
 def _seen_from(folder: Path, source: str) -> str:

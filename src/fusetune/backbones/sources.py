@@ -120,6 +120,7 @@ class BackboneSettings:
         prompt: of a composite model (LLaVA), what a text is put into, with {image} and {}; None: the checkpoint's chat
             template, or its family's way.
         system: what the chat template of a composite model is told before anything is asked; None: nothing.
+        quantise: int8, int4 or nf4: weights of a composite model's language blocks in few bits; None: as they are.
         picture_side: pixels of the side that pictures are brought to, of a composite model that would give large ones
             more places (Qwen-VL, SmolVLM); None: its family's.
     """
@@ -129,6 +130,7 @@ class BackboneSettings:
     prompt: str | None = None
     picture_side: int | None = None
     system: str | None = None
+    quantise: str | None = None
 
     def sources(self, kinds: Mapping[str, str]) -> dict[str, TowerSource]:
         """Where the tower of each modality comes from.
@@ -163,7 +165,7 @@ class BackboneSettings:
             asked.setdefault(one.source, set()).add(kinds[name])
         own = {name: one for name, one in chosen.items() if not one.part and one.source not in MADE_HERE}
         whole = {name: one for name, one in own.items() if _speaks(one, asked[one.source])}
-        for setting in ("prompt", "picture_side", "system"):
+        for setting in ("prompt", "picture_side", "system", "quantise"):
             check(
                 bool(whole) or getattr(self, setting) is None,
                 f"backbone.{setting}: goes with a composite model (LLaVA, PaliGemma) as backbone.source; leave it out.",
@@ -178,7 +180,7 @@ class BackboneSettings:
             f"{', '.join(others) or 'another one'}. Expected all modalities from it, or `part` for one encoder alone.",
         )
         limit = next((one.max_tokens for one in whole.values() if one.max_tokens), None)
-        return CompositeSource(*next(iter(sources)), self.prompt, limit, self.picture_side, self.system)
+        return CompositeSource(*next(iter(sources)), self.prompt, limit, self.picture_side, self.system, self.quantise)
 
     def is_embedded(self, kinds: Mapping[str, str]) -> bool:
         """Whether the data take the embedded base as it is, its trunk included."""

@@ -216,7 +216,7 @@ def skeleton(backbone: Backbone) -> Backbone:
 
 
 def _hollow(tensor: Tensor) -> Tensor:
-    hollow = torch.empty_like(tensor, device="meta")
+    hollow = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return torch.nn.Parameter(hollow, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else hollow
 
 

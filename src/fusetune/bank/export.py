@@ -53,6 +53,12 @@ class Export:
             f"export: '{method}' answers by a head of its own, which no model of `transformers` has a place for. An "
             "adapter of the task `generation` can be exported; LoRA of towers lies in the adapter's folder peft/.",
         )
+        assert origin is not None
+        check(
+            not origin.quantise,
+            f"export: the base's weights are in {origin.quantise}; what is folded into them would be rounded away. "
+            "Serve the adapter by the registry or the bank, or open its folder peft/model on the base.",
+        )
         expected = _heard(model, self.samples)
         composite = model.backbone.trunk.composite
         dtype = next(composite.model.parameters()).dtype
@@ -64,7 +70,6 @@ class Export:
                 "serve the adapter by the registry or the bank, or train one of those."
             ) from None
         composite.model.save_pretrained(folder)
-        assert origin is not None
         save_processor(origin, composite.family, folder)
         streams, name = model.streams, type(composite.model).__name__
         del model, composite  # one of them in memory at a time

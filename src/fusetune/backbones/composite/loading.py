@@ -29,6 +29,7 @@ class CompositeSource:
         max_tokens: of the text in its prompt; what is longer is cut, and `inputs` says how much that is.
         picture_side: pixels of the side that pictures are brought to, where large ones would take more places.
         system: what the chat template is told before anything is asked.
+        quantise: int8, int4 or nf4: the language blocks' weights in few bits; None: as they are.
     """
 
     source: str
@@ -37,6 +38,7 @@ class CompositeSource:
     max_tokens: int | None = None
     picture_side: int | None = None
     system: str | None = None
+    quantise: str | None = None
 
 
 def is_composite(source: str, revision: str | None = None) -> bool:
