@@ -4,7 +4,7 @@ import pytest
 import torch
 from encoders import pictures
 from speaking import TEXTS, saved_llava
-from test_answering import ANSWERS, KINDS, adapted, generation, given
+from test_answering import ANSWERS, ASKED, KINDS, adapted, generation, given
 from test_decoding import BEHIND, IN_BLOCKS, NONE, asked, ground
 from test_leaving import data_of
 
@@ -13,6 +13,7 @@ from fusetune.backbones.composite.loading import CompositeSource
 from fusetune.backbones.composite.quantising import KINDS as WAYS
 from fusetune.backbones.composite.quantising import quantised
 from fusetune.bank.artifact import Artifact
+from fusetune.bank.bank import Bank
 from fusetune.bank.export import Export
 from fusetune.errors import FusetuneError
 from fusetune.plan.speaking import spoken
@@ -91,6 +92,10 @@ def test_adapters_learn_beside_it_are_saved_and_answer_the_same(kind, method, ch
     again = Artifact.from_pretrained(tmp_path / "adapter").build(tmp_path / "base")
     assert quantised(again.backbone.trunk) == kind
     assert spoken(again, streams, ground(streams), NONE).tolist() == expected.tolist()
+    bank = Bank(tmp_path / "base")
+    bank.load("one", tmp_path / "adapter")
+    found = bank.outputs(["one"] * 3, {"image": shown, "text": ASKED})
+    assert torch.stack(found).long().tolist() == expected.tolist()
 
 
 def test_each_way_is_a_base_of_its_own_on_one_cache_of_pictures(checkpoint):

@@ -13,7 +13,6 @@ from fusetune.backbones import towers as tower_registry
 from fusetune.backbones.bases import FORMAT, INDEX, opened, read_index
 from fusetune.backbones.common_space import Space
 from fusetune.backbones.composite.loading import CompositeSource, load_parts, resolved
-from fusetune.backbones.composite.quantising import quantise
 from fusetune.backbones.sharing import separate, share, shared, twin
 from fusetune.backbones.sources import TowerSource, registered_tower, towers_from
 from fusetune.backbones.tower import Tower, fingerprint
@@ -120,7 +119,7 @@ class Backbone(nn.Module):
         if name in self._fingerprints:
             return self._fingerprints[name]
         stack: Any = self.stack(name)
-        return fingerprint(stack.state_dict()) if name == "trunk" else stack.fingerprint()
+        return stack.fingerprint() if hasattr(stack, "fingerprint") else fingerprint(stack.state_dict())
 
     def remember_fingerprints(self) -> None:
         """Keep the fingerprints of the weights as they are now, whatever an adapter does to them afterwards."""
@@ -272,10 +271,8 @@ class Backbone(nn.Module):
         """A composite model's tower of pictures, tower of words and language blocks; raises as `load_parts` does."""
         chosen = resolved(chosen)
         backbone = cls(*load_parts(chosen, kinds), chosen)
-        if chosen.quantise:  # named by the weights that were given, and by what has been made of them
-            backbone.remember_fingerprints()
-            backbone._fingerprints["trunk"] = digest([backbone._fingerprints["trunk"], chosen.quantise])
-            quantise(backbone.trunk.blocks(), chosen.quantise)
+        if chosen.quantise:
+            backbone.trunk.quantise(chosen.quantise)
         return backbone
 
 

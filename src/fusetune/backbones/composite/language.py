@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from fusetune.backbones.composite.cuts import FINAL, LANGUAGE, PLACES, Carried, Cut
 from fusetune.backbones.composite.model import CompositeModel
-from fusetune.backbones.composite.words import ROOM, AnswerTower, PromptTower, WordTower, laid_out
+from fusetune.backbones.composite.quantising import quantise
+from fusetune.backbones.composite.words import AnswerTower, PromptTower, WordTower, laid_out, positions, room
+from fusetune.backbones.tower import fingerprint
 from fusetune.backbones.trunk import Change
-from fusetune.config import check
+from fusetune.config import check, digest
 from fusetune.tokens import Tokens
 
 
@@ -49,8 +51,18 @@ class LanguageTrunk(nn.Module):
         self.offset, self.image, self.text = words.offset, image, text
         self._layout: tuple[dict[str, Tensor], Tensor, Tensor] = {}, torch.empty(0), torch.empty(0)
         self._goes_on = False  # a pass that goes on behind a prompt that has been read
+        self._name = ""  # a fingerprint that weights can't give any more
         self.depth = len(composite.blocks(LANGUAGE))
         self.width = composite.model.config.get_text_config().hidden_size
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the weights; of quantised ones, of those that were given and of what was made of them."""
+        return self._name or fingerprint(self.state_dict())
+
+    def quantise(self, kind: str) -> None:
+        """The blocks' weights in few bits from now on; see `quantising`."""
+        self._name = digest([self.fingerprint(), kind])
+        quantise(self.blocks(), kind)
 
     @property
     def most_tokens(self) -> int:
@@ -282,15 +294,3 @@ class LanguageTrunk(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         raise TypeError("these blocks belong to their composite model, which is saved by reference")
-
-
-def room(composite: CompositeModel) -> int:
-    """Positions that no prompt takes: an answer stands there."""
-    return min(ROOM, positions(composite) // 4)
-
-
-def positions(composite: CompositeModel) -> int:
-    """Places of the language model."""
-    config = composite.model.config.get_text_config()
-    found: int = getattr(config, "max_position_embeddings", None) or config.max_target_positions
-    return found

@@ -8,12 +8,12 @@ from typing import Any
 
 from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of, composite_family
 from fusetune.backbones.composite.family import CompositeFamily
-from fusetune.backbones.composite.language import LanguageTrunk, positions, room
+from fusetune.backbones.composite.language import LanguageTrunk
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.prompt import Prompt, adjoin
 from fusetune.backbones.composite.reading import ReadingTrunk
 from fusetune.backbones.composite.seeing import HearingTower, SeeingTower
-from fusetune.backbones.composite.words import PromptTower
+from fusetune.backbones.composite.words import PromptTower, positions, room
 from fusetune.backbones.families import load
 from fusetune.backbones.tower import Tower
 from fusetune.config import check

@@ -210,3 +210,15 @@ def laid_out(text: Tensor, image: Tensor, answer: Tensor, offset: int) -> tuple[
     which = torch.where(at >= prompt, most + at - prompt, which)
     real = at < prompt + answers
     return which.masked_fill(~real, 0), real
+
+
+def room(composite: Any) -> int:
+    """Positions that no prompt takes: an answer stands there."""
+    return min(ROOM, positions(composite) // 4)
+
+
+def positions(composite: Any) -> int:
+    """Places of the language model."""
+    config = composite.model.config.get_text_config()
+    found: int = getattr(config, "max_position_embeddings", None) or config.max_target_positions
+    return found
