@@ -200,6 +200,22 @@ def test_rows_are_answered_in_slices_and_the_same(served, monkeypatch):
     assert len(set(whole["probability"])) > 1
 
 
+def test_a_request_that_takes_too_long_ends_between_slices(served, monkeypatch):
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    from mlflow.exceptions import MlflowException
+
+    import fusetune.bank.mlflow_model as module
+
+    now = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(served[0], "limits", replace(served[0].limits, slice_rows=1, seconds=150))
+    with pytest.raises(MlflowException, match="request: 1 of 3 rows were answered in 150 s") as caught:
+        ask(served[0], row(), row(), row())
+    assert caught.value.get_http_status_code() == 413
+
+
 def test_a_video_is_counted_by_its_header():
     from media import clip
 

@@ -77,7 +77,14 @@ def test_three_layouts_are_one_manifest(tmp_path):
         ("00000002", ["a.png"], "What is it?", "A dog."),
     ]
     assert all(row[CONVERSATION] is None for row in found)
-    assert found[0]["group_id"] == found[3]["group_id"] != found[2]["group_id"], "one picture, one split"
+    assert len({row["group_id"] for row in found}) == 1, "what shares a picture is in one split"
+
+
+def test_what_hangs_together_by_pictures_is_in_one_split(tmp_path):
+    shown = [["a.png"], ["b.png", "c.png"], ["d.png"], ["c.png", "a.png"], [], []]
+    items = [{"images": pictures, "messages": [USER | {"content": "What is it?"}, GPT]} for pictures in shown]
+    groups = [row["group_id"] for row in rows(tmp_path, *items)]
+    assert groups[0] == groups[1] == groups[3] and len(set(groups)) == 4
 
 
 def test_the_last_answer_alone_lines_and_boxes(tmp_path):

@@ -23,6 +23,7 @@ class RequestLimits:
         characters: of all texts.
         values: of all sequences and vectors.
         slice_rows: rows that are decoded and answered at once.
+        seconds: after which no further slice is begun.
     """
 
     rows: int = 1024
@@ -33,6 +34,7 @@ class RequestLimits:
     characters: int = 10_000_000
     values: int = 10_000_000
     slice_rows: int = 32
+    seconds: int = 300
 
     def __post_init__(self) -> None:
         for field in fields(self):

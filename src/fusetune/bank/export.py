@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 REPORT, CARD = "fusetune_export.json", "README.md"
 ROUNDING = {torch.float32: 1e-4}  # of logits, against the largest
 IN_HALF = 0.1  # there the changed weights are rounded too
+AT_ONCE = 8  # samples that are answered together
 
 
 @dataclass
@@ -122,13 +123,14 @@ class Export:
 @torch.no_grad()
 def _heard(model: AdaptedModel, samples: Mapping[str, Sequence[Any]]) -> tuple[Tensor, Tensor]:
     """What a model says of samples, (rows, tokens) ids, and the logits behind their prompts, (rows, vocabulary)."""
-    streams = model.backbone.prepare(samples)
-    ground = Frontier(dict.fromkeys(streams, 0))
     task: Any = model.task
-    said = spoken(model, streams, ground, task.decoding())
-    met = model.in_front_of_trunk(streams, ground)
-    top = Frontier(model.backbone.full_depth(list(streams)).towers)
-    return said, model(met, top)[:, 0].float()
+    said, logits = [], []
+    for start in range(0, len(next(iter(samples.values()))), AT_ONCE):
+        streams = model.backbone.prepare({name: column[start : start + AT_ONCE] for name, column in samples.items()})
+        ground = Frontier(dict.fromkeys(streams, 0))
+        said.append(spoken(model, streams, ground, task.decoding()))
+        logits.append(model(streams, ground)[:, 0].float())
+    return torch.cat(said), torch.cat(logits)
 
 
 def _card(report: Mapping[str, Any], name: str) -> str:

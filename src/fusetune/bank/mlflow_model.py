@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,13 @@ class AdapterModel(PythonModel):
             name = self._named(asked.pop("adapter", "") or OWN)
             modalities = self.bank.data(name).modalities
             cells = _cells(_frame(model_input), modalities, self.limits)
-            rows, outputs = len(next(iter(cells.values()))), []
+            rows, outputs, begun = len(next(iter(cells.values()))), [], time.monotonic()
             for start in range(0, rows, self.limits.slice_rows):
+                if time.monotonic() - begun > self.limits.seconds:
+                    raise TooLarge(
+                        f"request: {start} of {rows} rows were answered in {self.limits.seconds} s, all that a request "
+                        "may take. Send fewer, ask for fewer tokens, or raise serve.seconds."
+                    )
                 stop = min(rows, start + self.limits.slice_rows)
                 outputs += self.bank.outputs([name] * (stop - start), _decoded(cells, modalities, start, stop), asked)
             return pd.DataFrame(self.bank.decoded(name, outputs))

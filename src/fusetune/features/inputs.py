@@ -90,8 +90,8 @@ def _context(
     if most is None or level == "off":
         return
     lengths = np.zeros(len(source), dtype=np.int64)
-    for own in facts.values():
-        lengths[own.rows] += own.kept
+    for name, own in facts.items():
+        lengths[own.rows] += own.kept - (name == backbone.trunk.answer)  # behind an answer's last token nothing is said
     seen = [name for name in backbone.trunk.told_apart if source.modalities[name].kind != "text"]
     for name in seen:
         lengths += np.array(source.items(name)) * backbone.tower(name).tokens_out(1)

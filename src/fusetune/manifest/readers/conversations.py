@@ -75,11 +75,10 @@ def read(settings: Mapping[str, Any], where: str) -> pa.Table:
             told = _conversation(item, chosen)
             moved += told.moved
             pictures = told.pictures or None
-            group = "\n".join(told.pictures) or own["sample_id"]
             for turn, (text, answer) in enumerate(told.answers):
                 ending = f"-{turn}" if len(told.answers) > 1 else ""
                 rows.append(
-                    {**own, "sample_id": f"{own['sample_id']}{ending}", "group_id": group, "image": pictures,
+                    {**own, "sample_id": f"{own['sample_id']}{ending}", "group_id": own["sample_id"], "image": pictures,
                      "text": text, "answer": answer, CONVERSATION: None}
                 )  # fmt: skip
         except Broken as problem:
@@ -92,9 +91,27 @@ def read(settings: Mapping[str, Any], where: str) -> pa.Table:
         logger.info(
             "%s: in %d conversations a picture is named behind words; prompts have it in front", chosen.file, moved
         )
+    for row, group in zip(rows, _groups([row["image"] or [] for row in rows]), strict=True):
+        row["group_id"] = group or row["group_id"]
     types = {"image": pa.list_(pa.string())}
     columns = {n: pa.array([row[n] for row in rows], types.get(n, pa.string())) for n in rows[0]}
     return pa.table({n: c for n, c in columns.items() if n not in ("split", "objects") or c.null_count < len(c)})
+
+
+def _groups(shown: Sequence[Sequence[str]]) -> list[str]:
+    """Of each row, a picture that names all that hang together by a picture that they share; '' without pictures."""
+    first: dict[str, str] = {}
+
+    def root(picture: str) -> str:
+        while first.setdefault(picture, picture) != picture:
+            picture = first[picture]
+        return picture
+
+    for pictures in shown:
+        for picture in pictures:
+            one, other = root(pictures[0]), root(picture)
+            first[max(one, other)] = min(one, other)
+    return [root(pictures[0]) if pictures else "" for pictures in shown]
 
 
 @dataclass(frozen=True)
