@@ -165,11 +165,15 @@ class LoRA(PeftTuner):
             alpha_pattern={f"^{name}$": self.config.alpha or rank for name, rank in self._ranks.items()},
         )
 
+    def __init__(self, config: Any, stack: Stack, blocks: Sequence[Block]) -> None:
+        super().__init__(config, stack, blocks)
+        self._begin = PeftFolder(config.pretrained) if config.pretrained else None  # until its factors are taken over
+
     def _inject(self) -> None:
         super()._inject()
-        if self.config.pretrained:
+        if self._begin:
             whole = {self._in_whole(name): layer for name, layer in self._layers.items()}
-            found = PeftFolder(self.config.pretrained).factors(whole, "lora")
+            found, self._begin = self._begin.factors(whole, "lora"), None
             self.set_factors({name: found[self._in_whole(name)] for name in self._layers})
 
     @classmethod
@@ -177,11 +181,11 @@ class LoRA(PeftTuner):
         """Raise FusetuneError for a layer that a `pretrained` folder changes and none of these takes."""
         taken: dict[str, list[LoRA]] = {}
         for one in several:
-            if isinstance(one, LoRA) and one.config.pretrained:
-                taken.setdefault(one.config.pretrained, []).append(one)
-        for folder, own in taken.items():
+            if isinstance(one, LoRA) and one._begin:
+                taken.setdefault(one._begin.folder, []).append(one)
+        for own in taken.values():
             layers = [one._in_whole(name) for one in own for name in one._layers]
-            PeftFolder(folder).check_all_taken(layers, [p for one in own for p in one._unread()])
+            own[0]._begin.check_all_taken(layers, [p for one in own for p in one._unread()])  # type: ignore[union-attr]
 
     def _unread(self) -> Sequence[str]:
         """Paths of blocks whose states nobody reads."""

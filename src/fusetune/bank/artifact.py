@@ -167,7 +167,7 @@ class Artifact:
         check_base(backbone, self.data(), self.config["base_fingerprint"], base)
         if not fitted:
             self.fits(skeleton(backbone))
-        model = self._placed(backbone)
+        model = self.placed(backbone)
         try:
             model.fold()
             model.load(self.tensors, WEIGHTS)
@@ -180,7 +180,7 @@ class Artifact:
     def untrained(self, backbone: Backbone, base: str | Path) -> AdaptedModel:
         """The model as it was before training."""
         check_base(backbone, self.data(), self.config["base_fingerprint"], base)
-        return self._placed(backbone)
+        return self.placed(backbone)
 
     def fits(self, skeleton: Backbone) -> None:
         """Raise FusetuneError unless the tensors are those of the plan: names, shapes and dtypes, before any is made.
@@ -189,14 +189,15 @@ class Artifact:
             skeleton: of the backbone; see `skeleton`.
         """
         with torch.device("meta"):
-            model = self._placed(skeleton)
+            model = self.placed(skeleton)
             try:
                 model.fold()
                 model.check_tensors(self.tensors, WEIGHTS)
             finally:
                 model.detach()
 
-    def _placed(self, backbone: Backbone) -> AdaptedModel:
+    def placed(self, backbone: Backbone) -> AdaptedModel:
+        """The plan on a backbone, whatever weights that has; nothing trained is in it yet."""
         try:
             task = make_task(self.data().task)
             task.restore(self.config["task_state"])

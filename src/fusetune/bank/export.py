@@ -10,16 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusetune.adapters.adapter import Stream
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.backbones.composite.loading import CompositeSource, save_processor
 from fusetune.bank.artifact import Artifact
-from fusetune.config import build, check
+from fusetune.config import check
 from fusetune.errors import FusetuneError
 from fusetune.plan.adapted import AdaptedModel
-from fusetune.plan.plan import Plan
 from fusetune.plan.speaking import spoken
-from fusetune.training.data import answering, make_task, meet
+from fusetune.training.data import answering
 
 logger = logging.getLogger(__name__)
 REPORT, CARD = "fusetune_export.json", "README.md"
@@ -72,9 +70,9 @@ class Export:
             ) from None
         composite.model.save_pretrained(folder)
         save_processor(origin, composite.family, folder)
-        streams, name = model.streams, type(composite.model).__name__
+        name = type(composite.model).__name__
         del model, composite  # one of them in memory at a time
-        found = self._reopened(replace(origin, source=str(folder), revision=None), streams)
+        found = self._reopened(replace(origin, source=str(folder), revision=None))
         report = self._compared(expected, found, dtype)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / CARD).write_text(_card(report, name))
@@ -84,16 +82,12 @@ class Export:
         )  # fmt: skip
         return report
 
-    def _reopened(self, source: CompositeSource, streams: Mapping[str, Stream]) -> AdaptedModel:
+    def _reopened(self, source: CompositeSource) -> AdaptedModel:
         """What was written, by itself."""
         data = self.artifact.data()
         kinds = {name: modality.kind for name, modality in data.modalities.items()}
         backbone = answering(Backbone.from_composite(source, kinds).part(list(kinds), data.use_trunk), data)
-        task = make_task(data.task)
-        task.restore(self.artifact.config["task_state"])
-        meet(task, backbone)
-        plan = build(Plan, {"placements": [{"where": "head", "adapter": "linear"}]}, "export")
-        return AdaptedModel(backbone, plan, task, streams, "export").eval()
+        return self.artifact.with_plan({"placements": [{"where": "head", "adapter": "linear"}]}).placed(backbone).eval()
 
     def _compared(self, expected: tuple[Tensor, Tensor], model: AdaptedModel, dtype: torch.dtype) -> dict[str, Any]:
         answers, logits = _heard(model, self.samples)

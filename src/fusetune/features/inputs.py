@@ -1,6 +1,6 @@
 """What of the samples reaches the base, and how long they are there."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,23 +71,20 @@ def told(report: Mapping[str, Any]) -> list[str]:
 
 def _pictures(source: Source, name: str, tower: Any, settings: "ValidationSettings") -> Iterator[dict[str, Any]]:
     """Samples with more pictures than the model takes."""
-    most, level = getattr(tower, "most", None), settings.level("input.pictures")
-    if source.modalities[name].kind != "image" or most is None or level == "off":
-        return
-    counts = np.array(source.items(name))
-    places = np.flatnonzero(counts > most)
-    if len(places):
-        shown = [(int(row), f"{counts[row]} pictures, {most} are taken") for row in places[:EXAMPLES]]
-        says, share = "of the rows have more pictures than the model and its prompt take", len(places) / len(counts)
-        yield failed_check(source, name, "input.pictures", level, len(places), share, says, shown)
+    most = getattr(tower, "most", None)
+    if source.modalities[name].kind == "image" and most is not None:
+        says = "of the rows have more pictures than the model and its prompt take"
+        counts = np.array(source.items(name))
+        told = lambda count: f"{count} pictures, {most} are taken"  # noqa: E731
+        yield from _above(source, name, "input.pictures", settings, counts, most, says, told)
 
 
 def _context(
     source: Source, backbone: Any, facts: Mapping[str, Any], settings: "ValidationSettings"
 ) -> Iterator[dict[str, Any]]:
     """Samples whose prompt, pictures and answer are more tokens than the language model has places for."""
-    most, level = getattr(backbone.trunk, "most_tokens", None), settings.level("input.context")
-    if most is None or level == "off":
+    most = getattr(backbone.trunk, "most_tokens", None)
+    if most is None:
         return
     lengths = np.zeros(len(source), dtype=np.int64)
     for name, own in facts.items():
@@ -95,11 +92,9 @@ def _context(
     seen = [name for name in backbone.trunk.told_apart if source.modalities[name].kind != "text"]
     for name in seen:
         lengths += np.array(source.items(name)) * backbone.tower(name).tokens_out(1)
-    places = np.flatnonzero(lengths > most)
-    if len(places):
-        shown = [(int(row), f"{lengths[row]} tokens, the language model takes {most}") for row in places[:EXAMPLES]]
-        says, share = "of the rows are longer than the language model takes", len(places) / len(lengths)
-        yield failed_check(source, (seen or list(facts))[0], "input.context", level, len(places), share, says, shown)
+    at, says = (seen or list(facts))[0], "of the rows are longer than the language model takes"
+    told = lambda length: f"{length} tokens, the language model takes {most}"  # noqa: E731
+    yield from _above(source, at, "input.context", settings, lengths, most, says, told)
 
 
 def _supervised(source: Source, backbone: Any, answer: str) -> list[dict[str, str]]:
@@ -120,17 +115,30 @@ def _supervised(source: Source, backbone: Any, answer: str) -> list[dict[str, st
 
 def _cut(source: Source, name: str, tower: Any, settings: "ValidationSettings") -> Iterator[dict[str, Any]]:
     """Sounds and sequences that are longer than the tower takes."""
-    kind, level = source.modalities[name].kind, settings.level("input.truncated")
+    kind = source.modalities[name].kind
     if kind == "audio" and getattr(tower, "most_seconds", None):
-        lengths, most, unit = source.seconds(name), tower.most_seconds, "s"
+        lengths, most, unit = np.array(source.seconds(name)), tower.most_seconds, "s"
     elif kind == "sequence" and getattr(tower, "max_tokens", None):
-        lengths = [len(cell) if cell.is_valid else 0 for cell in source.column(name)]
+        lengths = np.array([len(cell) if cell.is_valid else 0 for cell in source.column(name)])
         most, unit = tower.max_tokens, "tokens"
     else:
         return
-    places = np.flatnonzero(np.array(lengths) > most)
-    if not len(places) or level == "off":
-        return
-    shown = [(int(row), f"{lengths[row]:g} {unit}, {most:g} are read") for row in places[:EXAMPLES]]
-    share = len(places) / len(lengths)
-    yield failed_check(source, name, "input.truncated", level, len(places), share, "of the rows are cut", shown)
+    told = lambda length: f"{length:g} {unit}, {most:g} are read"  # noqa: E731
+    yield from _above(source, name, "input.truncated", settings, lengths, most, "of the rows are cut", told)
+
+
+def _above(
+    source: Source,
+    name: str,
+    check: str,
+    settings: "ValidationSettings",
+    sizes: np.ndarray,
+    most: float,
+    says: str,
+    told: Callable[[Any], str],
+) -> Iterator[dict[str, Any]]:
+    """The check fails for rows whose size is above `most`; `told` is what to say of such a size."""
+    level, places = settings.level(check), np.flatnonzero(sizes > most)
+    if len(places) and level != "off":
+        shown = [(int(row), told(sizes[row])) for row in places[:EXAMPLES]]
+        yield failed_check(source, name, check, level, len(places), len(places) / len(sizes), says, shown)

@@ -13,6 +13,7 @@ SPLITS = ("train", "val", "test")
 MEDIA = ("image", "audio", "video")  # kinds whose cells may be paths
 KINDS = ("image", "text", "audio", "video", "sequence", "vector")
 REQUIRED = ("sample_id", "split", "group_id")
+TURN = "\x1e"  # in a text, between what has been said in turn: question, answer, ..., question
 CONVERSATION = "conversation: problem"  # the column in which a reader of conversations says what is wrong with a row
 
 

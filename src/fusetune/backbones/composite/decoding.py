@@ -35,10 +35,10 @@ def decode(
 
 def _alike(trunk: LanguageTrunk, streams: Mapping[str, Tokens]) -> Iterator[list[int]]:
     """Rows that may be answered together: all, or those of one length where nothing can be padded in front."""
-    lengths = trunk.lengths(streams)
     if "left" in trunk.composite.family.padding:
-        yield list(range(len(lengths)))
+        yield list(range(len(next(iter(streams.values())).mask)))
         return
+    lengths = trunk.lengths(streams)
     for length in sorted(set(lengths)):
         yield [row for row, own in enumerate(lengths) if own == length]
 

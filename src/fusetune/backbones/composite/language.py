@@ -9,7 +9,6 @@ stand-in ids, of which the places alone count.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -95,16 +94,13 @@ class LanguageTrunk(nn.Module):
         if start or which.is_meta:
             carried = Carried(self._joined(streams if start else self._shapes(streams)))
             return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(LANGUAGE, start), carried).states)
-        seen = streams.get(self.image)
-        present = seen.mask.any(1) if seen else which.new_zeros(0)
-        if seen is None or not (present.is_meta or present.any()):
+        states = self._pictures(streams)
+        if states is None:
             return self._apart(self.composite.carry(self.composite.unseen(inputs), self._cut(stop)).states)
-        states = self._pictures(seen)
         if self.composite.family.several:  # a row has as many as it has: all places one behind another
             states = states.flatten(0, 1)[None]
-        inputs |= self.composite.seen(states.new_ones(len(states), *self.composite.picture_shape))
-        carried = Carried(self.composite.laid(states))
-        return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(PLACES), carried).states)
+        shown, carried = self._shown(inputs, states)
+        return self._apart(self.composite.carry(shown, self._cut(stop), Cut(PLACES), carried).states)
 
     def lengths(self, streams: Mapping[str, Tokens]) -> list[int]:
         """Tokens of each sample in the one sequence."""
@@ -123,22 +119,24 @@ class LanguageTrunk(nn.Module):
         """
         own = self._in_sequence(streams)
         inputs = self._inputs(own, self._lay_out(own, in_front=True))
-        layout, passes = self._layout, count()
 
-        def pass_of(_: nn.Module, args: Any, kwargs: Any) -> None:
+        def begin(_: nn.Module, args: Any, kwargs: Any) -> None:
+            if self._goes_on:
+                return
             words = next(x for x in (*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")) if x is not None)
-            times = len(words) // len(layout[1])  # beams: rows are repeated
-            masks, which, real = layout
-            self._goes_on = next(passes) > 0
+            masks, which, real = self._layout
+            times = len(words) // len(which)  # beams: rows are repeated
             repeated = {name: mask.repeat_interleave(times, 0) for name, mask in masks.items()}
             self._layout = repeated, which.repeat_interleave(times, 0), real.repeat_interleave(times, 0)
 
-        hook = self.language.register_forward_pre_hook(pass_of, with_kwargs=True)
+        def end(*_: Any) -> None:
+            self._goes_on = True
+
+        first, later = self.language.register_forward_pre_hook, self.language.register_forward_hook
         try:
-            with self._read(inputs, streams) as given:
+            with first(begin, with_kwargs=True), later(end), self._read(inputs, streams) as given:
                 yield given
         finally:
-            hook.remove()
             self._goes_on = False
 
     def _in_sequence(self, streams: Mapping[str, Tokens]) -> Mapping[str, Tokens]:
@@ -148,19 +146,24 @@ class LanguageTrunk(nn.Module):
     @contextmanager
     def _read(self, inputs: dict[str, Any], streams: Mapping[str, Tokens]) -> Iterator[dict[str, Any]]:
         """The inputs of a prompt, with what it has to see."""
-        seen = streams.get(self.image)
-        if seen is None or not seen.mask.any():
+        states = self._pictures(streams)
+        if states is None:
             yield self.composite.unseen(inputs)
             return
-        states = self._pictures(seen)
-        inputs |= self.composite.seen(states.new_ones(len(states), *self.composite.picture_shape))
-        with self.composite.entered(inputs, Cut(PLACES), Carried(self.composite.laid(states))) as given:
+        shown, carried = self._shown(inputs, states)
+        with self.composite.entered(shown, Cut(PLACES), carried) as given:
             yield given
 
-    def _pictures(self, seen: Tokens) -> Tensor:
-        """States of the pictures that are there, (pictures, tokens, width)."""
-        if seen.mask.is_meta:
-            return seen.values
+    def _shown(self, inputs: dict[str, Any], states: Tensor) -> tuple[dict[str, Any], Carried]:
+        """The inputs with blank pictures, and their states at the places, (pictures, tokens, width)."""
+        blank = states.new_ones(len(states), *self.composite.picture_shape)
+        return inputs | self.composite.seen(blank), Carried(self.composite.laid(states))
+
+    def _pictures(self, streams: Mapping[str, Tokens]) -> Tensor | None:
+        """States of the pictures that are there, (pictures, tokens, width); None: no row has one."""
+        seen = streams.get(self.image)
+        if seen is None or not seen.mask.any():
+            return None
         if self.composite.family.several:  # parts of one length, of which each row has as many as it has
             return seen.values[seen.mask].unflatten(0, (-1, math.gcd(*seen.mask.sum(1).tolist())))
         return seen.values[seen.mask.any(1)]

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusetune.config import check
+from fusetune.manifest.schema import TURN
 
 IMAGE, GAP, BOS, SAID = "{image}", "{}", "{bos}", "{answer}"
-TURN = "\x1e"  # in a sample's text, between what has been said in turn: question, answer, ..., question
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fusetune.errors import FusetuneError
 
 KINDS = ("int8", "int4", "nf4")
 GROUP = 32  # weights with one scale
-TODO = 'Run pip install "fusetune[quantised]".'
+INSTALL = 'Run pip install "fusetune[quantised]".'
 logger = logging.getLogger(__name__)
 
 
@@ -62,7 +62,7 @@ def _by_torchao(blocks: nn.Module, layers: dict[str, nn.Linear], kind: str) -> N
         from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
         from torchao.quantization.granularity import PerGroup
     except ImportError:
-        raise FusetuneError(f"backbone.quantise: {kind} needs torchao. {TODO}") from None
+        raise FusetuneError(f"backbone.quantise: {kind} needs torchao. {INSTALL}") from None
     if kind == "int4":
         odd = [f"{name} ({layer.in_features})" for name, layer in layers.items() if layer.in_features % GROUP]
         check(
@@ -78,7 +78,7 @@ def _nf4(blocks: nn.Module, layers: dict[str, nn.Linear]) -> None:
     try:
         import bitsandbytes as bnb
     except ImportError:
-        raise FusetuneError(f"backbone.quantise: nf4 needs bitsandbytes. {TODO}") from None
+        raise FusetuneError(f"backbone.quantise: nf4 needs bitsandbytes. {INSTALL}") from None
     for name, layer in layers.items():
         device, dtype = layer.weight.device, layer.weight.dtype
         made = bnb.nn.Linear4bit(

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.composite.prompt import GAP, TURN, Prompt
+from fusetune.backbones.composite.prompt import GAP, Prompt
 from fusetune.backbones.text_tower import Reading, tokenizer_state
 from fusetune.backbones.tower import Tower
 from fusetune.config import check
 from fusetune.errors import FusetuneError
+from fusetune.manifest.schema import TURN
 from fusetune.tokens import Tokens, pad
 
 ROOM = 256  # positions that are kept for answers, at most a quarter of all

@@ -26,10 +26,10 @@ import pyarrow as pa
 from fusetune.config import build, check
 from fusetune.errors import FusetuneError
 from fusetune.manifest.readers.layouts import read_json, there
-from fusetune.manifest.schema import CONVERSATION
+from fusetune.manifest.schema import CONVERSATION, TURN
 
 logger = logging.getLogger(__name__)
-PLACE, TURN = "<image>", "\x1e"
+PLACE = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 TURNS, PICTURES = ("messages", "conversations"), ("images", "image")
 
@@ -55,7 +55,8 @@ class Broken(Exception):
     """Something is wrong with a conversation: the check that it fails, and what was found where."""
 
     def __init__(self, name: str, found: str) -> None:
-        super().__init__(f"conversation.{name}: {found}")
+        super().__init__(found)
+        self.check = f"conversation.{name}"
 
 
 def sources(settings: Mapping[str, Any]) -> list[str]:
@@ -82,7 +83,7 @@ def read(settings: Mapping[str, Any], where: str) -> pa.Table:
                      "text": text, "answer": answer, CONVERSATION: None}
                 )  # fmt: skip
         except Broken as problem:
-            found = f"{str(problem).partition(': ')[0]}: item {number}, {str(problem).partition(': ')[2]}"
+            found = f"{problem.check}: item {number}, {problem}"
             rows.append({**own, "group_id": own["sample_id"], "image": None, "text": None, "answer": None,
                          CONVERSATION: found})  # fmt: skip
     if not rows:
