@@ -1,5 +1,7 @@
 """Language blocks in few bits: what is read of them, what learns beside them, and what is refused."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from encoders import pictures
@@ -24,6 +26,9 @@ WIDE = {"hidden_size": 64, "intermediate_size": 96}  # what int4 and nf4 take
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
+    missing = [package for package in ("torchao", "bitsandbytes") if find_spec(package) is None]
+    if missing:  # they would be imported by transformers in every run, so that `dev` has neither; CI installs them
+        pytest.skip(f'no {" and ".join(missing)}: pip install -e ".[quantised]"')
     folder = tmp_path_factory.mktemp("wide")
     saved_llava(folder, **WIDE)
     return folder
