@@ -1,6 +1,8 @@
-"""A LLaVA of some 100 M parameters with random weights, saved as a hub has it, and a small manifest for it."""
+"""A LLaVA of some 100 M parameters (SIZE=tiny: of 0.3 M) with random weights, saved as a hub has it, and a small
+manifest for it."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import transformers as tf
 from PIL import Image
 from speaking import TEMPLATE, TEXTS, tokenizer
 
-SIDE, PATCH = 224, 16
-DEPTH = 12  # blocks of encoder and of language model
+# sides of picture and patch, blocks of each, heads, widths of the encoder and of the language model, and of their MLPs
+SIZES = {"mid": (224, 16, 12, (8, 10), (512, 640), (2048, 1720)), "tiny": (32, 8, 8, (4, 4), (32, 48), (64, 96))}
+SIDE, PATCH, DEPTH, HEADS, WIDTHS, MLPS = SIZES[os.environ.get("SIZE", "mid")]
 ANSWERS = ("it is light", "dark as which")
 
 
@@ -19,12 +22,13 @@ def saved(folder: Path) -> Path:
     torch.manual_seed(0)
     words = tokenizer()
     vision = tf.CLIPVisionConfig(
-        hidden_size=512, intermediate_size=2048, num_hidden_layers=DEPTH, num_attention_heads=8, image_size=SIDE,
-        patch_size=PATCH,
+        hidden_size=WIDTHS[0], intermediate_size=MLPS[0], num_hidden_layers=DEPTH, num_attention_heads=HEADS[0],
+        image_size=SIDE, patch_size=PATCH,
     )  # fmt: skip
     text = tf.LlamaConfig(
-        vocab_size=8000, hidden_size=640, intermediate_size=1720, num_hidden_layers=DEPTH, num_attention_heads=10,
-        num_key_value_heads=10, max_position_embeddings=1024, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=8000, hidden_size=WIDTHS[1], intermediate_size=MLPS[1], num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS[1], num_key_value_heads=HEADS[1], max_position_embeddings=1024, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     image = words.convert_tokens_to_ids("<image>")
     config = tf.LlavaConfig(vision_config=vision, text_config=text, image_token_id=image)

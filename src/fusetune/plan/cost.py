@@ -2,12 +2,14 @@
 
 For S samples that are read R times (epochs x seeds x methods) from a cut c at or below the frontier f:
 
-    seconds(c) = S [ (F(c) + R (F(f) - F(c) + A)) / rate + b(c) / write + R b(c) / read ]
+    seconds(c) = S [ T(c) + R (T(f) - T(c) + A) + b(c) / write + R b(c) / read ],   T = FLOPs / rate + operations / n
 
-F(d): FLOPs of a sample's forward pass up to d, frozen; A: of what lies above f, forward and backward, whatever the cut;
-b(c): bytes of a sample there. A cut that the disk can't hold is none. The rates below are a CPU's or a GPU's
-order of magnitude, the same on every machine, so that the same conf has the same cut everywhere; what depends on them
-is a choice between cuts that differ manifold.
+T(d): of a sample's forward pass up to d, frozen; A: of what lies above f, forward and backward, whatever the cut;
+b(c): bytes of a sample there; n: operations a second that Python launches, in batches of 64 samples, which is most of a
+small model's time. A cut that the disk can't hold is none. The rates below are a CPU's or a GPU's order of magnitude,
+the same on every machine, so that the same conf has the same cut everywhere; what depends on them is a choice between
+cuts that differ manifold. For the same reason a method's cut doesn't depend on the methods that it is compared with:
+one more of them would otherwise move the others' cuts, and their results would have to be computed again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusetune.backbones.backbone import Backbone, Frontier
@@ -24,8 +27,11 @@ from fusetune.features.index import CUTS, CacheSettings, stored_dtype
 from fusetune.tokens import Tokens
 
 RATES = {"cpu": 5e10, "cuda": 5e13}  # FLOPs a second
+LAUNCH = 9e-6  # seconds beside its arithmetic that an operation takes
+BATCH = 64  # samples of a batch, in which an operation is launched once
 READ, WRITE = 2e9, 2e8  # bytes a second: from memory or a map of it; to disk, hashed and synced
 TRAINED = 2  # forward passes that a trained one costs: through frozen weights gradients go back once
+TRAINED_LAUNCHES = 3  # the same of operations, the optimizer's among them
 WORTH = 0.8  # of the frontier's seconds: what costs more than this is no reason to leave it
 PAYS = 1.1  # times faster than from the inputs: for less, bytes count
 LESS, MORE = 0.5, 1.05  # such a frontier is left for a cut of half its bytes, and hardly more seconds
@@ -40,7 +46,7 @@ class CutCost:
         bytes: of a sample there, on disk.
         below: FLOPs of a sample's forward pass up to there.
         seconds: of all readings, as the model above has it.
-        faster: times, against an epoch from the inputs; arithmetic alone.
+        faster: times, against an epoch from the inputs, of arithmetic and what launches it.
     """
 
     name: str
@@ -64,6 +70,18 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{'; '.join(map(str, self.costs))}. Cached at: {self.cut.name}, {self.why}"
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that are launched while it lasts, those of a backward pass too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def cuts(backbone: Backbone, frontier: Frontier) -> dict[str, Frontier]:
@@ -97,27 +115,26 @@ def weigh(
         distinct: by stream, contents among them: below the trunk what is the same is stored once.
     """
     count = len(next(iter(example.values())).mask)
-    names = list(example)
-    at, states, below = Frontier(dict.fromkeys(names, 0)), dict(example), 0
-    measured: list[tuple[str, Frontier, float, int]] = []
+    names, rate = list(example), RATES[device]
+    at, states, below, before = Frontier(dict.fromkeys(names, 0)), dict(example), 0, 0.0
+    measured: list[tuple[str, Frontier, float, int, float]] = []
     for name, depths in cuts(backbone, frontier).items():
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), Launches() as launches, FlopCounterMode(display=False) as counter:
             states = backbone.advance(states, at, depths)
         at, below = depths, below + counter.get_total_flops() // count
+        before += launches.count * LAUNCH / BATCH
         stored = dict.fromkeys(names, rows) if depths.trunk else distinct
         size = sum(sample_bytes(states[n], depths, n, cache) * stored[n] / rows for n in names)
-        measured.append((name, depths, size, below))
-    with FlopCounterMode(display=False) as counter:
+        measured.append((name, depths, size, below, below / rate + before))
+    with Launches() as launches, FlopCounterMode(display=False) as counter:
         run(states, at)
-    above = TRAINED * counter.get_total_flops() // count
-    rate, whole = RATES[device], below + above
+    above = TRAINED * counter.get_total_flops() // count / rate + TRAINED_LAUNCHES * launches.count * LAUNCH / BATCH
+    whole = below / rate + before + above
     found = []
-    for name, depths, size, flops in measured:
-        again = whole - flops
-        once = flops / rate + size / WRITE
-        each = again / rate + size / READ
-        seconds = rows * (once + cache.readings * each)
-        found.append(CutCost(name, depths, int(size), flops, seconds, whole / max(again, 1)))
+    for name, depths, size, flops, spent in measured:
+        again = whole - spent
+        seconds = rows * (spent + size / WRITE + cache.readings * (again + size / READ))
+        found.append(CutCost(name, depths, int(size), flops, seconds, whole / again))
     return found
 
 

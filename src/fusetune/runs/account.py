@@ -21,7 +21,7 @@ from fusetune.backbones.backbone import Frontier
 from fusetune.config import check
 from fusetune.features.index import CacheSettings
 from fusetune.plan.adapted import AdaptedModel
-from fusetune.plan.cost import Choice, choose, sample_bytes, weigh
+from fusetune.plan.cost import Choice, Launches, choose, sample_bytes, weigh
 from fusetune.plan.frontier import frontier
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
@@ -47,6 +47,8 @@ class Account:
         flops: of one training sample, forward and backward, from the frontier.
         flops_below: forward, up to the frontier: spent once a sample, to fill the cache.
         flops_uncached: of one training sample from the raw inputs.
+        launches: operations of a step from the frontier, forward and backward, whatever the size of its batch.
+        launches_uncached: the same from the raw inputs.
         memory: of training at the given batch size, bytes: weights, optimizer (gradients and moments), activations,
             and outputs (logits, and what the loss keeps of them).
         resolved: what each placement came to mean.
@@ -60,6 +62,8 @@ class Account:
     flops: int
     flops_below: int
     flops_uncached: int
+    launches: int
+    launches_uncached: int
     memory: Mapping[str, int]
     resolved: Sequence[str]
     cut: Choice
@@ -94,6 +98,8 @@ class Account:
             "flops_per_sample_below": self.flops_below,
             "flops_per_sample_uncached": self.flops_uncached,
             "flop_ratio": round(self.flop_ratio, 3),
+            "launches_per_step": self.launches,
+            "launches_per_step_uncached": self.launches_uncached,
             "memory_bytes": self.memory_bytes,
             "memory": dict(self.memory),
             "cut": str(self.cut),
@@ -188,23 +194,25 @@ def _measured(
     stored = dict.fromkeys(states, rows) if depths.trunk else distinct
     size = sum(int(sample_bytes(tokens, depths, n, cache) * stored[n]) for n, tokens in states.items())
 
-    def step(start: Frontier, given: Mapping[str, Tokens], times: int = 1) -> tuple[int, int, int]:
+    def step(start: Frontier, given: Mapping[str, Tokens], times: int = 1) -> tuple[int, int, int, int]:
         kept, batch = _Kept(model), {name: _repeated(tokens, times) for name, tokens in given.items()}
-        with FlopCounterMode(display=False) as counter:
+        with Launches() as launches, FlopCounterMode(display=False) as counter:
             with kept:
                 out = model(batch, start)
                 inside = kept.bytes
                 loss = model.task.loss(out, torch.cat([targets] * times))
             loss.backward()
         model.zero_grad(set_to_none=True)
-        return counter.get_total_flops() // samples, inside, kept.bytes - inside + 4 * out.numel()
+        said = kept.bytes - inside + 4 * out.numel()
+        return counter.get_total_flops() // samples, launches.count, inside, said
 
     costs = weigh(model.backbone, model, depths, inputs, rows, distinct, cache)
     was_training = model.training
     model.train()
     try:
-        flops, once, said = step(depths, states)
-        (uncached, *_), (_, twice, said_twice) = step(ground, inputs), step(depths, states, 2)
+        flops, launches, once, said = step(depths, states)
+        uncached, launches_uncached, *_ = step(ground, inputs)
+        *_, twice, said_twice = step(depths, states, 2)
     finally:
         model.train(was_training)
     sites, trained = model.sites(), model.trainable()
@@ -230,6 +238,8 @@ def _measured(
         flops,
         below.get_total_flops() // samples,
         uncached,
+        launches,
+        launches_uncached,
         memory,
         model.resolved,
         choose(costs, cache.cut, rows, free),
