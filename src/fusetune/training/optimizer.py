@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.plan.adapted import AdaptedModel
+from fusetune.plan.assembly import TRUNK
 from fusetune.plan.placing import LANGUAGE, VISION
 from fusetune.training.settings import TrainSettings
 
@@ -34,24 +35,33 @@ def rates_of(model: AdaptedModel, settings: TrainSettings) -> dict[str, Rates]:
     The rate is the adapters' or the base's, times the factor of the site's kind. Biases, norms, gates and other vectors
     don't decay.
     """
-    sites, undecayed, found = model.sites(), _undecayed(model), {}
+    sites, undecayed, connectors, found = model.sites(), _undecayed(model), _own_connectors(model), {}
     for name, parameter in model.trainable().items():
         site = sites[parameter]
         rate = settings.base_learning_rate if model.is_base(parameter) else settings.learning_rate
-        rate *= settings.rate_factors.get(site_kind(model, site), 1.0)
+        kind = "connector" if parameter in connectors else site_kind(model, site)
+        rate *= settings.rate_factors.get(kind, 1.0)
         is_vector = sum(size > 1 for size in parameter.shape) < 2
         found[name] = (site, rate, 0.0 if is_vector or parameter in undecayed else settings.weight_decay)
     return found
 
 
 def site_kind(model: AdaptedModel, site: str) -> str:
-    """vision, language or other for a tower; cross_modal for what joins streams; head."""
+    """vision, language or other for a tower; language_model; cross_modal for what joins streams otherwise; head."""
     if site == "head":
         return "head"
+    if site == TRUNK and model.backbone.origin:
+        return "language_model"
     if site not in model.backbone.towers:
         return "cross_modal"
     kind = model.backbone.tower(site).kind
     return "vision" if kind in VISION else "language" if kind in LANGUAGE else "other"
+
+
+def _own_connectors(model: AdaptedModel) -> set[nn.Parameter]:
+    """What is trained inside the connectors that belong to models that speak."""
+    own = [getattr(tower, "connector", None) for tower in model.backbone.towers.values()]
+    return {parameter for connector in own if connector for parameter in connector.parameters()}
 
 
 def gradient_norms(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fusetune.config import build, check
 
-SITES = ("vision", "language", "other", "cross_modal", "head")
+SITES = ("vision", "language", "other", "cross_modal", "connector", "language_model", "head")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class TrainSettings:
         learning_rate: AdamW, for adapters and head.
         base_learning_rate: AdamW, for weights of the backbone itself, where a method opens them.
         rate_factors: of both rates by site: vision, language, other (towers), cross_modal (trunk, connectors,
-            junction), head; a site that isn't named has 1.
+            junction), head; of a model that speaks: vision, connector (its own) and language_model (its blocks). A
+            site that isn't named has 1.
         weight_decay: not applied to biases, norms, gates, scales and other vectors.
         warmup: share of all steps in which the rate rises; it falls by a cosine afterwards.
         clip: largest norm of the gradient.
@@ -38,7 +39,15 @@ class TrainSettings:
     learning_rate: float = 3e-3
     base_learning_rate: float = 5e-4
     rate_factors: Mapping[str, float] = field(
-        default_factory=lambda: {"vision": 1.0, "language": 2.0, "other": 1.0, "cross_modal": 0.5, "head": 1.0}
+        default_factory=lambda: {
+            "vision": 1.0,
+            "language": 2.0,
+            "other": 1.0,
+            "cross_modal": 0.5,
+            "connector": 1.0,
+            "language_model": 0.5,
+            "head": 1.0,
+        }
     )
     weight_decay: float = 0.02
     warmup: float = 0.1
