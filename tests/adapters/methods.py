@@ -62,6 +62,7 @@ METHODS = {
     "adapter, parallel": Row([placement("towers", "bottleneck", position="parallel", scale=2.0)]),
     "prefix": Row([placement("towers", "prefix", length=3, hidden=4)], identity=False),
     "prefix without an MLP": Row([placement("towers", "prefix", length=3, hidden=0)], identity=False),
+    "deep_prompts": Row([placement("towers", "deep_prompts", length=3)], identity=False),
     "bitfit": Row([placement("towers", "bitfit")], merges=True),
     "ln_tuning": Row([placement("towers", "ln_tuning", LEFT)], merges=True),
     "perceiver_resampler": Row([placement("connector", "perceiver_resampler", queries=3, width=8, heads=2)], False),

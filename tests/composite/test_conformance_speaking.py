@@ -10,6 +10,8 @@ from fusetune.backbones.backbone import Frontier
 from fusetune.plan.frontier import frontier
 from fusetune.tokens import Tokens
 from fusetune.training.data import ANSWER
+from fusetune.training.optimizer import rates_of
+from fusetune.training.settings import TrainSettings
 
 GROUND = Frontier(dict.fromkeys((*KINDS, ANSWER), 0))
 
@@ -26,6 +28,7 @@ BOTH = {"where": "backbone", "adapter": "unfreeze", "config": {"parts": ["image"
 # in the last block nothing reads what stands at the picture's places
 BELOW = {"take": "explicit", "explicit": {"trunk": [1, 2]}}
 CROSS = {"targets": ["cross_query", "cross_value"]}
+BEGIN_OTHERWISE = ("prefix", "modality_prefix", "unipelt", "prompt_tuning", "deep_prompts")
 ALL, CAUSAL, CROSSED = ("llava", "qwen2_vl", "blip", "whisper"), ("llava", "qwen2_vl"), ("blip", "whisper")
 SDPA = ("llava", "qwen2_vl", "whisper")  # BLIP's text attends by itself, without a place for a prefix
 ROWS = {  # placements, models, folds into the base's weights
@@ -39,6 +42,8 @@ ROWS = {  # placements, models, folds into the base's weights
     "prefix": ([trunk("prefix", length=3, hidden=0)], SDPA, False),
     "modality_prefix": ([trunk("modality_prefix", length=3, hidden=0)], SDPA, False),
     "unipelt": ([trunk("unipelt", rank=2, bottleneck_dim=4)], SDPA, False),
+    "prompt_tuning": ([{**trunk("prompt_tuning", length=3), "blocks": "all"}], ALL, False),
+    "deep_prompts": ([tower("deep_prompts", length=3)], ("llava", "blip", "whisper"), False),
     "bitfit": ([trunk("bitfit")], CROSSED, True),
     "ln_tuning": ([trunk("ln_tuning")], ALL, True),
     "vl_adapter": ([{**trunk("vl_adapter", bottleneck_dim=4), "blocks": BELOW}], ALL, False),
@@ -101,7 +106,7 @@ def test_it_learns_alone_and_from_the_cache_it_is_the_same(case):
         bare = model(streams, GROUND)
         model.attach()
         gap = (model(streams, GROUND) - bare).abs().max()
-        assert gap < 1e-4 or row in ("prefix", "modality_prefix", "unipelt"), "it begins as the base"
+        assert gap < 1e-4 or row in BEGIN_OTHERWISE, "it begins as the base"
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trained(model, streams)
     trainable = model.trainable()
@@ -114,7 +119,7 @@ def test_it_learns_alone_and_from_the_cache_it_is_the_same(case):
         after = model(streams, GROUND)
         assert (after - bare).abs().max() > 1e-4
         reached = frontier(model, streams)
-        assert reached.trunk or reached.towers["image"] < model.backbone.tower("image").depth
+        assert reached != model.backbone.full_depth(list(streams))
         assert torch.equal(model(model.backbone.advance(streams, GROUND, reached), reached), after)
 
 
@@ -149,3 +154,15 @@ def test_it_folds_or_says_that_it_does_not(case):
 
 def test_every_model_is_one_that_the_other_tests_know():
     assert set(ALL) <= {*MODELS, *READERS, *SIZED}
+
+
+def test_vision_connector_and_language_have_rates_of_their_own(folders):
+    several = [BOTH, trunk("lora", rank=2), tower("lora", rank=2, targets=["attention_output"])]
+    model = adapted(*listening(folders["llava"]), *several)
+    rates = TrainSettings(learning_rate=1.0, base_learning_rate=0.1, rate_factors={"connector": 3, "language_model": 5})
+    found = {name: rate for name, (_, rate, _) in rates_of(model, rates).items()}
+    connector = {name for name in found if ".connector." in name}
+    language = {name for name in found if ".language." in name or name.startswith("blocks.0")}
+    assert connector and all(found[name] == pytest.approx(0.3) for name in connector)
+    assert language and {found[name] for name in language} == {5.0}
+    assert {rate for name, rate in found.items() if name not in connector | language} == {1.0}

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fusetune.adapters.parts import Instead
 from fusetune.errors import FusetuneError
 
 # of an attention call: (keys, values), each (prefix, width), and which samples may see them, (batch, prefix) or None
@@ -79,7 +80,7 @@ def _by_head(states: Tensor, heads: int, width: int) -> Tensor:
     return apart.repeat_interleave(heads // len(apart), 0)
 
 
-class Prefixing:
+class Prefixing(Instead):
     """Wraps the forward of one attention module; `remove()` unwraps it.
 
     Args:
@@ -90,7 +91,6 @@ class Prefixing:
     def __init__(
         self, module: nn.Module, prefix: Callable[[tuple[Any, ...]], tuple[Prefix, Tensor | None] | None]
     ) -> None:
-        self.module = module
         forward = module.forward
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -106,7 +106,4 @@ class Prefixing:
                 )
             return out
 
-        module.__dict__["forward"] = wrapped
-
-    def remove(self) -> None:
-        self.module.__dict__.pop("forward", None)
+        super().__init__(module, wrapped)

@@ -55,7 +55,7 @@ class PerceiverResamplerConfig:
         check(self.width % self.heads == 0, f"width: expected a multiple of heads ({self.heads}), found {self.width}.")
 
 
-class _Layer(nn.Module):
+class ResamplerLayer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(width), Attention(width, heads)
@@ -85,7 +85,7 @@ class PerceiverResampler(StreamAdapter):
         self.queries = nn.Parameter(torch.randn(config.queries, config.width))
         self.enter = nn.Linear(width, config.width)
         self.norm = nn.LayerNorm(config.width)
-        self.layers = nn.ModuleList(_Layer(config.width, config.heads) for _ in range(config.layers))
+        self.layers = nn.ModuleList(ResamplerLayer(config.width, config.heads) for _ in range(config.layers))
         self.out = nn.Linear(config.width, width, bias=False)
         nn.init.zeros_(self.out.weight)
 

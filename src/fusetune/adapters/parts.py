@@ -1,12 +1,23 @@
 """Finding the parts of a block that an adapter inside it acts on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from fusetune.adapters.adapter import Block, Stack
 from fusetune.errors import FusetuneError
+
+
+class Instead:
+    """One module's forward is another one until `remove()`; hooks on the module see neither's inside."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self.module = module
+        module.__dict__["forward"] = forward
+
+    def remove(self) -> None:
+        self.module.__dict__.pop("forward", None)
 
 
 def part(stack: Stack, block: Block, role: str) -> nn.Module:

@@ -122,7 +122,10 @@ class Assembly:
             self._at_junction(cls, config, placement, number, at)
 
     def _in_blocks(self, cls: Any, config: Any, placement: Any, number: int, at: str) -> None:
-        chosen = choose(placement.blocks, self._offered(placement.where, at), at)
+        if placement.where == "connector":
+            chosen = self._own_connectors(placement, at)
+        else:
+            chosen = choose(placement.blocks, self._offered(placement.where, at), at)
         told, missing = [], []
         for name, ranks in chosen.items():
             stack = self._stack(name)
@@ -145,6 +148,17 @@ class Assembly:
                 f"have by name: {'; '.join(sorted(roles))}. A path in a block may be given instead."
             )
         self.resolved.append(f"{placement.adapter} in {'; '.join(told)}")
+
+    def _own_connectors(self, placement: Any, at: str) -> dict[str, dict[int, int | None]]:
+        """By tower, the number of the block that a model's own connector is."""
+        towers = {name: self.backbone.tower(name) for name in self.streams}
+        found = {n: t for n, t in towers.items() if len(getattr(t, "connector", ())) == 1}
+        check(
+            bool(found),
+            f"{at}: '{placement.adapter}' takes the place of a connector that is one module, in a model that speaks "
+            "(LLaVA, PaliGemma, Qwen-VL, Idefics3, SmolVLM); there is none here.",
+        )
+        return {name: {tower.depth - 1: None} for name, tower in found.items()}
 
     def _behind_blocks(self, cls: Any, config: Any, placement: Any, number: int, at: str) -> None:
         chosen = choose(placement.blocks, self._offered(TRUNK, at), at)[TRUNK]
@@ -173,6 +187,15 @@ class Assembly:
                         f"{at}: the tower of '{name}' takes no added tokens; a text or a sequence does."
                     )
                 self._claim(name, ["tokens in front"], f"placement {number} ({placement.adapter})", at)
+        before, after = self._tower_streams(), adapter.streams_out(self._tower_streams())
+        gridded = [
+            n for n in self.streams if getattr(self.backbone.tower(n), "gridded", False) and after[n] != before[n]
+        ]
+        check(
+            not gridded,
+            f"{at}: '{placement.adapter}' changes how many places a picture has, and these language blocks know their "
+            "rows and columns. Expected an adapter that keeps them.",
+        )
         self.connectors.append(adapter)
         behind = "the trunk" if self.backbone.trunk else "the junction"
         self._done(placement, number, adapter, "connector", f"in front of {behind}")

@@ -7,8 +7,8 @@ stand-in ids, of which the places alone count.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.composite.cuts import FINAL, LANGUAGE, PLACES, Carried, Cut
+from fusetune.backbones.composite.layout import FRONT, Layout
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.quantising import quantise
-from fusetune.backbones.composite.words import AnswerTower, PromptTower, WordTower, laid_out, positions, room
+from fusetune.backbones.composite.words import AnswerTower, PromptTower, WordTower, positions, room
 from fusetune.backbones.tower import fingerprint
 from fusetune.backbones.trunk import Change
 from fusetune.config import check, digest
@@ -48,7 +49,8 @@ class LanguageTrunk(nn.Module):
         self.head = composite.model.get_submodule(family.head)
         self._words = (words,)
         self.offset, self.image, self.text = words.offset, image, text
-        self._layout: tuple[dict[str, Tensor], Tensor, Tensor] = {}, torch.empty(0), torch.empty(0)
+        self._layout = Layout({}, torch.empty(0), torch.empty(0))
+        self.prompt: Callable[[], Tensor | None] = lambda: None
         self._goes_on = False  # a pass that goes on behind a prompt that has been read
         self._name = ""  # a fingerprint that weights can't give any more
         self.depth = len(composite.blocks(LANGUAGE))
@@ -88,11 +90,10 @@ class LanguageTrunk(nn.Module):
         """Run the blocks from depth `start` to depth `stop`; behind the last one the norm runs too."""
         if start == stop:
             return dict(streams)
-        masks = self._lay_out(streams)
-        which = self._layout[1]
-        inputs = self._inputs(streams if start == 0 else {}, masks)
-        if start or which.is_meta:
-            carried = Carried(self._joined(streams if start else self._shapes(streams)))
+        self._lay_out(streams, start)
+        inputs = self._inputs(streams if start == 0 else {})
+        if start or self._layout.which.is_meta:
+            carried = Carried(self._layout.joined(streams if start else self._shapes(streams)))
             return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(LANGUAGE, start), carried).states)
         states = self._pictures(streams)
         if states is None:
@@ -118,16 +119,15 @@ class LanguageTrunk(nn.Module):
             streams: at depth 0, without an answer.
         """
         own = self._in_sequence(streams)
-        inputs = self._inputs(own, self._lay_out(own, in_front=True))
+        self._lay_out(own)
+        self._layout = self._layout.padded_in_front()
+        inputs = self._inputs(own)
 
         def begin(_: nn.Module, args: Any, kwargs: Any) -> None:
             if self._goes_on:
                 return
             words = next(x for x in (*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")) if x is not None)
-            masks, which, real = self._layout
-            times = len(words) // len(which)  # beams: rows are repeated
-            repeated = {name: mask.repeat_interleave(times, 0) for name, mask in masks.items()}
-            self._layout = repeated, which.repeat_interleave(times, 0), real.repeat_interleave(times, 0)
+            self._layout = self._layout.repeated(len(words))
 
         def end(*_: Any) -> None:
             self._goes_on = True
@@ -174,10 +174,13 @@ class LanguageTrunk(nn.Module):
         The first is of what comes behind the prompt, each further one of what comes behind a token of the answer;
         nothing else is given to the head.
         """
-        text, image, answer = self._lay_out(streams)
-        joint = self._joined(streams)
-        last = text.sum(1, keepdim=True) + image.sum(1, keepdim=True) - 1
-        at = last.clamp(min=0) + torch.arange(1 + answer.shape[1], device=last.device)
+        self._lay_out(streams, self.depth)
+        joint, masks = self._layout.joined(streams), self._layout.masks
+        last = (
+            torch.stack([mask.sum(1, keepdim=True) for name, mask in masks.items() if name != self.answer]).sum(0) - 1
+        )
+        longest = masks[self.answer].shape[1] if self.answer in masks else 0
+        at = last.clamp(min=0) + torch.arange(1 + longest, device=last.device)
         at = at.clamp(max=joint.shape[1] - 1)
         return self.composite.said(joint.gather(1, at[..., None].expand(*at.shape, joint.shape[-1])))
 
@@ -204,88 +207,85 @@ class LanguageTrunk(nn.Module):
         return [name for name in (self.image, self.text) if name]
 
     def places(self) -> dict[str, Tensor]:
-        """By stream, (rows, tokens): its places in the sequence of the pass that runs; the answer's are the text's."""
-        masks, which, real = self._layout
+        """By stream, (rows, tokens): its places in the pass that runs; answers and what is in front are text."""
         if self._goes_on:
-            said = torch.ones_like(real[:, :1])
-            return {name: said if name == self.text else ~said for name in masks}
+            said = torch.ones_like(self._layout.real[:, :1])
+            return {name: said if name == self.text else ~said for name in self._layout.masks}
         found: dict[str, Tensor] = {}
-        start = 0
-        for name, mask in masks.items():
-            own = (which >= start) & (which < start + mask.shape[1]) & real
-            key = self.text if name == self.answer else name
+        for name, own in self._layout.places().items():
+            key = self.text if name in (self.answer, FRONT) else name
             found[key] = found[key] | own if key in found else own
-            start += mask.shape[1]
         return found
 
     def present(self) -> dict[str, Tensor]:
         """By stream in the sequence, (rows,): whether a sample has any of it; words are there where one is answered."""
-        masks = self._layout[0]
+        masks = {name: mask for name, mask in self._layout.masks.items() if name != FRONT}
         return {name: mask.any(1) | bool(self.answer and name == self.text) for name, mask in masks.items()}
+
+    def prompted_by(self, prompt: Callable[[], Tensor | None]) -> ExitStack:
+        """Until the stack is closed, trained tokens, (tokens, width), are in front of all; None: for now none."""
+
+        def put(_: nn.Module, args: Any, out: Tensor) -> Tensor:
+            layout = self._layout
+            if self._goes_on or FRONT not in layout.masks or out.shape[:2] != layout.which.shape:
+                return out
+            tokens: Any = prompt()
+            own = tokens.to(out.dtype)[layout.which.clamp(max=len(tokens) - 1)]
+            return torch.where(layout.places()[FRONT][..., None], own, out)
+
+        self.prompt, before, stack = prompt, self.prompt, ExitStack()
+        stack.callback(setattr, self, "prompt", before)
+        hook = self.composite.model.get_input_embeddings().register_forward_hook(put)
+        stack.callback(hook.remove)
+        return stack
 
     def _changed(self, change: Change, joint: Tensor) -> Tensor:
         """The prompt's streams are changed; the answer comes later than they do, and is no part of what they read."""
         if self._goes_on:
             return joint
-        apart = self._apart(joint)
-        return self._joined({**apart, **change({name: t for name, t in apart.items() if name != self.answer})})
-
-    def _joined(self, streams: Mapping[str, Tokens]) -> Tensor:
-        """The one sequence of the pass that runs, (rows, tokens, width)."""
-        masks, which, real = self._layout
-        states = torch.cat([streams[name].values for name in masks], 1)  # those that are there, in their order
-        return states.gather(1, which[..., None].expand(*which.shape, states.shape[-1])) * real[..., None]
+        apart = self._layout.apart(joint)
+        asked = {name: tokens for name, tokens in apart.items() if name not in (self.answer, FRONT)}
+        return self._layout.joined({**apart, **change(asked)})
 
     def _apart(self, joint: Tensor) -> dict[str, Tokens]:
-        """The streams in it."""
-        masks, which, real = self._layout
-        lengths = [mask.shape[1] for mask in masks.values()]
-        whole = joint.new_zeros(len(joint), sum(lengths), joint.shape[-1])
-        whole = whole.scatter_add(1, which[..., None].expand_as(joint), joint * real[..., None])
-        parts = zip(masks.items(), whole.split(lengths, 1), strict=True)
-        return {name: Tokens(states, mask) for (name, mask), states in parts}
+        return {name: tokens for name, tokens in self._layout.apart(joint).items() if name != FRONT}
 
-    def _lay_out(self, streams: Mapping[str, Tokens], in_front: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks of text, picture and answer, (rows, tokens), of one that isn't there no tokens; keeps how they lie."""
-        names = (self.text, self.image, self.answer)
-        unknown = [name for name in streams if name not in names]
+    def _lay_out(self, streams: Mapping[str, Tokens], depth: int = 0) -> None:
+        """Keeps how they lie in the one sequence, in front of the block at `depth`."""
+        unknown = [name for name in streams if name not in (self.text, self.image, self.answer)]
         check(not unknown, f"the language model takes a picture and a text, no stream '{', '.join(unknown)}'.")
-        mask = next(iter(streams.values())).mask
-        none = mask.new_zeros(len(mask), 0)
-        text, image, answer = (streams[name].mask if name in streams else none for name in names)
-        which, real = laid_out(text, image, answer, self.offset)
-        if in_front:  # padding
-            at = (torch.arange(real.shape[1], device=real.device) + real.sum(1, keepdim=True)) % real.shape[1]
-            which, real = which.gather(1, at), real.gather(1, at)
+        prompt = self.prompt() if depth == 0 else None  # what follows it is answered by its own streams alone
+        masks, front = {name: tokens.mask for name, tokens in streams.items()}, 0 if prompt is None else len(prompt)
+        layout = Layout.of(masks, self.text, self.image, self.answer, self.offset, front)
         most = self.most_tokens
         check(
-            real.is_meta or real.shape[1] <= most,
-            f"the language model takes {most} tokens; prompt, pictures and answer of a sample have {real.shape[1]}. "
-            "Expected fewer pictures, or shorter texts (max_tokens).",
+            layout.real.is_meta or layout.real.shape[1] <= most,
+            f"the language model takes {most} tokens; prompt, pictures and answer of a sample have "
+            f"{layout.real.shape[1]}. Expected fewer pictures, or shorter texts (max_tokens).",
         )
-        self._layout = {name: streams[name].mask for name in names if name in streams}, which, real
-        return text, image, answer
+        self._layout = layout
 
-    def _inputs(self, streams: Mapping[str, Tokens], masks: tuple[Tensor, Tensor, Tensor]) -> dict[str, Any]:
+    def _inputs(self, streams: Mapping[str, Tokens]) -> dict[str, Any]:
         """Of the pass over what was laid out, with the ids of those streams that are given; else places alone count."""
-        text, image, answer = masks
-        _, which, real = self._layout
-        in_image = (which >= text.shape[1]) & (which < text.shape[1] + image.shape[1]) & real
-        in_answer = (which >= text.shape[1] + image.shape[1]) & real
-        ids = torch.full_like(which, self.composite.stand_in_id)
+        layout, places, none = self._layout, self._layout.places(), torch.zeros_like(self._layout.real)
+        ids = torch.full_like(layout.which, self.composite.stand_in_id)
         if streams:
             words = [
-                streams[name].values.squeeze(-1).long() if name in streams else torch.zeros_like(mask, dtype=ids.dtype)
-                for name, mask in ((self.text, text), ("", image), (self.answer, answer))
+                streams[name].values.squeeze(-1).long()
+                if name in (self.text, self.answer)
+                else torch.full_like(mask, self.composite.stand_in_id, dtype=ids.dtype)
+                for name, mask in layout.masks.items()
             ]
-            ids = torch.where(real, torch.cat(words, 1).gather(1, which), ids)
+            ids = torch.where(layout.real, torch.cat(words, 1).gather(1, layout.which), ids)
         if self.composite.image_id is not None:
-            ids = ids.masked_fill(in_image, self.composite.image_id)
-        return self.composite.worded(ids, real, in_answer)
+            ids = ids.masked_fill(places.get(self.image, none), self.composite.image_id)
+        return self.composite.worded(ids, layout.real, places.get(self.answer, none))
 
     def _shapes(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
         """Of a model without weights: what has the shapes of embedded words, since nothing can be looked up."""
-        return {
+        front: Any = self.prompt()
+        own = {n: Tokens(front.expand(*m.shape, -1), m) for n, m in self._layout.masks.items() if n == FRONT}
+        return own | {
             name: tokens
             if name == self.image
             else Tokens(tokens.mask.new_zeros(*tokens.mask.shape, self.width).float(), tokens.mask)

@@ -31,10 +31,10 @@ class ReadingTrunk(LanguageTrunk):
             return dict(streams)
         own = self._in_sequence(streams)
         memory = self._memory(streams)
-        masks = self._lay_out(own)
-        inputs = self._inputs({} if start else own, masks)
+        self._lay_out(own, start)
+        inputs = self._inputs({} if start else own)
         cut = Cut(LANGUAGE, start) if start else Cut(MEMORY)
-        carried = Carried(self._joined(own) if start else memory, memory)
+        carried = Carried(self._layout.joined(own) if start else memory, memory)
         out = self._apart(self.composite.carry(inputs, self._cut(stop), cut, carried).states)
         return {name: out.get(name, tokens) for name, tokens in streams.items()}
 

@@ -93,9 +93,9 @@ class SeeingTower(Tower):
             return tokens
         if not (present.is_meta or present.any()):
             width = self.width if stop == self.depth else self.inside
-            empty = tokens.values.new_zeros(len(present), self._tokens(stop), width)  # as beside rows that have one
+            empty = tokens.values.new_zeros(len(present), self.tokens_at(stop), width)  # as beside rows that have one
             return Tokens(empty, torch.zeros(empty.shape[:2], dtype=torch.bool, device=empty.device))
-        each = self._tokens(start)
+        each = self.tokens_at(start)
         there = tokens.mask.unflatten(1, (-1, each)).any(-1)  # (rows, pictures)
         values = tokens.values.unflatten(1, (-1, each))
         values = values.flatten(0, 1) if there.is_meta else values[there]
@@ -107,8 +107,13 @@ class SeeingTower(Tower):
             out = out.new_zeros(*there.shape, *out.shape[1:]).index_put(there.nonzero(as_tuple=True), out)
         return Tokens(out.reshape(*mask.shape, out.shape[-1]), mask)
 
+    @property
+    def gridded(self) -> bool:
+        """Whether the language blocks know rows and columns of a picture's places, so that none can be missing."""
+        return self.composite.family.grid is not None
+
     def tokens_out(self, tokens_in: int) -> int:
-        return tokens_in * self._tokens(self.depth)
+        return tokens_in * self.tokens_at(self.depth)
 
     def preprocessing(self) -> dict[str, Any]:
         brought = {"side": self.side} if self.side else {}
@@ -131,7 +136,7 @@ class SeeingTower(Tower):
     def _size(self) -> int:
         return self.shape.numel()
 
-    def _tokens(self, depth: int) -> int:
+    def tokens_at(self, depth: int) -> int:
         """Of one picture at this depth."""
         inside, read, top = self._counts
         return 1 if depth == 0 else top if depth == self.depth else read if depth == self.depth - 1 else inside

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fusetune.backbones.composite.prompt import GAP, Prompt
 from fusetune.backbones.text_tower import Reading, tokenizer_state
@@ -190,27 +190,6 @@ def without_place(ids: list[int], place: int | None, text: str) -> list[int]:
 def ids_of(tokenizer: Any, text: str) -> list[int]:
     """Of a part of a sequence: nothing is put around it."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
-
-
-def laid_out(text: Tensor, image: Tensor, answer: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """The one sequence of a sample: the first `offset` tokens of the text, the picture, the rest, the answer.
-
-    Args:
-        text, image, answer: masks, (rows, tokens), real ones first.
-
-    Returns:
-        (rows, longest): which of `cat([text, image, answer])` stands there, and whether anything does.
-    """
-    texts, places, answers = (mask.sum(1, keepdim=True) for mask in (text, image, answer))
-    before, prompt, most = texts.clamp(max=offset), texts + places, text.shape[1] + image.shape[1]
-    longest = most + answer.shape[1] if text.is_meta else int((prompt + answers).max().clamp(min=1))
-    at = torch.arange(longest, device=text.device)[None]
-    in_image = (at >= before) & (at < before + places)
-    of_text = torch.where(at < before, at, at - places)
-    which = torch.where(in_image, text.shape[1] + at - before, of_text)
-    which = torch.where(at >= prompt, most + at - prompt, which)
-    real = at < prompt + answers
-    return which.masked_fill(~real, 0), real
 
 
 def room(composite: Any) -> int:
