@@ -14,7 +14,7 @@ QV = {"rank": 32, "targets": ["query", "value"]}
 
 
 def cost(name, megabytes, seconds, faster, trunk=0):
-    return CutCost(name, Frontier({"image": 1}, trunk), int(megabytes * 1e6), 0, seconds, faster)
+    return CutCost(name, Frontier({"image": 1}, trunk), int(megabytes * 1e6), 0, 0, seconds, faster)
 
 
 INPUTS, ENCODER, TOWERS = cost("inputs", 1.4, 100, 1), cost("encoder", 1.2, 96, 1.04), cost("towers", 4.7, 95, 1.05)

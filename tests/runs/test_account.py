@@ -7,6 +7,7 @@ import textwrap
 import pytest
 import torch
 import yaml
+from test_answering import SPEAKING, adapted, listening
 
 from conftest import ROOT
 from fusetune.config import build
@@ -134,17 +135,35 @@ def test_memory_of_a_model_that_speaks_by_part_and_precision():
     assert full.flop_ratio > 4 and full.memory_bytes == sum(full.memory.values())
 
 
-@pytest.mark.parametrize("model", ["blip", "blip-2", "qwen2_vl", "idefics3"])
-def test_other_models_that_speak_are_accounted_for_or_it_is_told_why_not(model):
-    placed = at("towers", "ln_tuning", {"modalities": ["image"]})
-    try:
-        found = estimated(model, placed)
-        assert found.trainable_parameters > 0 and "image" in found.frontier.towers
-        assert (found.frontier.trunk == 0) and ("text" in found.frontier.towers)
-    except FusetuneError as error:
-        assert "can't be accounted for" in str(error), error
-    with pytest.raises(FusetuneError, match="estimate.answer_tokens: .* can't be accounted for as a whole"):
-        estimated(model, placed, answer_tokens=8)
+@pytest.mark.parametrize("name", SPEAKING)
+def test_the_account_by_configuration_is_that_of_the_model_itself(name, tmp_path):
+    SPEAKING[name](tmp_path)
+    seen = "audio" if name == "whisper" else "image"
+    placements = [
+        at("trunk", "lora", {"take": "top", "count": 2}, rank=2), at("towers", "ln_tuning", {"modalities": [seen]})
+    ]  # fmt: skip
+    sizes = dict(answer_tokens=8, text_tokens=12, batch_size=4)
+    found, deep = (estimated(str(tmp_path), *placements[:count], **sizes) for count in (2, 1))
+    of_real = [
+        {**p, "blocks": {**p["blocks"], **({"modalities": ["image"]} if i else {})}} for i, p in enumerate(placements)
+    ]
+    model = adapted(*listening(tmp_path, name=name), *of_real)
+    named = {"image": seen}
+    own: dict[str, int] = {}
+    for parameter, site in model.sites().items():
+        own[named.get(site, site)] = own.get(named.get(site, site), 0) + parameter.numel()
+    assert found.trainable == own and found.base_parameters == model.base_count()
+    assert found.frontier.trunk == 0 and deep.frontier.trunk == 2
+    assert deep.frontier.towers[seen] == model.backbone.tower("image").depth
+    assert deep.flops < deep.flops_uncached and deep.launches < deep.launches_uncached
+    assert deep.memory["outputs"] > 0 and deep.cut.costs[0].name == "inputs"
+
+
+def test_default_sizes_that_do_not_fit_each_other_are_told():
+    with pytest.raises(FusetuneError, match="connector gives 3584 numbers a token, the language blocks take 8192"):
+        estimated("qwen2_vl", at("towers", "ln_tuning", {"modalities": ["image"]}), answer_tokens=8)
+    with pytest.raises(FusetuneError, match="no model that an experiment with answers in words can be built on"):
+        estimated("clip", at("towers", "ln_tuning", {"modalities": ["image"]}), answer_tokens=8)
 
 
 def test_a_configuration_file_is_enough(tmp_path):

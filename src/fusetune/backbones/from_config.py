@@ -8,10 +8,12 @@ import torch
 
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.composite.families import class_of, composite_family
+from fusetune.backbones.composite.family import CompositeFamily
 from fusetune.backbones.composite.language import LanguageTrunk
 from fusetune.backbones.composite.loading import CompositeSource
 from fusetune.backbones.composite.model import CompositeModel
-from fusetune.backbones.composite.seeing import SeeingTower
+from fusetune.backbones.composite.reading import ReadingTrunk
+from fusetune.backbones.composite.seeing import HearingTower, SeeingTower
 from fusetune.backbones.composite.words import WordTower
 from fusetune.backbones.families import FAMILIES, load, quiet
 from fusetune.backbones.item_towers import ImageTower, ItemTower, VideoTower
@@ -64,12 +66,12 @@ def shape_of(source: str, text_tokens: int, answer: tuple[str, int] | None = Non
     config = _config(source)
     name = class_of(config) or type(config).__name__.removesuffix("Config") + "ForConditionalGeneration"
     family = composite_family(name, config)
-    if family and family.prompt and family.causal and not (family.memory or family.resume or family.side):
-        return _speaking(name, config, text_tokens, answer)
+    if family and family.prompt:
+        return _speaking(name, config, family, text_tokens, answer)
     check(
         answer is None,
-        f"estimate.answer_tokens: '{source}' can't be accounted for as a whole without its weights. Expected a "
-        "model of LLaVA's kind, or 0: then its encoders are.",
+        f"estimate.answer_tokens: '{source}' is no model that an experiment with answers in words can be built on. "
+        "Expected one (llava, qwen2_5_vl, smolvlm, blip, whisper ...), or 0: then its encoders are accounted for.",
     )
     parts = {
         name: part
@@ -85,22 +87,34 @@ def shape_of(source: str, text_tokens: int, answer: tuple[str, int] | None = Non
     return Shape(Backbone(towers), inputs, most)
 
 
-def _speaking(name: str, config: Any, text_tokens: int, answer: tuple[str, int] | None) -> Shape:
+def _speaking(
+    name: str, config: Any, family: CompositeFamily, text_tokens: int, answer: tuple[str, int] | None
+) -> Shape:
     import transformers
 
+    cls = getattr(transformers, name)
+    attention = {"attn_implementation": "sdpa"} if cls._supports_sdpa else {}
     with torch.device("meta"):
-        model = getattr(transformers, name)._from_config(config, attn_implementation="sdpa")
+        model = cls._from_config(config, **attention)
+    if not family.memory and getattr(config, "image_token_id", None) is None and config.image_token_index is None:
+        config.image_token_index = 0  # BLIP-2 has none by default
     composite = CompositeModel(model)
-    side = config.vision_config.image_size
-    composite.picture_shape = torch.Size((config.vision_config.num_channels, side, side))
-    seeing = SeeingTower(composite, None)
+    composite.picture_shape = torch.Size(family.taken(config))
+    seeing = (HearingTower if family.kind == "audio" else SeeingTower)(composite, None)
     seeing.__dict__["shape"] = composite.picture_shape
     words = WordTower(config.get_text_config().hidden_size)
-    trunk = LanguageTrunk(composite, words, "image", "text")
-    backbone = Backbone({"image": seeing, "text": words}, trunk, CompositeSource(name))
-    inputs = {"image": _zeros(1, composite.picture_shape.numel(), torch.float32)}
+    names = composite, words, family.kind, "text"
+    trunk = ReadingTrunk(*names, seeing.width) if family.memory else LanguageTrunk(*names)
+    backbone = Backbone({family.kind: seeing, "text": words}, trunk, CompositeSource(name))
+    inputs = {family.kind: _zeros(1, composite.picture_shape.numel(), torch.float32)}
     inputs["text"] = _zeros(text_tokens, 1, torch.long)
-    most = {"image": seeing.tokens_out(1), "text": text_tokens}
+    found = seeing.advance(inputs[family.kind], 0, seeing.depth).width
+    check(
+        found == seeing.width,
+        f"estimate.model: by this configuration the encoder's connector gives {found} numbers a token, the language "
+        f"blocks take {seeing.width}. A model type's default sizes may not fit each other: expected a config.json.",
+    )
+    most = {family.kind: seeing.tokens_out(1), "text": text_tokens}
     if answer:
         backbone.take_answers(*answer)
         inputs[answer[0]] = _zeros(answer[1] - 1, 1, torch.long)

@@ -45,6 +45,7 @@ class CutCost:
         depths: where that is.
         bytes: of a sample there, on disk.
         below: FLOPs of a sample's forward pass up to there.
+        launches: operations of a batch's forward pass up to there.
         seconds: of all readings, as the model above has it.
         faster: times, against an epoch from the inputs, of arithmetic and what launches it.
     """
@@ -53,6 +54,7 @@ class CutCost:
     depths: Frontier
     bytes: int
     below: int
+    launches: int
     seconds: float
     faster: float
 
@@ -116,25 +118,28 @@ def weigh(
     """
     count = len(next(iter(example.values())).mask)
     names, rate = list(example), RATES[device]
-    at, states, below, before = Frontier(dict.fromkeys(names, 0)), dict(example), 0, 0.0
-    measured: list[tuple[str, Frontier, float, int, float]] = []
+    at, states, below, before = Frontier(dict.fromkeys(names, 0)), dict(example), 0, 0
+    measured: list[tuple[str, Frontier, int, int, int, float]] = []
+
+    def seconds(flops: int, launched: int) -> float:
+        return flops / rate + launched * LAUNCH / BATCH
+
     for name, depths in cuts(backbone, frontier).items():
         with torch.no_grad(), Launches() as launches, FlopCounterMode(display=False) as counter:
             states = backbone.advance(states, at, depths)
         at, below = depths, below + counter.get_total_flops() // count
-        before += launches.count * LAUNCH / BATCH
+        before += launches.count
         stored = dict.fromkeys(names, rows) if depths.trunk else distinct
         size = sum(sample_bytes(states[n], depths, n, cache) * stored[n] / rows for n in names)
-        measured.append((name, depths, size, below, below / rate + before))
+        measured.append((name, depths, int(size), below, before, seconds(below, before)))
     with Launches() as launches, FlopCounterMode(display=False) as counter:
         run(states, at)
-    above = TRAINED * counter.get_total_flops() // count / rate + TRAINED_LAUNCHES * launches.count * LAUNCH / BATCH
-    whole = below / rate + before + above
-    found = []
-    for name, depths, size, flops, spent in measured:
+    above = seconds(TRAINED * counter.get_total_flops() // count, TRAINED_LAUNCHES * launches.count)
+    whole, found = seconds(below, before) + above, []
+    for name, depths, size, flops, launched, spent in measured:
         again = whole - spent
-        seconds = rows * (spent + size / WRITE + cache.readings * (again + size / READ))
-        found.append(CutCost(name, depths, int(size), flops, seconds, whole / again))
+        total = rows * (spent + size / WRITE + cache.readings * (again + size / READ))
+        found.append(CutCost(name, depths, size, flops, launched, total, whole / again))
     return found
 
 

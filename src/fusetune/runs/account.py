@@ -10,6 +10,7 @@ another precision frozen weights are counted at its size and activations at two 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,11 +157,20 @@ def estimate(plan: Plan, where: str, settings: EstimateSettings, cache: CacheSet
     Raises:
         FusetuneError: the plan doesn't fit the model.
     """
-    from fusetune.adapters.adapter import Stream
     from fusetune.backbones.from_config import shape_of
+    from fusetune.backbones.valueless import Presumed
 
     words = settings.answer_tokens
-    shape = shape_of(settings.model, settings.text_tokens, (ANSWER, words) if words else None)
+    with Presumed():
+        shape = shape_of(settings.model, settings.text_tokens, (ANSWER, words) if words else None)
+    with Presumed() if shape.backbone.origin else nullcontext():
+        return _estimated(shape, plan, where, settings, cache)
+
+
+def _estimated(shape: Any, plan: Plan, where: str, settings: EstimateSettings, cache: CacheSettings) -> Account:
+    from fusetune.adapters.adapter import Stream
+
+    words = settings.answer_tokens
     task: Task = Generation(GenerationConfig("answer", max(1, words)))
     if not words:
         task = Classification(ClassificationConfig("label"))
@@ -189,32 +199,32 @@ def _measured(
 ) -> Account:
     samples = len(targets)
     ground = Frontier(dict.fromkeys(inputs, 0))
-    with torch.no_grad(), FlopCounterMode(display=False) as below:
+    costs = weigh(model.backbone, model, depths, inputs, rows, distinct, cache)
+    with torch.no_grad():
         states = model.backbone.advance(inputs, ground, depths)
     stored = dict.fromkeys(states, rows) if depths.trunk else distinct
     size = sum(int(sample_bytes(tokens, depths, n, cache) * stored[n]) for n, tokens in states.items())
 
-    def step(start: Frontier, given: Mapping[str, Tokens], times: int = 1) -> tuple[int, int, int, int]:
-        kept, batch = _Kept(model), {name: _repeated(tokens, times) for name, tokens in given.items()}
-        with Launches() as launches, FlopCounterMode(display=False) as counter:
-            with kept:
-                out = model(batch, start)
-                inside = kept.bytes
-                loss = model.task.loss(out, torch.cat([targets] * times))
-            loss.backward()
-        model.zero_grad(set_to_none=True)
-        said = kept.bytes - inside + 4 * out.numel()
-        return counter.get_total_flops() // samples, launches.count, inside, said
+    def forward(times: int) -> tuple[Tensor, int, int]:
+        """The loss, and what is kept of that many examples inside the model and behind it."""
+        kept, batch = _Kept(model), {name: _repeated(tokens, times) for name, tokens in states.items()}
+        with kept:
+            out = model(batch, depths)
+            inside = kept.bytes
+            loss = model.task.loss(out, torch.cat([targets] * times))
+        return loss, inside, kept.bytes - inside + 4 * out.numel()
 
-    costs = weigh(model.backbone, model, depths, inputs, rows, distinct, cache)
     was_training = model.training
     model.train()
     try:
-        flops, launches, once, said = step(depths, states)
-        uncached, launches_uncached, *_ = step(ground, inputs)
-        *_, twice, said_twice = step(depths, states, 2)
+        with Launches() as launches, FlopCounterMode(display=False) as counter:
+            loss, once, said = forward(1)
+            loss.backward()
+        model.zero_grad(set_to_none=True)
+        _, twice, said_twice = forward(2)
     finally:
         model.train(was_training)
+    flops = counter.get_total_flops() // samples
     sites, trained = model.sites(), model.trainable()
     by_site: dict[str, int] = {}
     for parameter in trained.values():
@@ -236,10 +246,10 @@ def _measured(
         model.base_count(),
         size,
         flops,
-        below.get_total_flops() // samples,
-        uncached,
-        launches,
-        launches_uncached,
+        costs[-1].below,
+        flops + costs[-1].below,  # nothing below the frontier is gone through a second time
+        launches.count,
+        launches.count + costs[-1].launches,
         memory,
         model.resolved,
         choose(costs, cache.cut, rows, free),

@@ -74,6 +74,13 @@ def _patches(processor: Any, pictures: Any) -> Tensor:
     return found.view(len(pictures), -1, found.shape[-1])
 
 
+def _patched(config: Any) -> tuple[int, int]:
+    """Qwen's: the patches of a picture of its side, and the numbers of one."""
+    vision = config.vision_config
+    patch = getattr(vision, "in_channels", None) or vision.in_chans
+    return (14 * vision.spatial_merge_size) ** 2, patch * vision.temporal_patch_size * vision.patch_size**2
+
+
 def _one_each(processor: Any, pictures: Any) -> Tensor:
     found: Tensor = processor(images=[[p] for p in pictures], do_image_splitting=False, return_tensors="pt")[
         "pixel_values"
@@ -83,8 +90,9 @@ def _one_each(processor: Any, pictures: Any) -> Tensor:
 
 def _square(shape: Any, present: Tensor) -> dict[str, Tensor]:
     """Qwen's: frames, rows and columns of patches, for the rows that have a picture."""
-    side = math.isqrt(shape[0])
-    return {"image_grid_thw": torch.tensor([[1, side, side]], device=present.device).expand(int(present.sum()), -1)}
+    side, count = math.isqrt(shape[0]), len(present) if present.is_meta else int(present.sum())
+    grid = torch.tensor([[1, side, side]]).expand(count, -1)
+    return {"image_grid_thw": grid if present.is_meta else grid.to(present.device)}
 
 
 def _speak_opt(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
@@ -144,6 +152,7 @@ _QWEN = CompositeFamily(
     language_roles=LLAMA_ROLES,
     prompt="<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>",
     side=lambda config: 14 * config.vision_config.patch_size * config.vision_config.spatial_merge_size,
+    taken=_patched,
     process=_patches,
     flat=True,
     grid=_square,
@@ -170,6 +179,7 @@ _SMOL = CompositeFamily(
     prompt="<|im_start|>User:{image}{}<end_of_utterance>\nAssistant: {answer}<end_of_utterance>",
     around="<fake_token_around_image><global-img>{image}<fake_token_around_image>",
     side=lambda config: int(config.vision_config.image_size),
+    taken=lambda config: (1, config.vision_config.num_channels, *(config.vision_config.image_size,) * 2),
     process=_one_each,
     by_parts=True,
 )
@@ -250,6 +260,7 @@ _WHISPER = CompositeFamily(
     words=("decoder_input_ids", "decoder_attention_mask"),
     encoder_roles=WHISPER_ROLES,
     language_roles=WHISPER_ROLES | crossed(WHISPER_ROLES, "self_attn", "encoder_attn"),
+    taken=lambda config: (config.num_mel_bins, 2 * config.max_source_positions),
     speak=_speak_whisper,
     prompt="<|startoftranscript|><|en|><|transcribe|><|notimestamps|>{} {answer}",
 )

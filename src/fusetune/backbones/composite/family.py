@@ -1,6 +1,6 @@
 """What has to be known of a composite family: where it keeps its parts, and what a pass from a cut has to be given."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ class CompositeFamily:
         around: what stands for a picture in a prompt, {image} for its places.
         side: pixels of the side that pictures are brought to, where their size would decide how many places they take;
             None: the image processor makes them alike.
+        taken: from the configuration, the shape of a picture or sound as the model takes it.
         process: image processor and pictures to (pictures, *shape of one).
         flat: whether states of several pictures lie one behind another, in the encoder and behind the connector.
         grid: further inputs of a pass, from the shape of one picture and which rows have one.
@@ -71,6 +72,10 @@ class CompositeFamily:
     prompt: str | None = None
     around: str = "{image}"
     side: Callable[[Any], int] | None = None
+    taken: Callable[[Any], Sequence[int]] = lambda config: (
+        getattr(config.vision_config, "num_channels", 3),
+        *(config.vision_config.image_size,) * 2,
+    )
     process: Callable[[Any, Any], Tensor] | None = None
     flat: bool = False
     grid: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
