@@ -156,7 +156,7 @@ class Toy:
 
         from fusetune.features.extraction import CacheSettings
 
-        settings = CacheSettings(dtype="float32", batch_size=32)
+        settings = CacheSettings(dtype="float32", batch_size=32, cut="frontier")
         return experiment.extract(self.store, settings, lambda *_: None, torch.device("cpu"))
 
     def splits(self, experiment):
