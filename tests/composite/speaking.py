@@ -92,6 +92,10 @@ def saved_qwen2_5_vl(folder):
     return _qwen(composites.qwen2_5_vl, folder)
 
 
+def saved_qwen3_vl(folder):
+    return _qwen(composites.qwen3_vl, folder)
+
+
 def _smol(name, folder):
     torch.manual_seed(0)
     words = tokenizer()
@@ -179,6 +183,7 @@ QUERIES = {"blip2": saved_blip2}  # a connector that asks the picture a few thin
 SIZED = {  # pictures are brought to one size
     "qwen2_vl": saved_qwen2_vl,
     "qwen2_5_vl": saved_qwen2_5_vl,
+    "qwen3_vl": saved_qwen3_vl,
     "idefics3": saved_idefics3,
     "smolvlm": saved_smolvlm,
 }

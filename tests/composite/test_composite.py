@@ -114,8 +114,9 @@ def test_what_is_no_cut_and_what_is_no_composite_model_is_named(tmp_path):
     one = CompositeModel(model)
     with pytest.raises(FusetuneError, match="can't begin or end at language block 0.*language 2 to 3"):
         one.carry(batch("qwen3_vl", places), Cut("language", 0))
+    reading, places = made("whisper")
     with pytest.raises(FusetuneError, match="can't begin or end at connector"):
-        one.carry(batch("qwen3_vl", places), Cut("connector"))
+        CompositeModel(reading).carry(batch("whisper", places), Cut("connector"))
     bert().save_pretrained(tmp_path)
     with pytest.raises(FusetuneError, match="checkpoint is of BertModel, no composite model that can be entered"):
         CompositeModel.from_pretrained(tmp_path)

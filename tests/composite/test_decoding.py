@@ -40,7 +40,12 @@ def speaking(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     SPEAKING[request.param](folder)
     backbone, task = listening(folder, MOST, name=request.param)
-    if request.param in ("blip2", "qwen2_vl", "qwen2_5_vl"):  # as they are drawn, they hardly hear what they read
+    if request.param in (
+        "blip2",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+    ):  # as they are drawn, they hardly hear what they read
         for parameter in backbone.trunk.blocks().parameters():
             parameter.mul_(6 if parameter.ndim > 1 else 1)
     return request.param, backbone, task

@@ -77,6 +77,22 @@ def test_from_the_frontier_as_from_pixels(name, plan, case, tmp_path):
     assert (pixels - cache).abs().max() <= 1e-6
 
 
+@torch.no_grad()
+def test_below_what_reads_the_encoder_deep_down_states_alone_are_not_cached(tmp_path):
+    """Qwen3-VL's first language blocks are given lower depths of the encoder, which are cached at its places."""
+    model = model_of("qwen3_vl", tmp_path, [{**LORA, "blocks": {"take": "top", "count": 3}}])
+    streams = given(model.backbone, shown_to("qwen3_vl", 1, 1, 1))
+    ground, reached = Frontier(dict.fromkeys((*KINDS, ANSWER), 0)), frontier(model, streams)
+    assert (reached.towers["image"], reached.trunk) == (model.backbone.tower("image").depth, 0)
+    cached = model.backbone.advance(streams, ground, reached)
+    width = model.backbone.trunk.width
+    assert cached["image"].width == 3 * width, "what two depths below the last gave stands beside"
+    expected = model(streams, ground)
+    assert torch.equal(model(cached, reached), expected)
+    cached["image"].values[..., width:] = 0
+    assert (model(cached, reached) - expected).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["blip", "mllama"])
 def test_cross_attention_alone(name):
     """Below its first cross-attention nothing is trained, so states and memory are cached there."""

@@ -156,7 +156,7 @@ class Assembly:
         check(
             bool(found),
             f"{at}: '{placement.adapter}' takes the place of a connector that is one module, in a model that speaks "
-            "(LLaVA, PaliGemma, Qwen-VL, Idefics3, SmolVLM); there is none here.",
+            "(LLaVA, PaliGemma, Qwen2-VL, Idefics3, SmolVLM); there is none here.",
         )
         return {name: {tower.depth - 1: None} for name, tower in found.items()}
 

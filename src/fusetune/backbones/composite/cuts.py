@@ -1,5 +1,6 @@
 """Where a pass of a composite model may end or begin, and what is known there."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,3 +42,12 @@ class Carried:
 
     states: Tensor
     memory: Tensor | None = None
+
+
+def ranges(cuts: Sequence[Cut]) -> Iterator[tuple[str, int, int]]:
+    """By part, its first and its last block among them."""
+    by_part: dict[str, list[int]] = {}
+    for cut in cuts:
+        by_part.setdefault(cut.part, []).append(cut.block)
+    for part, blocks in by_part.items():
+        yield part, blocks[0], blocks[-1]

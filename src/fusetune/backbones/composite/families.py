@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fusetune.backbones.composite.family import CompositeFamily
+from fusetune.backbones.composite.generating import by_blip, by_opt, by_whisper
 from fusetune.backbones.families import (
     BERT_ROLES,
     BLIP_ROLES,
@@ -95,32 +96,6 @@ def _square(shape: Any, present: Tensor) -> dict[str, Tensor]:
     return {"image_grid_thw": grid if present.is_meta else grid.to(present.device)}
 
 
-def _speak_opt(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
-    """BLIP-2's own asks for a picture in every batch."""
-    speaker = model if given.get("pixel_values") is not None else model.language_model
-    known = given if speaker is model else {name: given[name] for name in ("input_ids", "attention_mask")}
-    out: Tensor = speaker.generate(**known, **options)
-    return out
-
-
-def _speak_blip(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
-    """BLIP's own would change the prompt's first and last token."""
-    memory = model.vision_model(pixel_values=None).last_hidden_state
-    read = {"encoder_hidden_states": memory, "encoder_attention_mask": torch.ones_like(memory[..., 0]).long()}
-    words = {name: given[name] for name in ("input_ids", "attention_mask")}
-    out: Tensor = model.text_decoder.generate(**words, **read, **options)
-    return out
-
-
-def _speak_whisper(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
-    """Whisper's own cuts sounds into windows, and puts a prompt in front."""
-    from transformers import GenerationMixin
-
-    options["generation_config"].decoder_start_token_id = int(given["decoder_input_ids"][0, 0])
-    out: Tensor = GenerationMixin.generate(model, **given, **options)
-    return out
-
-
 _DECODER = "model.language_model.layers"
 _NORM = "model.language_model.norm"
 _PROJECTOR = "model.multi_modal_projector"
@@ -158,13 +133,12 @@ _QWEN = CompositeFamily(
     grid=_square,
     by_parts=True,
 )
-_QWEN3 = CompositeFamily(
-    _VISUAL,
-    f"{_VISUAL}.blocks",
-    (_MERGER, f"{_VISUAL}.deepstack_merger_list"),
-    _DECODER,
-    _NORM,
-    read=lambda config, blocks: min(config.vision_config.deepstack_visual_indexes) + 1,
+_DEEPSTACK = f"{_VISUAL}.deepstack_merger_list"
+_QWEN3 = replace(
+    _QWEN,
+    connector=(_DEEPSTACK, _MERGER),
+    encoder_roles=QWEN_ROLES | {"mlp_input": "mlp.linear_fc1", "mlp_output": "mlp.linear_fc2"},
+    taps=lambda config: [(k, f"{_DEEPSTACK}.{i}") for i, k in enumerate(config.vision_config.deepstack_visual_indexes)],
     first=lambda config: len(config.vision_config.deepstack_visual_indexes),
 )
 _SMOL = CompositeFamily(
@@ -195,7 +169,7 @@ _OPT = CompositeFamily(
     encoder_roles=BLIP_ROLES,
     language_roles=WHISPER_ROLES,  # OPT's parts have the same names
     prompt="{image}{bos}Question: {} Answer: {answer}",
-    speak=_speak_opt,
+    speak=by_opt,
 )
 _INSTRUCT = replace(_OPT, prompt=None)  # its connector reads the question with the picture
 _T5 = replace(
@@ -223,7 +197,7 @@ _BLIP = CompositeFamily(
     language_roles=BERT_ROLES
     | crossed(BERT_ROLES, "attention.self", "crossattention.self", "attention.output", "crossattention.output"),
     prompt="{} {answer}",
-    speak=_speak_blip,
+    speak=by_blip,
 )
 _BLIP_VQA = replace(
     _BLIP,
@@ -261,7 +235,7 @@ _WHISPER = CompositeFamily(
     encoder_roles=WHISPER_ROLES,
     language_roles=WHISPER_ROLES | crossed(WHISPER_ROLES, "self_attn", "encoder_attn"),
     taken=lambda config: (config.num_mel_bins, 2 * config.max_source_positions),
-    speak=_speak_whisper,
+    speak=by_whisper,
     prompt="<|startoftranscript|><|en|><|transcribe|><|notimestamps|>{} {answer}",
 )
 _QWEN_AUDIO = CompositeFamily(

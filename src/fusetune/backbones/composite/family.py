@@ -27,6 +27,7 @@ class CompositeFamily:
         resume: changes the inputs of a pass from a language block, where leaving `media` out is not all.
         stubs: modules that must not run in such a pass, with what they give instead, from the memory.
         read: depth of the encoder that the connector reads, from the configuration and the number of blocks.
+        taps: blocks of the encoder whose states language blocks are given too, and the path of what reads them.
         first: first language block that states alone are enough for.
         entry: the module of the connector at which a pass may start, and the argument that the encoder's states are;
             None: the connector reads more than one depth of the encoder.
@@ -62,6 +63,7 @@ class CompositeFamily:
     resume: Resume | None = None
     stubs: Mapping[str, Callable[[Tensor], Any]] = field(default_factory=dict)
     read: Callable[[Any, int], int] = lambda config, blocks: blocks
+    taps: Callable[[Any], Sequence[tuple[int, str]]] = lambda config: ()
     first: Callable[[Any], int] = lambda config: 0
     entry: tuple[str, str] | None = None
     idle: tuple[str, ...] = ()

@@ -55,6 +55,7 @@ class LanguageTrunk(nn.Module):
         self._name = ""  # a fingerprint that weights can't give any more
         self.depth = len(composite.blocks(LANGUAGE))
         self.width = composite.model.config.get_text_config().hidden_size
+        self.first = family.first(composite.model.config)  # below it, states alone are not enough
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the weights; of quantised ones, of those that were given and of what was made of them."""
@@ -286,7 +287,7 @@ class LanguageTrunk(nn.Module):
         front: Any = self.prompt()
         own = {n: Tokens(front.expand(*m.shape, -1), m) for n, m in self._layout.masks.items() if n == FRONT}
         return own | {
-            name: tokens
+            name: Tokens(tokens.values[..., : self.width], tokens.mask)
             if name == self.image
             else Tokens(tokens.mask.new_zeros(*tokens.mask.shape, self.width).float(), tokens.mask)
             for name, tokens in streams.items()

@@ -1,6 +1,6 @@
 """A composite model that is entered and left at any cut of its one axis: encoder, connector, language blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,11 @@ from fusetune.backbones.composite.cuts import (
     TOP,
     Carried,
     Cut,
+    ranges,
 )
 from fusetune.backbones.composite.families import CLASSES, class_of, composite_family
 from fusetune.backbones.composite.family import Inputs
+from fusetune.backbones.composite.taps import Taps, side_by_side
 from fusetune.backbones.families import load, quiet, refuse_random
 from fusetune.backbones.replay import STATES, Left, forward_of, left_at, left_behind, put_at, skipped
 from fusetune.backbones.tower import fingerprint
@@ -142,6 +144,11 @@ class CompositeModel(nn.Module):
         refuse_random(sorted(info["missing_keys"]), source, name)
         return cls(made)
 
+    @cached_property
+    def taps(self) -> Taps:
+        """What the language blocks are given of lower depths of the encoder."""
+        return Taps([(k, self.model.get_submodule(path)) for k, path in self.family.taps(self.model.config)])
+
     def train(self, mode: bool = True) -> "CompositeModel":
         return super().train(False)
 
@@ -186,13 +193,14 @@ class CompositeModel(nn.Module):
                 stack.callback(hook.remove)
             module, argument = self._place(stop)
             behind = stop.part in (PLACES, MEMORY, FINAL)
+            tapped = self.taps.listened(stop, stack)
             stack.enter_context(left_behind(module) if behind else left_at(module, argument))
             try:
                 self.model(**given)
             except Left as left:
                 if stop.part == MEMORY:
                     return Carried(_rows(left.hidden_states), _rows(left.hidden_states))
-                return Carried(left.hidden_states, memory[0] if memory else None)
+                return Carried(side_by_side(left.hidden_states, tapped), memory[0] if memory else None)
         raise FusetuneError(f"backbone: {stop} is never reached by these inputs; pictures or sounds are missing.")
 
     def logits(self, inputs: Inputs, start: Cut | None = None, carried: Carried | None = None) -> Tensor:
@@ -223,7 +231,8 @@ class CompositeModel(nn.Module):
         if start is None or carried is None:
             yield dict(inputs)
             return
-        self._check(start)
+        if not carried.states.is_meta:  # shapes are the same from below, too
+            self._check(start)
         with ExitStack() as stack:
             if start.part in (ENCODER, CONNECTOR, PLACES):
                 encoder = self.blocks(ENCODER)
@@ -247,8 +256,9 @@ class CompositeModel(nn.Module):
                 yield given
                 return
             module, argument = self._place(start)
-            given_out = forward_of(module, lambda *_, **__: carried.states)
-            stack.enter_context(given_out if start.part == PLACES else put_at(module, carried.states, argument))
+            states = self.taps.given(start, carried.states, stack)
+            given_out = forward_of(module, lambda *_, **__: states)
+            stack.enter_context(given_out if start.part == PLACES else put_at(module, states, argument))
             yield given
 
     def _blank(self, inputs: Inputs) -> dict[str, Any]:
@@ -278,16 +288,8 @@ class CompositeModel(nn.Module):
         check(
             cut in self.cuts,
             f"backbone: a pass can't begin or end at {cut}. A {type(self.model).__name__} has "
-            f"{', '.join(f'{part} {first} to {last}' for part, first, last in _ranges(self.cuts))}.",
+            f"{', '.join(f'{part} {first} to {last}' for part, first, last in ranges(self.cuts))}.",
         )
-
-
-def _ranges(cuts: Sequence[Cut]) -> Iterator[tuple[str, int, int]]:
-    by_part: dict[str, list[int]] = {}
-    for cut in cuts:
-        by_part.setdefault(cut.part, []).append(cut.block)
-    for part, blocks in by_part.items():
-        yield part, blocks[0], blocks[-1]
 
 
 def _rows(out: Any) -> Tensor:

@@ -45,8 +45,9 @@ class SeeingTower(Tower):
         config = composite.model.config
         vision = getattr(config, "vision_config", config)
         self.inside: int = getattr(vision, "embed_dim", None) or vision.hidden_size  # width between its blocks
-        self.width = self.inside if family.memory else config.get_text_config().hidden_size
         self.depth = len(self._cuts) - 1
+        language = config.get_text_config().hidden_size
+        self.width = self.inside if family.memory else language * self._side_by_side(self.depth)
 
     @property
     def composite(self) -> CompositeModel:
@@ -92,7 +93,7 @@ class SeeingTower(Tower):
         if start == stop:
             return tokens
         if not (present.is_meta or present.any()):
-            width = self.width if stop == self.depth else self.inside
+            width = self.width if stop == self.depth else self.inside * self._side_by_side(stop)
             empty = tokens.values.new_zeros(len(present), self.tokens_at(stop), width)  # as beside rows that have one
             return Tokens(empty, torch.zeros(empty.shape[:2], dtype=torch.bool, device=empty.device))
         each = self.tokens_at(start)
@@ -154,6 +155,10 @@ class SeeingTower(Tower):
                     states, start = self._seen(blank, states if start else None, start, stop), stop
                 counts.append(states.shape[1])
         return tuple(counts)
+
+    def _side_by_side(self, depth: int) -> int:
+        """How many states stand beside one another there."""
+        return 1 + len(self.composite.taps.below(self._cuts[depth]))
 
     def _seen(self, pictures: Tensor, states: Tensor | None, start: int, stop: int) -> Tensor:
         """(pictures, tokens, width) at depth `stop`."""
