@@ -62,6 +62,15 @@ def llava():
     return tf.LlavaForConditionalGeneration(config), 16
 
 
+def llava_next():
+    """A picture is cut into four and seen whole: 16 places, and four lines of four tiles' with one behind each line."""
+    vision, text = tf.CLIPVisionConfig(**VISION), tf.LlamaConfig(**LM)
+    config = tf.LlavaNextConfig(
+        vision_config=vision, text_config=text, image_token_id=IMAGE, image_grid_pinpoints=[[64, 64]]
+    )
+    return tf.LlavaNextForConditionalGeneration(config), 16 + 8 * 9
+
+
 def paligemma(text: Any = None):
     text = text or tf.GemmaConfig(**LM, head_dim=12)
     vision = tf.SiglipVisionConfig(**VISION, projection_dim=48)
@@ -175,8 +184,8 @@ def qwen2_audio():
 FAMILIES = {
     maker.__name__: maker
     for maker in (
-        llava, paligemma, paligemma2, qwen2_vl, qwen2_5_vl, qwen3_vl, idefics3, smolvlm, blip2, instructblip, blip2_t5,
-        blip, blip_vqa, mllama, whisper, qwen2_audio,
+        llava, llava_next, paligemma, paligemma2, qwen2_vl, qwen2_5_vl, qwen3_vl, idefics3, smolvlm, blip2,
+        instructblip, blip2_t5, blip, blip_vqa, mllama, whisper, qwen2_audio,
     )
 }  # fmt: skip
 
@@ -225,6 +234,9 @@ def batch(name: str, places: int, side: str = "right", lengths=(5, 9, 7), media:
         return inputs | dict(pixel_values=patches, image_grid_thw=grid, mm_token_type_ids=(ids == IMAGE).int())
     if name in ("idefics3", "smolvlm"):
         return inputs | dict(pixel_values=pictures[:, None])
+    if name == "llava_next":
+        sizes = torch.tensor([[64, 64]] * count)
+        return inputs | dict(pixel_values=torch.randn(count, 5, 3, 32, 32, generator=draw), image_sizes=sizes)
     inputs["pixel_values"] = pictures
     if name == "mllama":
         one = torch.ones(count, 1, dtype=torch.long)

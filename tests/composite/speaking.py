@@ -46,6 +46,22 @@ def saved_llava(folder, template=TEMPLATE, **changes):
     return _saved(tf.LlavaForConditionalGeneration(config).eval(), processor, folder)
 
 
+def saved_llava_next(folder):
+    torch.manual_seed(0)
+    words = tokenizer()
+    text = tf.LlamaConfig(vocab_size=len(words), **LM)
+    config = tf.LlavaNextConfig(
+        vision_config=tf.CLIPVisionConfig(**composites.VISION), text_config=text, image_grid_pinpoints=[[64, 64]],
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    images = tf.LlavaNextImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE, image_grid_pinpoints=[[64, 64]])
+    processor = tf.LlavaNextProcessor(
+        image_processor=images, tokenizer=words, patch_size=8, vision_feature_select_strategy="default",
+        image_token="<image>", num_additional_image_tokens=1, chat_template=TEMPLATE,
+    )  # fmt: skip
+    return _saved(tf.LlavaNextForConditionalGeneration(config).eval(), processor, folder)
+
+
 def saved_paligemma(folder):
     torch.manual_seed(0)
     words = tokenizer()
@@ -181,6 +197,7 @@ def _saved(model, processor, folder):
 MODELS = {"llava": saved_llava, "paligemma": saved_paligemma}
 QUERIES = {"blip2": saved_blip2}  # a connector that asks the picture a few things
 SIZED = {  # pictures are brought to one size
+    "llava_next": saved_llava_next,
     "qwen2_vl": saved_qwen2_vl,
     "qwen2_5_vl": saved_qwen2_5_vl,
     "qwen3_vl": saved_qwen3_vl,

@@ -49,7 +49,7 @@ def listening(folder, most=16, name="llava"):
 def adapted(backbone, task, *placements):
     plan = build(Plan, {"placements": [*placements, {"where": "head", "adapter": "linear"}]}, "plan")
     widths = backbone.widths(list(KINDS))
-    return AdaptedModel(backbone, plan, task, {name: Stream(width, 50) for name, width in widths.items()})
+    return AdaptedModel(backbone, plan, task, {name: Stream(width, 100) for name, width in widths.items()})
 
 
 def given(backbone, shown, answers=ANSWERS):
@@ -70,7 +70,7 @@ def own_loss(name, model, processor, picture, text, answer):
     if name in READERS:
         return read_loss(name, model, processor, picture, text, answer)
     image = picture[0].convert("RGB")
-    if name in SIZED:
+    if name in SIZED and name != "llava_next":
         inputs = sized_inputs(name, model, processor, image, text, answer)
     elif name == "blip2":
         pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
@@ -81,7 +81,8 @@ def own_loss(name, model, processor, picture, text, answer):
         ids = torch.tensor([[*[model.config.image_token_id] * 5, *asked, *said]])
         labels = torch.cat([torch.full((1, 5 + len(asked)), -100), ids[:, -len(said) :]], 1)
         inputs = {"pixel_values": pixels, "input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
-    elif name == "llava":
+    elif name.startswith("llava"):
+        image = image.resize((32, 32), 3) if name == "llava_next" else image
         said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
         prompt = processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
         inputs = processor(text=[prompt], images=[image], return_tensors="pt", add_special_tokens=False)

@@ -1,6 +1,7 @@
 """A connector in place of that of a model that speaks: from its encoder's states to the picture's places in the text.
 
-With the states X (T x d) that the model's own connector reads, and the m places that it fills, of width e:
+With the states X (T x d) that the model's own connector reads, and the m places that it fills, of width e (LLaVA-NeXT
+asks it once for each tile of a picture, and packs the places behind it):
 
     linear:     Z = [X] W + b                               [X]: m x (T/m d), neighbours side by side
     mlp:        Z = gelu([X] W_1 + b_1) W_2 + b_2           LLaVA-1.5, arXiv 2310.03744
@@ -60,7 +61,7 @@ class NewConnector(BlockAdapter):
         self._own = [block.module for block in blocks]  # in a list: it is the base's
         self._name = name_in(stack, self._own[0])
         width, out = tower.inside, tower.width
-        self.read, self.places = tower.tokens_at(tower.depth - 1), tower.tokens_at(tower.depth)
+        self.read, self.places = tower.connected
         hidden = config.hidden or out
         self.queries: nn.Parameter | None = None
         if config.kind == "resampler":
@@ -102,7 +103,7 @@ class NewConnector(BlockAdapter):
                 if not self.active:
                     out: Tensor = own(states, *more, **named)
                     return out
-                made = self(states.view(-1, self.read, states.shape[-1]))
+                made = self(states.reshape(-1, self.read, states.shape[-1]))
                 return made if states.ndim == 3 else made.flatten(0, 1)
 
             self._handles.append(Instead(module, forward))

@@ -100,6 +100,7 @@ def _speaking(
         config.image_token_index = 0  # BLIP-2 has none by default
     composite = CompositeModel(model)
     composite.picture_shape = torch.Size(family.taken(config))
+    composite.picture_side = family.side(config) if family.side else None
     seeing = (HearingTower if family.kind == "audio" else SeeingTower)(composite, None)
     seeing.__dict__["shape"] = composite.picture_shape
     words = WordTower(config.get_text_config().hidden_size)

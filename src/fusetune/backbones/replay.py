@@ -7,7 +7,7 @@ equal those of an undivided run bit by bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -97,15 +97,20 @@ def left_behind(module: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
-@contextmanager
-def forward_of(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+def forward_of(module: nn.Module, function: Callable[..., Any]) -> AbstractContextManager[None]:
     """Give one module another forward for a while; parameters, hooks and names stay as they are."""
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = function
+    return method_of(module, "forward", function)
+
+
+@contextmanager
+def method_of(module: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """The same of any method."""
+    before = module.__dict__.get(name)
+    module.__dict__[name] = function
     try:
         yield
     finally:
         if before is None:
-            del module.__dict__["forward"]
+            del module.__dict__[name]
         else:
-            module.__dict__["forward"] = before
+            module.__dict__[name] = before

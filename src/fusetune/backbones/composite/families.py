@@ -89,10 +89,15 @@ def _one_each(processor: Any, pictures: Any) -> Tensor:
     return found
 
 
-def _square(shape: Any, present: Tensor) -> dict[str, Tensor]:
+def _sizes(shape: Any, side: int | None, present: Tensor) -> dict[str, Tensor]:
+    """LLaVA-NeXT's: height and width before a picture was cut into tiles."""
+    return {"image_sizes": torch.tensor([[side, side]]).expand(len(present), -1)}
+
+
+def _square(shape: Any, side: int | None, present: Tensor) -> dict[str, Tensor]:
     """Qwen's: frames, rows and columns of patches, for the rows that have a picture."""
-    side, count = math.isqrt(shape[0]), len(present) if present.is_meta else int(present.sum())
-    grid = torch.tensor([[1, side, side]]).expand(count, -1)
+    rows, count = math.isqrt(shape[0]), len(present) if present.is_meta else int(present.sum())
+    grid = torch.tensor([[1, rows, rows]]).expand(count, -1)
     return {"image_grid_thw": grid if present.is_meta else grid.to(present.device)}
 
 
@@ -116,6 +121,15 @@ _PALIGEMMA = CompositeFamily(
     prompt="{image}{bos}{}\n",
 )
 _LLAVA = replace(_PALIGEMMA, read=_feature_layer, causal=True, prompt="USER: {image}\n{} ASSISTANT:")
+_LLAVA_NEXT = replace(
+    _LLAVA,
+    several=False,
+    side=lambda config: 2 * config.vision_config.image_size,
+    taken=lambda config: (5, 3, *(config.vision_config.image_size,) * 2),  # whole, and in four
+    grid=_sizes,
+    packed="model.pack_image_features",
+    apart="model.image_newline",
+)
 _QWEN = CompositeFamily(
     _VISUAL,
     f"{_VISUAL}.blocks",
@@ -131,6 +145,7 @@ _QWEN = CompositeFamily(
     process=_patches,
     flat=True,
     grid=_square,
+    marked=True,
     by_parts=True,
 )
 _DEEPSTACK = f"{_VISUAL}.deepstack_merger_list"
@@ -251,7 +266,7 @@ _QWEN_AUDIO = CompositeFamily(
 # by the class of the checkpoint: one model type may have several (BLIP writes captions, and answers questions)
 COMPOSITES: dict[str, CompositeFamily] = {
     "LlavaForConditionalGeneration": _LLAVA,
-    "LlavaNextForConditionalGeneration": replace(_LLAVA, prompt=None, several=False),  # it cuts a picture into several
+    "LlavaNextForConditionalGeneration": _LLAVA_NEXT,
     "PaliGemmaForConditionalGeneration": _PALIGEMMA,
     "Qwen2VLForConditionalGeneration": _QWEN,
     "Qwen2_5_VLForConditionalGeneration": replace(_QWEN, encoder_roles=QWEN2_5_ROLES),

@@ -43,7 +43,10 @@ class CompositeFamily:
         taken: from the configuration, the shape of a picture or sound as the model takes it.
         process: image processor and pictures to (pictures, *shape of one).
         flat: whether states of several pictures lie one behind another, in the encoder and behind the connector.
-        grid: further inputs of a pass, from the shape of one picture and which rows have one.
+        grid: further inputs of a pass, from the shape of one picture, its side in pixels, and which rows have one.
+        marked: whether a picture's places are marked in a text, and their grid is told where the text is.
+        packed: path of a method that packs what the connector gives of a picture's tiles into its places.
+        apart: path of a parameter of the connector that is in none of its modules.
         by_parts: whether tokenizer and image processor are loaded apart: their processor wants one of videos too.
         padding: sides on which rows of unequal length may be padded.
         speak: the model's own `generate`, from the model and the inputs of a prompt.
@@ -80,7 +83,10 @@ class CompositeFamily:
     )
     process: Callable[[Any, Any], Tensor] | None = None
     flat: bool = False
-    grid: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
+    grid: Callable[[Any, int | None, Tensor], dict[str, Tensor]] | None = None
+    marked: bool = False
+    packed: str = ""
+    apart: str = ""
     by_parts: bool = False
     padding: tuple[str, ...] = ("right", "left")
     speak: Callable[..., Tensor] = lambda model, given, **options: model.generate(**given, **options)

@@ -158,7 +158,7 @@ class LanguageTrunk(nn.Module):
     def _shown(self, inputs: dict[str, Any], states: Tensor) -> tuple[dict[str, Any], Carried]:
         """The inputs with blank pictures, and their states at the places, (pictures, tokens, width)."""
         blank = states.new_ones(len(states), *self.composite.picture_shape)
-        return inputs | self.composite.seen(blank), Carried(self.composite.laid(states))
+        return inputs | self.composite.seen(blank), Carried(self.composite.laid(states, places=True))
 
     def _pictures(self, streams: Mapping[str, Tokens]) -> Tensor | None:
         """States of the pictures that are there, (pictures, tokens, width); None: no row has one."""

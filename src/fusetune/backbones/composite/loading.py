@@ -141,7 +141,7 @@ def _parts(
         if hears
         else SeeingTower(composite, processor.image_processor, chosen.picture_side)
     )
-    composite.picture_shape = seeing.shape
+    composite.picture_shape, composite.picture_side = seeing.shape, seeing.side
     places = 0 if family.memory else seeing.tokens_out(1)
     longest = positions(composite) - room(composite) - places
     if several:

@@ -1,7 +1,7 @@
 """A composite model that is entered and left at any cut of its one axis: encoder, connector, language blocks."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from fusetune.backbones.composite.cuts import (
     Cut,
     ranges,
 )
-from fusetune.backbones.composite.families import CLASSES, class_of, composite_family
+from fusetune.backbones.composite.families import CLASSES, class_of
 from fusetune.backbones.composite.family import Inputs
+from fusetune.backbones.composite.given import GivenModel
+from fusetune.backbones.composite.packing import given_packed, left_packed
 from fusetune.backbones.composite.taps import Taps, side_by_side
 from fusetune.backbones.families import load, quiet, refuse_random
 from fusetune.backbones.replay import STATES, Left, forward_of, left_at, left_behind, put_at, skipped
@@ -31,7 +33,7 @@ from fusetune.config import check
 from fusetune.errors import FusetuneError
 
 
-class CompositeModel(nn.Module):
+class CompositeModel(GivenModel):
     """Frozen, and always in eval mode. The model's own forward runs from every cut.
 
     From a cut, what lies below does nothing: blocks hand on what they get, pictures are blank, and the states that were
@@ -41,84 +43,6 @@ class CompositeModel(nn.Module):
     Args:
         model: of one of the classes in `families.COMPOSITES`.
     """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        name = type(model).__name__
-        family = composite_family(name, model.config)
-        if family is None:
-            raise FusetuneError(f"backbone: no composite model of class {name}. Known: {', '.join(CLASSES)}.")
-        self.model, self.family = model, family
-        self.picture_shape: Any = None  # of `pixel_values`, without the number of pictures; where somebody has said it
-        self.requires_grad_(False)
-        self.eval()
-
-    @property
-    def image_id(self) -> int | None:
-        """The token at a picture's places; None: cross-attention reads the picture, no place is kept for it."""
-        config = self.model.config
-        if self.family.memory:
-            return None
-        return getattr(config, "image_token_id", None) or config.image_token_index
-
-    @property
-    def stand_in_id(self) -> int:
-        """A token that stands for any word where the places alone count."""
-        return next(i for i in range(3) if i != self.image_id)
-
-    def wordless(self, rows: int) -> dict[str, Any]:
-        """Inputs of a pass that ends in front of the language model."""
-        device = self.model.get_input_embeddings().weight.device
-        ids = torch.full((rows, 1), self.stand_in_id, device=device)
-        return self.worded(ids, torch.ones_like(ids))
-
-    def worded(self, ids: Tensor, mask: Tensor, answer: Tensor | None = None) -> dict[str, Any]:
-        """Inputs of a pass over a sequence that has been laid out: ids, mask, and which of it an answer is."""
-        words, real = self.family.words
-        inputs: dict[str, Any] = {words: ids}
-        if not mask.is_meta:  # without values there is no padding
-            inputs[real] = mask.long()
-        places = torch.eq(ids, self.image_id) if self.family.grid and self.image_id is not None else None
-        if places is not None and not mask.is_meta and bool(places.any()):
-            inputs |= {"mm_token_type_ids": places.int()} | self.grid(places.any(1))
-        if not (self.family.causal or mask.is_meta):  # what asks is read in both directions
-            inputs["token_type_ids"] = torch.zeros_like(ids) if answer is None else answer.long()
-        return inputs
-
-    def seen(self, pictures: Tensor) -> dict[str, Any]:
-        """Inputs that pictures (or sounds) are, (pictures, *shape of one)."""
-        if not self.family.flat:
-            return {self.family.media[0]: pictures}
-        there = torch.ones(len(pictures), dtype=torch.bool, device=pictures.device)
-        return {self.family.media[0]: pictures.flatten(0, 1), **self.grid(there)}
-
-    def grid(self, present: Tensor) -> dict[str, Tensor]:
-        """How the patches of pictures lie, where the model asks."""
-        return self.family.grid(self.picture_shape, present) if self.family.grid else {}
-
-    def laid(self, states: Tensor) -> Tensor:
-        """States of pictures, (pictures, tokens, width), as the model lays them out."""
-        return states.flatten(0, 1) if self.family.flat else states
-
-    def unseen(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Inputs of a pass without any picture, changed where the model's forward asks for one all the same."""
-        if self.family.resume:
-            self.family.resume(self.model, inputs, None, len(inputs[self.family.words[0]]))
-        return inputs
-
-    def said(self, states: Tensor) -> Tensor:
-        """(rows, tokens, vocabulary): what the model's own head makes of states behind the final norm."""
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
-        if self.family.memory:
-            given: Tensor = self.model.get_submodule(self.family.head)(states)
-            return given
-        ids = torch.full(states.shape[:2], self.stand_in_id, device=states.device)
-        language = self.model.get_submodule(self.family.language.rpartition(".")[0])
-        out = BaseModelOutputWithPast(last_hidden_state=states)
-        with forward_of(language, lambda *_, **__: out):
-            logits: Tensor = self(self.unseen(self.worded(ids, torch.ones_like(ids)))).logits
-        return logits
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None, **options: Any) -> "CompositeModel":
@@ -191,10 +115,8 @@ class CompositeModel(nn.Module):
                 module = self.model.get_submodule(self.family.memory)
                 hook = module.register_forward_hook(lambda _, __, out: memory.append(_rows(out)))
                 stack.callback(hook.remove)
-            module, argument = self._place(stop)
-            behind = stop.part in (PLACES, MEMORY, FINAL)
             tapped = self.taps.listened(stop, stack)
-            stack.enter_context(left_behind(module) if behind else left_at(module, argument))
+            stack.enter_context(self._left(stop))
             try:
                 self.model(**given)
             except Left as left:
@@ -255,11 +177,20 @@ class CompositeModel(nn.Module):
             if start.part == MEMORY:
                 yield given
                 return
-            module, argument = self._place(start)
-            states = self.taps.given(start, carried.states, stack)
-            given_out = forward_of(module, lambda *_, **__: states)
-            stack.enter_context(given_out if start.part == PLACES else put_at(module, states, argument))
+            stack.enter_context(self._given(start, self.taps.given(start, carried.states, stack)))
             yield given
+
+    def _left(self, cut: Cut) -> AbstractContextManager[None]:
+        if cut.part == PLACES and self.family.packed:
+            return left_packed(self.model, self.family.packed)
+        module, argument = self._place(cut)
+        return left_behind(module) if cut.part in (PLACES, MEMORY, FINAL) else left_at(module, argument)
+
+    def _given(self, cut: Cut, states: Tensor) -> AbstractContextManager[None]:
+        if cut.part == PLACES and self.family.packed:
+            return given_packed(self.model, self.family.packed, states)
+        module, argument = self._place(cut)
+        return forward_of(module, lambda *_, **__: states) if cut.part == PLACES else put_at(module, states, argument)
 
     def _blank(self, inputs: Inputs) -> dict[str, Any]:
         """Media of ones: what is all zeros is no picture to some families."""

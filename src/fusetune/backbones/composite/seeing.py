@@ -41,6 +41,8 @@ class SeeingTower(Tower):
         self._composite = (composite,)  # in a tuple: its other parts are not this tower's
         self.encoder = composite.model.get_submodule(family.tower)
         self.connector = nn.ModuleList(composite.model.get_submodule(path) for path in family.connector)
+        if family.apart:
+            self.apart = composite.model.get_parameter(family.apart)
         self._cuts = [cut for cut in composite.cuts if cut.part in (ENCODER, CONNECTOR, PLACES, MEMORY)]
         config = composite.model.config
         vision = getattr(config, "vision_config", config)
@@ -63,7 +65,8 @@ class SeeingTower(Tower):
     def modules_of_whole(self) -> dict[str, str]:
         """Where its modules stand in the whole model."""
         family = self.composite.family
-        return {"encoder": family.tower} | {f"connector.{i}": path for i, path in enumerate(family.connector)}
+        connector = {f"connector.{i}": path for i, path in enumerate(family.connector)}
+        return {"encoder": family.tower} | connector | ({"apart": family.apart} if family.apart else {})
 
     @property
     def unread(self) -> list[str]:
@@ -111,7 +114,14 @@ class SeeingTower(Tower):
     @property
     def gridded(self) -> bool:
         """Whether the language blocks know rows and columns of a picture's places, so that none can be missing."""
-        return self.composite.family.grid is not None
+        return self.composite.family.marked
+
+    @property
+    def connected(self) -> tuple[int, int]:
+        """Tokens that the connector is given at once, and those that it has to give."""
+        read = self.tokens_at(self.depth - 1)
+        tile = read // self.shape[0]
+        return (tile, tile) if self.composite.family.packed else (read, self.tokens_at(self.depth))
 
     def tokens_out(self, tokens_in: int) -> int:
         return tokens_in * self.tokens_at(self.depth)
@@ -165,7 +175,7 @@ class SeeingTower(Tower):
         inputs = {**self.composite.wordless(len(pictures)), **self.composite.seen(pictures)}
         carried = None if states is None else Carried(self.composite.laid(states))
         out = self.composite.carry(inputs, self._cuts[stop], self._cuts[start] if start else None, carried).states
-        return out.view(len(pictures), -1, out.shape[-1]) if self.composite.family.flat else out
+        return out.reshape(len(pictures), -1, out.shape[-1])
 
     def _process(self, pictures: Sequence[Any]) -> Tensor:
         shown = [picture.convert("RGB") for picture in pictures]
@@ -175,7 +185,7 @@ class SeeingTower(Tower):
             return self.composite.family.process(self.processor, shown)
         found = self.processor(images=shown, return_tensors="pt")
         values: Tensor = found["pixel_values"]
-        if values.ndim != 4:
+        if values.ndim != (5 if self.composite.family.packed else 4):
             raise FusetuneError(
                 f"a picture is cut into several by this checkpoint's {type(self.processor).__name__}; composite models "
                 "whose pictures are one tensor each can be a base."

@@ -1,0 +1,97 @@
+"""A composite model, and what its forward is given: words laid out, pictures, blanks in their place."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.backbones.composite.families import CLASSES, composite_family
+from fusetune.backbones.replay import forward_of
+from fusetune.errors import FusetuneError
+
+
+class GivenModel(nn.Module):
+    """A model of `transformers`, its row in the table, and inputs as it takes them."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        name = type(model).__name__
+        family = composite_family(name, model.config)
+        if family is None:
+            raise FusetuneError(f"backbone: no composite model of class {name}. Known: {', '.join(CLASSES)}.")
+        self.model, self.family = model, family
+        self.picture_shape: Any = None  # of `pixel_values`, without the number of pictures; where somebody has said it
+        self.picture_side: int | None = None  # the same of the pixels that pictures are brought to
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def image_id(self) -> int | None:
+        """The token at a picture's places; None: cross-attention reads the picture, no place is kept for it."""
+        config = self.model.config
+        if self.family.memory:
+            return None
+        return getattr(config, "image_token_id", None) or config.image_token_index
+
+    @property
+    def stand_in_id(self) -> int:
+        """A token that stands for any word where the places alone count."""
+        return next(i for i in range(3) if i != self.image_id)
+
+    def wordless(self, rows: int) -> dict[str, Any]:
+        """Inputs of a pass that ends in front of the language model."""
+        device = self.model.get_input_embeddings().weight.device
+        ids = torch.full((rows, 1), self.stand_in_id, device=device)
+        return self.worded(ids, torch.ones_like(ids))
+
+    def worded(self, ids: Tensor, mask: Tensor, answer: Tensor | None = None) -> dict[str, Any]:
+        """Inputs of a pass over a sequence that has been laid out: ids, mask, and which of it an answer is."""
+        words, real = self.family.words
+        inputs: dict[str, Any] = {words: ids}
+        if not mask.is_meta:  # without values there is no padding
+            inputs[real] = mask.long()
+        places = torch.eq(ids, self.image_id) if self.family.marked and self.image_id is not None else None
+        if places is not None and not mask.is_meta and bool(places.any()):
+            inputs |= {"mm_token_type_ids": places.int()} | self.grid(places.any(1))
+        if not (self.family.causal or mask.is_meta):  # what asks is read in both directions
+            inputs["token_type_ids"] = torch.zeros_like(ids) if answer is None else answer.long()
+        return inputs
+
+    def seen(self, pictures: Tensor) -> dict[str, Any]:
+        """Inputs that pictures (or sounds) are, (pictures, *shape of one)."""
+        there = torch.ones(len(pictures), dtype=torch.bool, device=pictures.device)
+        return {self.family.media[0]: pictures.flatten(0, 1) if self.family.flat else pictures, **self.grid(there)}
+
+    def grid(self, present: Tensor) -> dict[str, Tensor]:
+        """How the patches of pictures lie, where the model asks."""
+        return self.family.grid(self.picture_shape, self.picture_side, present) if self.family.grid else {}
+
+    def laid(self, states: Tensor, places: bool = False) -> Tensor:
+        """States of pictures, (pictures, tokens, width), as the model has them in the encoder, or at places."""
+        if self.family.flat:
+            return states.flatten(0, 1)
+        return (
+            states
+            if places or not self.family.packed
+            else states.unflatten(1, (self.picture_shape[0], -1)).flatten(0, 1)
+        )
+
+    def unseen(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs of a pass without any picture, changed where the model's forward asks for one all the same."""
+        if self.family.resume:
+            self.family.resume(self.model, inputs, None, len(inputs[self.family.words[0]]))
+        return inputs
+
+    def said(self, states: Tensor) -> Tensor:
+        """(rows, tokens, vocabulary): what the model's own head makes of states behind the final norm."""
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        if self.family.memory:
+            given: Tensor = self.model.get_submodule(self.family.head)(states)
+            return given
+        ids = torch.full(states.shape[:2], self.stand_in_id, device=states.device)
+        language = self.model.get_submodule(self.family.language.rpartition(".")[0])
+        out = BaseModelOutputWithPast(last_hidden_state=states)
+        with forward_of(language, lambda *_, **__: out):
+            logits: Tensor = self(self.unseen(self.worded(ids, torch.ones_like(ids)))).logits
+        return logits
