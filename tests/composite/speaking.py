@@ -188,6 +188,21 @@ def saved_whisper(folder):
     return _saved(tf.WhisperForConditionalGeneration(config).eval(), processor, folder)
 
 
+def saved_qwen2_audio(folder):
+    """Hears up to a second of sound."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    words.add_tokens(["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|im_start|>", "<|im_end|>"], special_tokens=True)
+    sound = composites.SOUND | {"max_source_positions": 50, "initializer_range": 0.2}
+    config = tf.Qwen2AudioConfig(
+        audio_config=sound, text_config=tf.Qwen2Config(vocab_size=len(words), **LM),
+        audio_token_index=words.convert_tokens_to_ids("<|AUDIO|>"),
+    )  # fmt: skip
+    extractor = tf.WhisperFeatureExtractor(feature_size=8, chunk_length=1, hop_length=160, n_fft=400)
+    processor = tf.Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=words)  # with its own chat template
+    return _saved(tf.Qwen2AudioForConditionalGeneration(config).eval(), processor, folder)
+
+
 def _saved(model, processor, folder):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -204,4 +219,5 @@ SIZED = {  # pictures are brought to one size
     "idefics3": saved_idefics3,
     "smolvlm": saved_smolvlm,
 }
+HEARING = {"qwen2_audio": saved_qwen2_audio}  # sounds have places in the text, as many as they are long
 READERS = {"blip": saved_blip, "whisper": saved_whisper}  # by cross-attention

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from encoders import pictures, sounds
-from speaking import MODELS, QUERIES, READERS, SIZED, TEXTS, saved_llava
+from speaking import HEARING, MODELS, QUERIES, READERS, SIZED, TEXTS, saved_llava
 
 from fusetune.adapters.adapter import Stream
 from fusetune.backbones.backbone import Backbone, Frontier
@@ -17,7 +17,8 @@ from fusetune.tasks.generation import Generation, GenerationConfig
 from fusetune.training.data import ANSWER
 
 KINDS = {"image": "image", "text": "text"}
-SPEAKING = {**MODELS, **QUERIES, **SIZED, **READERS}
+SPEAKING = {**MODELS, **QUERIES, **SIZED, **HEARING, **READERS}
+HEARS = ("whisper", "qwen2_audio")
 PROMPTS = {"whisper": "<s>{} {answer}"}  # the tiny tokenizer has no tokens of languages and tasks
 ASKED, ANSWERS = [TEXTS[0], "one", TEXTS[2]], ["dark", "it is light", "which"]
 LORA = {"where": "trunk", "adapter": "lora", "blocks": {"take": "top", "count": 2}, "config": {"rank": 4}}
@@ -32,13 +33,11 @@ def generation(**config):
 
 def shown_to(name, *counts):
     """What a model sees or hears: pictures, or sounds."""
-    return (
-        sounds(*(4000 * (i + 1) * count for i, count in enumerate(counts))) if name == "whisper" else pictures(*counts)
-    )
+    return sounds(*(4000 * (i + 1) * count for i, count in enumerate(counts))) if name in HEARS else pictures(*counts)
 
 
 def listening(folder, most=16, name="llava"):
-    kinds = KINDS | ({"image": "audio"} if name == "whisper" else {})
+    kinds = KINDS | ({"image": "audio"} if name in HEARS else {})
     source = CompositeSource(str(folder), prompt=PROMPTS.get(name), picture_side=32 if name in SIZED else None)
     backbone = Backbone.from_composite(source, kinds).take_answers(ANSWER, most)
     task = generation(max_answer_tokens=most)
@@ -69,6 +68,9 @@ def own_loss(name, model, processor, picture, text, answer):
     """By the checkpoint's processor and forward: the summed loss of the answer's tokens, and their number."""
     if name in READERS:
         return read_loss(name, model, processor, picture, text, answer)
+    if name == "qwen2_audio":
+        inputs = heard_inputs(model, processor, picture, text, answer)
+        return model(**inputs).loss * (inputs["labels"] != -100).sum(), int((inputs["labels"] != -100).sum())
     image = picture[0].convert("RGB")
     if name in SIZED and name != "llava_next":
         inputs = sized_inputs(name, model, processor, image, text, answer)
@@ -115,6 +117,24 @@ def sized_inputs(name, model, images, image, text, answer):
     labels = torch.cat([torch.full((1, ids.shape[1] - len(said)), -100), ids[:, -len(said) :]], 1)
     if name.startswith("qwen"):
         given["mm_token_type_ids"] = (ids == number).int()
+    return given | {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+
+
+def heard_inputs(model, processor, sound, text, answer):
+    """As Qwen2-Audio's processor writes them: as many places as the sound has pairs of pairs of frames."""
+    given = dict(
+        processor.feature_extractor(
+            sound.waveform, sampling_rate=16_000, return_attention_mask=True, padding="max_length", return_tensors="pt"
+        )
+    )
+    given["feature_attention_mask"] = given.pop("attention_mask")
+    places = ((int(given["feature_attention_mask"].sum()) - 1) // 2 + 1 - 2) // 2 + 1
+    asked = [{"role": "user", "content": [{"type": "audio", "audio_url": ""}, {"type": "text", "text": text}]}]
+    prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    parts = (*f"<s>{prompt}".split("<|AUDIO|>"), f"{answer}<|im_end|>")
+    before, after, said = (processor.tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
+    ids = torch.tensor([[*before, *[model.config.audio_token_id] * places, *after, *said]])
+    labels = torch.cat([torch.full((1, ids.shape[1] - len(said)), -100), ids[:, -len(said) :]], 1)
     return given | {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
 
 
@@ -295,7 +315,7 @@ def test_presets_mean_language_blocks(speaking):
         adapted(backbone, task, {**LORA, "blocks": "vision_only"})
     both = {"where": "towers", "adapter": "bottleneck", "blocks": "vqa"}
     ours = adapted(backbone, task, both)
-    sees = name != "whisper"
+    sees = name not in HEARS
     assert ("image blocks" in ours.resolved[0]) == sees and "trunk blocks 1, 3 (" in ours.resolved[0], ours.resolved
     ours.detach()
 

@@ -56,6 +56,14 @@ ROWS = {  # placements, models, folds into the base's weights
     "wander": ([trunk("wander", bottleneck_dim=4)], CAUSAL, False),
     "cross_modal": ([trunk("cross_modal", bottleneck_dim=8, heads=2)], CAUSAL, False),
     "the connector": ([BOTH], ALL, True),
+    "words beside lora": (
+        [
+            {"where": "backbone", "adapter": "unfreeze", "config": {"parts": ["words"]}},
+            {**trunk("lora", rank=2), "blocks": BELOW},
+        ],
+        ALL,
+        True,
+    ),
     "bottleneck in the tower": ([tower("bottleneck", bottleneck_dim=4)], ALL, False),
     "lora in both": ([trunk("lora", rank=2), tower("lora", rank=2, targets=["mlp_input"])], ALL, True),
 }

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from composites import batch, made
-from speaking import MODELS, QUERIES, READERS, SIZED
+from speaking import HEARING, MODELS, QUERIES, READERS, SIZED
 from test_answering import ANSWERS, KINDS, LORA, SPEAKING, adapted, given, listening, shown_to
 
 from fusetune.backbones.backbone import Frontier
@@ -33,6 +33,7 @@ FUSED = {**PLANS, "LoRA everywhere": ([{**LORA, "blocks": "all"}, QKV], None, 0)
 CASES = [(name, plan, PLANS[plan]) for name in MODELS for plan in PLANS]
 CASES += [(name, plan, FUSED[plan]) for name in QUERIES for plan in FUSED]
 CASES += [(n, plan, (FUSED if n.startswith("qwen") else PLANS)[plan]) for n in SIZED for plan in PLANS]
+CASES += [(name, plan, PLANS[plan]) for name in HEARING for plan in PLANS]
 CASES += [(name, plan, READING[plan]) for name in READERS for plan in READING]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from speaking import MODELS, READERS, SIZED
+from speaking import HEARING, MODELS, READERS, SIZED
 from test_answering import ANSWERS, KINDS, LORA, SPEAKING, adapted, given, listening, shown_to
 
 from fusetune.adapters.prompts import PromptTuning
@@ -16,7 +16,7 @@ from fusetune.training.data import ANSWER
 
 GROUND = Frontier(dict.fromkeys((*KINDS, ANSWER), 0))
 PROMPT = {"where": "trunk", "adapter": "prompt_tuning", "config": {"length": 3}}
-NAMES = {**MODELS, **SIZED, **READERS}
+NAMES = {**MODELS, **SIZED, **HEARING, **READERS}
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 import torch
 import yaml
-from test_answering import SPEAKING, adapted, listening
+from test_answering import HEARS, SPEAKING, adapted, listening
 
 from conftest import ROOT
 from fusetune.config import build
@@ -138,7 +138,7 @@ def test_memory_of_a_model_that_speaks_by_part_and_precision():
 @pytest.mark.parametrize("name", SPEAKING)
 def test_the_account_by_configuration_is_that_of_the_model_itself(name, tmp_path):
     SPEAKING[name](tmp_path)
-    seen = "audio" if name == "whisper" else "image"
+    seen = "audio" if name in HEARS else "image"
     placements = [
         at("trunk", "lora", {"take": "top", "count": 2}, rank=2), at("towers", "ln_tuning", {"modalities": [seen]})
     ]  # fmt: skip

@@ -14,7 +14,9 @@ from fusetune.errors import FusetuneError
 class UnfreezeConfig:
     """
     Attributes:
-        parts: ``towers``, ``trunk``, or the name of one modality's tower.
+        parts: ``towers``, ``trunk``, the name of one modality's tower, or, of a model that speaks, ``words``: the
+            embeddings of its vocabulary and the head that gives it (beside LoRA: Chen et al., "LongLoRA", ICLR 2024,
+            arXiv 2309.12307). What a tokenizer knows and no training has met is random there.
         top_blocks: only so many of the last blocks of each part (a stack of fewer: all of it); 0 opens all there is.
     """
 
@@ -42,7 +44,11 @@ class Unfreeze(BackboneAdapter):
 
     def open_in(self, backbone) -> list[str]:
         modules: dict[str, nn.Module | None] = {"towers": backbone.towers, "trunk": backbone.trunk}
-        modules.update({name: tower for name, tower in backbone.towers.items()})
+        modules |= {name: tower for name, tower in backbone.towers.items()}
+        if backbone.origin:
+            modules["words"] = nn.ModuleList(
+                [backbone.trunk.composite.model.get_input_embeddings(), backbone.trunk.head]
+            )
         opened = []
         for part in self.config.parts:
             if part not in modules:
@@ -59,7 +65,7 @@ class Unfreeze(BackboneAdapter):
         if isinstance(module, nn.ModuleDict):
             for tower in module.values():
                 self._open(tower)
-        elif self.config.top_blocks:
+        elif self.config.top_blocks and not isinstance(module, nn.ModuleList):
             for block in module.blocks()[-self.config.top_blocks :]:  # type: ignore[operator]
                 self._train(block)
         else:
@@ -73,4 +79,4 @@ class Unfreeze(BackboneAdapter):
             "or set backbone.quantise: null.",
         )
         module.requires_grad_(True)
-        self.opened += module.parameters()
+        self.opened += [parameter for parameter in module.parameters() if parameter not in {*self.opened}]

@@ -9,11 +9,12 @@ import torch
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.composite.families import class_of, composite_family
 from fusetune.backbones.composite.family import CompositeFamily
+from fusetune.backbones.composite.hearing import HearingTower, MeasuredTower
 from fusetune.backbones.composite.language import LanguageTrunk
 from fusetune.backbones.composite.loading import CompositeSource
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.reading import ReadingTrunk
-from fusetune.backbones.composite.seeing import HearingTower, SeeingTower
+from fusetune.backbones.composite.seeing import SeeingTower
 from fusetune.backbones.composite.words import WordTower
 from fusetune.backbones.families import FAMILIES, load, quiet
 from fusetune.backbones.item_towers import ImageTower, ItemTower, VideoTower
@@ -50,8 +51,7 @@ class Shape:
 
 
 def shape_of(source: str, text_tokens: int, answer: tuple[str, int] | None = None) -> Shape:
-    """The towers of a model that is known by its configuration; of LLaVA's kind (one picture, one size, no
-    cross-attention) the language blocks are the trunk, of others an encoder of texts.
+    """The towers of a model that is known by its configuration; of one that speaks, its language blocks are the trunk.
 
     Args:
         source: a config.json or its folder, a hub id, or a model type of `transformers` (clip, blip, llava, bert, ...),
@@ -96,18 +96,19 @@ def _speaking(
     attention = {"attn_implementation": "sdpa"} if cls._supports_sdpa else {}
     with torch.device("meta"):
         model = cls._from_config(config, **attention)
-    if not family.memory and getattr(config, "image_token_id", None) is None and config.image_token_index is None:
+    if getattr(config, "image_token_index", 0) is None:
         config.image_token_index = 0  # BLIP-2 has none by default
     composite = CompositeModel(model)
     composite.picture_shape = torch.Size(family.taken(config))
     composite.picture_side = family.side(config) if family.side else None
-    seeing = (HearingTower if family.kind == "audio" else SeeingTower)(composite, None)
+    towers = {"image": SeeingTower, "audio": MeasuredTower if family.measured else HearingTower}
+    seeing = towers[family.kind](composite, None)
     seeing.__dict__["shape"] = composite.picture_shape
     words = WordTower(config.get_text_config().hidden_size)
     names = composite, words, family.kind, "text"
     trunk = ReadingTrunk(*names, seeing.width) if family.memory else LanguageTrunk(*names)
     backbone = Backbone({family.kind: seeing, "text": words}, trunk, CompositeSource(name))
-    inputs = {family.kind: _zeros(1, composite.picture_shape.numel(), torch.float32)}
+    inputs = {family.kind: _zeros(1, seeing.size, torch.float32)}
     inputs["text"] = _zeros(text_tokens, 1, torch.long)
     found = seeing.advance(inputs[family.kind], 0, seeing.depth).width
     check(

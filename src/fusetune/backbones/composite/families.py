@@ -4,7 +4,6 @@ Measured on transformers 5.24. A family is a row. The model's own forward runs f
 positions, norms and the head are its own; a row says what stands where, and what must not run.
 """
 
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from fusetune.backbones.composite.family import CompositeFamily
 from fusetune.backbones.composite.generating import by_blip, by_opt, by_whisper
+from fusetune.backbones.composite.given_media import as_patches, before_tiles, frames_there, one_each, patched, squares
 from fusetune.backbones.families import (
     BERT_ROLES,
     BLIP_ROLES,
@@ -70,37 +70,6 @@ def _t5_block(hidden_states: Tensor, mask: Any = None, bias: Any = None, *more: 
     return hidden_states, bias, more[2] if len(more) > 2 else named.get("encoder_decoder_position_bias")
 
 
-def _patches(processor: Any, pictures: Any) -> Tensor:
-    found: Tensor = processor(images=pictures, return_tensors="pt")["pixel_values"]
-    return found.view(len(pictures), -1, found.shape[-1])
-
-
-def _patched(config: Any) -> tuple[int, int]:
-    """Qwen's: the patches of a picture of its side, and the numbers of one."""
-    vision = config.vision_config
-    patch = getattr(vision, "in_channels", None) or vision.in_chans
-    return (14 * vision.spatial_merge_size) ** 2, patch * vision.temporal_patch_size * vision.patch_size**2
-
-
-def _one_each(processor: Any, pictures: Any) -> Tensor:
-    found: Tensor = processor(images=[[p] for p in pictures], do_image_splitting=False, return_tensors="pt")[
-        "pixel_values"
-    ]
-    return found
-
-
-def _sizes(shape: Any, side: int | None, present: Tensor) -> dict[str, Tensor]:
-    """LLaVA-NeXT's: height and width before a picture was cut into tiles."""
-    return {"image_sizes": torch.tensor([[side, side]]).expand(len(present), -1)}
-
-
-def _square(shape: Any, side: int | None, present: Tensor) -> dict[str, Tensor]:
-    """Qwen's: frames, rows and columns of patches, for the rows that have a picture."""
-    rows, count = math.isqrt(shape[0]), len(present) if present.is_meta else int(present.sum())
-    grid = torch.tensor([[1, rows, rows]]).expand(count, -1)
-    return {"image_grid_thw": grid if present.is_meta else grid.to(present.device)}
-
-
 _DECODER = "model.language_model.layers"
 _NORM = "model.language_model.norm"
 _PROJECTOR = "model.multi_modal_projector"
@@ -126,7 +95,7 @@ _LLAVA_NEXT = replace(
     several=False,
     side=lambda config: 2 * config.vision_config.image_size,
     taken=lambda config: (5, 3, *(config.vision_config.image_size,) * 2),  # whole, and in four
-    grid=_sizes,
+    grid=before_tiles,
     packed="model.pack_image_features",
     apart="model.image_newline",
 )
@@ -141,10 +110,10 @@ _QWEN = CompositeFamily(
     language_roles=LLAMA_ROLES,
     prompt="<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>",
     side=lambda config: 14 * config.vision_config.patch_size * config.vision_config.spatial_merge_size,
-    taken=_patched,
-    process=_patches,
+    taken=patched,
+    process=as_patches,
     flat=True,
-    grid=_square,
+    grid=squares,
     marked=True,
     by_parts=True,
 )
@@ -169,7 +138,7 @@ _SMOL = CompositeFamily(
     around="<fake_token_around_image><global-img>{image}<fake_token_around_image>",
     side=lambda config: int(config.vision_config.image_size),
     taken=lambda config: (1, config.vision_config.num_channels, *(config.vision_config.image_size,) * 2),
-    process=_one_each,
+    process=one_each,
     by_parts=True,
 )
 _OPT = CompositeFamily(
@@ -261,6 +230,12 @@ _QWEN_AUDIO = CompositeFamily(
     _NORM,
     media=("input_features", "feature_attention_mask"),
     entry=(_PROJECTOR, STATES),
+    encoder_roles=WHISPER_ROLES,
+    language_roles=LLAMA_ROLES,
+    prompt="<|im_start|>user\nAudio 1: <|audio_bos|>{image}<|audio_eos|>\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n{answer}<|im_end|>",
+    taken=lambda config: (config.audio_config.num_mel_bins, 2 * config.audio_config.max_source_positions),
+    measured=frames_there,
 )
 
 # by the class of the checkpoint: one model type may have several (BLIP writes captions, and answers questions)

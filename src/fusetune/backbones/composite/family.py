@@ -46,6 +46,8 @@ class CompositeFamily:
         grid: further inputs of a pass, from the shape of one picture, its side in pixels, and which rows have one.
         marked: whether a picture's places are marked in a text, and their grid is told where the text is.
         packed: path of a method that packs what the connector gives of a picture's tiles into its places.
+        measured: further inputs of a pass over sounds of their own length, from how many frames each has and how many
+            there are at most; None: all are of one length.
         apart: path of a parameter of the connector that is in none of its modules.
         by_parts: whether tokenizer and image processor are loaded apart: their processor wants one of videos too.
         padding: sides on which rows of unequal length may be padded.
@@ -87,6 +89,7 @@ class CompositeFamily:
     marked: bool = False
     packed: str = ""
     apart: str = ""
+    measured: Callable[[Tensor, int], dict[str, Tensor]] | None = None
     by_parts: bool = False
     padding: tuple[str, ...] = ("right", "left")
     speak: Callable[..., Tensor] = lambda model, given, **options: model.generate(**given, **options)

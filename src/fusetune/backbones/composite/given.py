@@ -5,9 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusetune.backbones.composite.cuts import Carried
 from fusetune.backbones.composite.families import CLASSES, composite_family
 from fusetune.backbones.replay import forward_of
 from fusetune.errors import FusetuneError
+
+FRAMES, PLACE_FRAMES = 2, 4  # of a sound's spectrogram, to a state inside its encoder and to a place in the text
 
 
 class GivenModel(nn.Module):
@@ -31,7 +34,8 @@ class GivenModel(nn.Module):
         config = self.model.config
         if self.family.memory:
             return None
-        return getattr(config, "image_token_id", None) or config.image_token_index
+        names = ("image_token_id", "image_token_index", "audio_token_index")
+        return next(number for name in names if (number := getattr(config, name, None)) is not None)
 
     @property
     def stand_in_id(self) -> int:
@@ -41,7 +45,7 @@ class GivenModel(nn.Module):
     def wordless(self, rows: int) -> dict[str, Any]:
         """Inputs of a pass that ends in front of the language model."""
         device = self.model.get_input_embeddings().weight.device
-        ids = torch.full((rows, 1), self.stand_in_id, device=device)
+        ids = torch.full((rows, 2), self.stand_in_id, device=device)  # one alone would go on from a prompt
         return self.worded(ids, torch.ones_like(ids))
 
     def worded(self, ids: Tensor, mask: Tensor, answer: Tensor | None = None) -> dict[str, Any]:
@@ -61,6 +65,17 @@ class GivenModel(nn.Module):
         """Inputs that pictures (or sounds) are, (pictures, *shape of one)."""
         there = torch.ones(len(pictures), dtype=torch.bool, device=pictures.device)
         return {self.family.media[0]: pictures.flatten(0, 1) if self.family.flat else pictures, **self.grid(there)}
+
+    def shown(self, states: Tensor, lengths: Tensor) -> tuple[dict[str, Any], Carried]:
+        """Inputs of blank pictures or sounds, and their states, (pictures, tokens, width), at their places.
+
+        Args:
+            lengths: (pictures,), places of each.
+        """
+        given = self.seen(states.new_ones(len(states), *self.picture_shape))
+        if self.family.measured:
+            given |= self.family.measured(PLACE_FRAMES * lengths, self.picture_shape[-1])
+        return given, Carried(self.laid(states, places=True))
 
     def grid(self, present: Tensor) -> dict[str, Tensor]:
         """How the patches of pictures lie, where the model asks."""

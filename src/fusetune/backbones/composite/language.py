@@ -101,8 +101,8 @@ class LanguageTrunk(nn.Module):
             return self._apart(self.composite.carry(self.composite.unseen(inputs), self._cut(stop)).states)
         if self.composite.family.several:  # a row has as many as it has: all places one behind another
             states = states.flatten(0, 1)[None]
-        shown, carried = self._shown(inputs, states)
-        return self._apart(self.composite.carry(shown, self._cut(stop), Cut(PLACES), carried).states)
+        shown, carried = self.composite.shown(states, self._counted(streams))
+        return self._apart(self.composite.carry(inputs | shown, self._cut(stop), Cut(PLACES), carried).states)
 
     def lengths(self, streams: Mapping[str, Tokens]) -> list[int]:
         """Tokens of each sample in the one sequence."""
@@ -151,14 +151,14 @@ class LanguageTrunk(nn.Module):
         if states is None:
             yield self.composite.unseen(inputs)
             return
-        shown, carried = self._shown(inputs, states)
-        with self.composite.entered(shown, Cut(PLACES), carried) as given:
+        shown, carried = self.composite.shown(states, self._counted(streams))
+        with self.composite.entered(inputs | shown, Cut(PLACES), carried) as given:
             yield given
 
-    def _shown(self, inputs: dict[str, Any], states: Tensor) -> tuple[dict[str, Any], Carried]:
-        """The inputs with blank pictures, and their states at the places, (pictures, tokens, width)."""
-        blank = states.new_ones(len(states), *self.composite.picture_shape)
-        return inputs | self.composite.seen(blank), Carried(self.composite.laid(states, places=True))
+    def _counted(self, streams: Mapping[str, Tokens]) -> Tensor:
+        """Places of each sample that has any."""
+        counts = streams[self.image].mask.sum(1)
+        return counts[counts > 0]
 
     def _pictures(self, streams: Mapping[str, Tokens]) -> Tensor | None:
         """States of the pictures that are there, (pictures, tokens, width); None: no row has one."""

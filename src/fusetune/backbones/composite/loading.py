@@ -8,11 +8,12 @@ from typing import Any
 
 from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of, composite_family
 from fusetune.backbones.composite.family import CompositeFamily
+from fusetune.backbones.composite.hearing import HearingTower, MeasuredTower
 from fusetune.backbones.composite.language import LanguageTrunk
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.prompt import Prompt, adjoin
 from fusetune.backbones.composite.reading import ReadingTrunk
-from fusetune.backbones.composite.seeing import HearingTower, SeeingTower
+from fusetune.backbones.composite.seeing import SeeingTower
 from fusetune.backbones.composite.words import PromptTower, positions, room
 from fusetune.backbones.families import load
 from fusetune.backbones.tower import Tower
@@ -73,7 +74,8 @@ def load_parts(chosen: CompositeSource, kinds: Mapping[str, str]) -> tuple[dict[
     processor = _by_parts(chosen) if composite.family.by_parts else load(AutoProcessor, chosen.source, chosen.revision)
     number = composite.image_id
     image_token = None if number is None else processor.tokenizer.convert_ids_to_tokens(number)
-    prompt = Prompt.of(processor, image_token, chosen.prompt, str(default), composite.family.around, chosen.system)
+    way = composite.family
+    prompt = Prompt.of(processor, image_token, chosen.prompt, str(default), way.around, chosen.system, way.kind)
     several = composite.family.several and adjoin(processor, str(image_token), chosen.prompt)
     return _parts(composite, processor, kinds, prompt, chosen, several)
 
@@ -137,7 +139,7 @@ def _parts(
         "backbone.picture_side: this model brings all pictures to one size by itself; leave it out.",
     )
     seeing = (
-        HearingTower(composite, processor.feature_extractor)
+        (MeasuredTower if family.measured else HearingTower)(composite, processor.feature_extractor)
         if hears
         else SeeingTower(composite, processor.image_processor, chosen.picture_side)
     )

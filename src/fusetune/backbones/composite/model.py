@@ -190,7 +190,11 @@ class CompositeModel(GivenModel):
         if cut.part == PLACES and self.family.packed:
             return given_packed(self.model, self.family.packed, states)
         module, argument = self._place(cut)
-        return forward_of(module, lambda *_, **__: states) if cut.part == PLACES else put_at(module, states, argument)
+        if cut.part != PLACES:
+            return put_at(module, states, argument)
+        if not self.family.measured:
+            return forward_of(module, lambda *_, **__: states)
+        return forward_of(module, lambda blank: states.repeat_interleave(len(blank) // len(states), 0))  # beams
 
     def _blank(self, inputs: Inputs) -> dict[str, Any]:
         """Media of ones: what is all zeros is no picture to some families."""

@@ -35,6 +35,7 @@ class Prompt:
         default: str,
         around: str = IMAGE,
         system: str | None = None,
+        kind: str = "image",
     ) -> "Prompt":
         """The given one, or the checkpoint's own chat template, or the family's.
 
@@ -42,13 +43,14 @@ class Prompt:
             image_token: that stands at the picture's places; None: the language model keeps none for it.
             around: what a picture's places stand in.
             system: what the chat template is told before anything is asked.
+            kind: of what the model sees or hears, as its chat template names it.
 
         Raises:
             FusetuneError: one without {}, or without a place for the picture, or `system` where there is no chat.
         """
         tokenizer, between = processor.tokenizer, None
         if not given and _has_chat(processor):
-            text, answer, between = _chat(processor, system)
+            text, answer, between = _chat(processor, system, kind)
         else:
             check(not system, "backbone.system: there is no chat template here; write it into backbone.prompt.")
             text, answer = _divided(given or default)
@@ -104,14 +106,14 @@ def _has_chat(processor: Any) -> bool:
     return bool(getattr(processor, "chat_template", None))
 
 
-def _chat(processor: Any, system: str | None = None) -> tuple[str, str, str | None]:
+def _chat(processor: Any, system: str | None, kind: str) -> tuple[str, str, str | None]:
     """The checkpoint's own way to ask, to answer, and to ask again behind that."""
 
     def words(text: str) -> list[dict[str, str]]:
         return [{"type": "text", "text": text}]
 
     asked = [{"role": "system", "content": words(system)}] if system else []
-    asked += [{"role": "user", "content": [{"type": "image"}, *words(GAP)]}]
+    asked += [{"role": "user", "content": [{"type": kind, f"{kind}_url": ""}, *words(GAP)]}]
     told = [*asked, {"role": "assistant", "content": words(SAID)}]
     prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     check(not system or system in prompt, "backbone.system: this checkpoint's chat template leaves it out.")

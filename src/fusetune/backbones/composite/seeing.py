@@ -1,4 +1,4 @@
-"""The encoder of pictures or sounds of a composite model, and its connector, as a tower."""
+"""The encoder of pictures of a composite model, and its connector, as a tower."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.audio_towers import SpectrogramTower, features_of
 from fusetune.backbones.composite.cuts import CONNECTOR, ENCODER, MEMORY, PLACES, Carried
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.tower import Tower
@@ -45,7 +44,7 @@ class SeeingTower(Tower):
             self.apart = composite.model.get_parameter(family.apart)
         self._cuts = [cut for cut in composite.cuts if cut.part in (ENCODER, CONNECTOR, PLACES, MEMORY)]
         config = composite.model.config
-        vision = getattr(config, "vision_config", config)
+        vision = getattr(config, "vision_config", None) or getattr(config, "audio_config", config)
         self.inside: int = getattr(vision, "embed_dim", None) or vision.hidden_size  # width between its blocks
         self.depth = len(self._cuts) - 1
         language = config.get_text_config().hidden_size
@@ -78,7 +77,7 @@ class SeeingTower(Tower):
     def prepare(self, samples: Sequence[Any]) -> Tokens:
         given = [() if sample is None else self._items(sample) for sample in samples]
         shown = [item for items in given for item in items]
-        rows = self._process(shown).flatten(1) if shown else torch.zeros(0, self._size)
+        rows = self._process(shown).flatten(1) if shown else torch.zeros(0, self.size)
         return pad(torch.split(rows, [len(items) for items in given]))
 
     def _items(self, sample: Any) -> Sequence[Any]:
@@ -96,9 +95,7 @@ class SeeingTower(Tower):
         if start == stop:
             return tokens
         if not (present.is_meta or present.any()):
-            width = self.width if stop == self.depth else self.inside * self._side_by_side(stop)
-            empty = tokens.values.new_zeros(len(present), self.tokens_at(stop), width)  # as beside rows that have one
-            return Tokens(empty, torch.zeros(empty.shape[:2], dtype=torch.bool, device=empty.device))
+            return self._nothing(tokens, stop)
         each = self.tokens_at(start)
         there = tokens.mask.unflatten(1, (-1, each)).any(-1)  # (rows, pictures)
         values = tokens.values.unflatten(1, (-1, each))
@@ -123,6 +120,12 @@ class SeeingTower(Tower):
         tile = read // self.shape[0]
         return (tile, tile) if self.composite.family.packed else (read, self.tokens_at(self.depth))
 
+    def _nothing(self, tokens: Tokens, depth: int) -> Tokens:
+        """What stands there beside rows that have something."""
+        width = self.width if depth == self.depth else self.inside * self._side_by_side(depth)
+        empty = tokens.values.new_zeros(len(tokens.mask), self.tokens_at(depth), width)
+        return Tokens(empty, torch.zeros(empty.shape[:2], dtype=torch.bool, device=empty.device))
+
     def tokens_out(self, tokens_in: int) -> int:
         return tokens_in * self.tokens_at(self.depth)
 
@@ -144,7 +147,8 @@ class SeeingTower(Tower):
         return [Image.new("RGB", (64, 64))]
 
     @property
-    def _size(self) -> int:
+    def size(self) -> int:
+        """Numbers of one picture, or sound."""
         return self.shape.numel()
 
     def tokens_at(self, depth: int) -> int:
@@ -191,22 +195,3 @@ class SeeingTower(Tower):
                 "whose pictures are one tensor each can be a base."
             )
         return values
-
-
-class HearingTower(SeeingTower):
-    """The same of sounds (Whisper); a sample is an `Audio`; what is shorter is padded, what is longer is cut."""
-
-    kind = "audio"
-
-    @property
-    def most_seconds(self) -> float:
-        return float(self.processor.chunk_length)
-
-    def _items(self, sample: Any) -> Sequence[Any]:
-        return [sample]
-
-    def _blank(self) -> Any:
-        return SpectrogramTower.blank()
-
-    def _process(self, sounds: Sequence[Any]) -> Tensor:
-        return torch.cat([features_of(self.processor, sound) for sound in sounds])
