@@ -146,12 +146,15 @@ def test_lora_in_the_language_blocks_from_raw_data_to_a_served_version(project):
 
 def test_answers_in_words_are_learned_from_the_cache(project):
     """The same pictures and questions; the model's own head says it, word by word."""
-    ran(project, "words", "--pipelines", "train_lora")
+    ran(project, "words", "--pipelines", "train_lora", "--params", "evaluate.watched=20,evaluate.every=3")
     reported, truth = project / "data/08_reporting/words/lora", told(project, "said")
     metrics = json.loads((reported / "metrics.json").read_text())
     assert metrics["test"]["exact_match"] > 0.9 and metrics["test"]["perplexity"] < 2, metrics
     assert metrics["unimodal"] == {} and metrics["plain"] == {}
     assert len(metrics["shown"]) == 4, "the same samples after every epoch"
+    curve = metrics["said_by_epoch"]
+    assert [one["epoch"] for one in curve] == [3 * (i + 1) for i in range(len(curve))] and len(curve) > 1
+    assert curve[-1]["exact_match"] > 0.8 and curve[-1]["exact_match"] >= curve[0]["exact_match"] >= 0
     for one in metrics["shown"]:
         assert next(iter(one["said"])) == "1" and len(one["said"]) > 5 and len(set(one["said"].values())) > 1
         assert one["right"] == [truth[one["sample_id"]]] and one["asked"]

@@ -88,6 +88,11 @@ class TrainingReporter(Reporter):
         if time.perf_counter() - self._flushed > FLUSH_EVERY:
             self._flush()
 
+    def said(self, epoch: int, right: Mapping[str, float]) -> None:
+        told = ", ".join(f"{name} {value:.3f}" for name, value in right.items())
+        self._bar.progress.console.log(f"{self.method}: after epoch {epoch}, of what it says by itself: {told}")
+        self._buffer += [(metric_name(f"said_{name}"), value, epoch) for name, value in right.items()]
+
     def ended(self) -> None:
         self._flush()
         self._bar.__exit__()

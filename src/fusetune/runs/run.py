@@ -130,11 +130,13 @@ def train_and_test(
         logger.info("%s: %s", method, text)
     key = experiment.key(features, settings)
     folder = checkpoints / key[:16]
-    shown = Shown(experiment, settings, evaluation, folder)
+    shown = Shown(experiment, settings, evaluation, folder, reporter)
     epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter, shown)
     result = tested(experiment, splits, epochs, settings, evaluation, method, unimodal, plain)
     if told := shown.told():
         result = replace(result, metrics={**result.metrics, "shown": told}, pictures=shown.pictures())
+    if curve := shown.by_epoch():
+        result = replace(result, metrics={**result.metrics, "said_by_epoch": curve})
     shutil.rmtree(folder, ignore_errors=True)
     return replace(result, scores=_scores(experiment, splits["val"], result))
 

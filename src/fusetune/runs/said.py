@@ -10,6 +10,7 @@ from fusetune.bank.scoring import score
 from fusetune.device import pick_device
 from fusetune.runs.experiment import Experiment
 from fusetune.training.data import task_columns
+from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.settings import TrainSettings
 
@@ -52,36 +53,65 @@ def said(
 
 
 class Shown:
-    """The same few validation samples, answered after every epoch.
+    """The same few validation samples, answered after every epoch, and more of them every so many epochs.
 
     Args:
         folder: of the run's checkpoint, which what was said is kept beside: an interrupted run goes on with it.
+        reporter: is told how much was right.
     """
 
     def __init__(
-        self, experiment: Experiment, settings: TrainSettings, evaluation: EvaluationSettings, folder: Path
+        self,
+        experiment: Experiment,
+        settings: TrainSettings,
+        evaluation: EvaluationSettings,
+        folder: Path,
+        reporter: Reporter,
     ) -> None:
         self.experiment, self.settings, self.file = experiment, settings, folder / "shown.jsonl"
-        rows = experiment.rows["val"] if experiment.task.speaks else []
-        count = min(evaluation.shown, len(rows))
-        self.rows = sorted(random.Random(evaluation.seed).sample(list(rows), count))
+        self.evaluation, self.reporter = evaluation, reporter
+        rows = list(experiment.rows["val"]) if experiment.task.speaks else []
+        self.rows, self.watched = (
+            sorted(random.Random(evaluation.seed).sample(rows, min(count, len(rows))))
+            for count in (evaluation.shown, evaluation.watched)
+        )
 
     def __call__(self, epoch: int) -> None:
         """Answer them, and note what was said."""
-        if not self.rows:
-            return
+        task = self.experiment.task
+        noted: dict[str, Any] = {"epoch": epoch}
+        if self.rows:
+            found = self._answered(self.rows)
+            words = [answer["prediction"] for answer in task.decode(found.outputs)]
+            noted["said"] = dict(zip(map(str, found.rows), words, strict=True))
+        if self.watched and epoch % self.evaluation.every == 0:
+            found = self._answered(self.watched)
+            columns = task_columns(task, self.experiment.source)
+            truths = task.truths({name: [values[row] for row in found.rows] for name, values in columns.items()})
+            right = {name: float(each.mean()) for name, each in task.per_sample(found.outputs, truths).items()}
+            noted["right"] = right
+            self.reporter.said(epoch, right)
+        if len(noted) > 1:
+            with self.file.open("a") as file:
+                file.write(json.dumps(noted) + "\n")
+
+    def _answered(self, rows: Sequence[int]) -> Any:
         device = pick_device(self.settings.device)
-        found = score(self.experiment.model, self.experiment.source, self.rows, self.settings.batch_size, device)
-        words = [answer["prediction"] for answer in self.experiment.task.decode(found.outputs)]
-        with self.file.open("a") as file:
-            file.write(json.dumps({"epoch": epoch, "said": dict(zip(map(str, found.rows), words, strict=True))}) + "\n")
+        return score(self.experiment.model, self.experiment.source, rows, self.settings.batch_size, device)
+
+    def by_epoch(self) -> list[dict[str, float]]:
+        """How much of what is watched was right, after which epoch."""
+        return [{"epoch": one["epoch"], **one["right"]} for one in self._noted() if "right" in one]
+
+    def _noted(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.is_file() else []
 
     def told(self) -> list[dict[str, Any]]:
         """By sample: its id, what was asked, what is right, and what was said by epoch."""
-        if not self.rows or not self.file.is_file():
+        epochs = [one for one in self._noted() if "said" in one]
+        if not epochs:
             return []
         source, task = self.experiment.source, self.experiment.task
-        epochs = [json.loads(line) for line in self.file.read_text().splitlines()]
         columns = task_columns(task, source)
         texts = [name for name, modality in self.experiment.data.modalities.items() if modality.kind == "text"]
         return [

@@ -26,6 +26,8 @@ class EvaluationSettings:
         answered: test samples that a model that speaks answers word by word once it is trained, drawn by the seed; 0:
             none.
         shown: validation samples that such a model answers after every epoch, the same ones: what it says is shown.
+        watched: validation samples that it answers after every so many epochs (`every`): a curve of what is right.
+        every: epochs.
     """
 
     bootstrap_samples: int = 1000
@@ -33,11 +35,14 @@ class EvaluationSettings:
     seed: int = 0
     answered: int = 300
     shown: int = 4
+    watched: int = 0
+    every: int = 5
 
     def __post_init__(self) -> None:
-        check(self.shown >= 0, f"shown: expected a number of samples, found {self.shown}.")
-        check(self.answered >= 0, f"answered: expected a number of samples, found {self.answered}.")
-        check(self.bootstrap_samples > 0, f"bootstrap_samples: expected at least 1, found {self.bootstrap_samples}.")
+        for name in ("answered", "shown", "watched"):
+            check(getattr(self, name) >= 0, f"{name}: expected a number of samples, found {getattr(self, name)}.")
+        for name in ("bootstrap_samples", "every"):
+            check(getattr(self, name) > 0, f"{name}: expected at least 1, found {getattr(self, name)}.")
         check(0 < self.confidence < 1, f"confidence: expected a share between 0 and 1, found {self.confidence}.")
 
 
