@@ -63,6 +63,12 @@ def test_what_is_kept_of_each_depth_is_enough(hearing):
 
 
 @torch.no_grad()
+def test_a_moment_has_two_places(hearing):
+    tower = hearing[0].tower("sound")
+    assert tower.advance(tower.prepare(sounds(100)), 0, tower.depth).mask.sum(1).tolist() == [2]
+
+
+@torch.no_grad()
 def test_a_batch_without_a_sound(hearing):
     backbone = hearing[0]
     streams = backbone.prepare({"sound": [None, None], "text": ["one", "which one"]})

@@ -37,7 +37,8 @@ class HearingTower(SeeingTower):
 class MeasuredTower(HearingTower):
     """Sounds of their own length (Qwen2-Audio): padding is masked in the encoder and takes no place in the text.
 
-    At depth 0 the number of frames that are there stands behind a sound's spectrogram.
+    At depth 0 the number of frames that are there stands behind a sound's spectrogram. One of a moment is heard with a
+    moment of silence behind it: a single place would be read as the sign for a whole sound.
     """
 
     @cached_property
@@ -96,5 +97,6 @@ class MeasuredTower(HearingTower):
                 return_tensors="pt",
             )  # fmt: skip
             values = made["input_features"].flatten(1)
-            rows.append(torch.cat([values, made["attention_mask"].sum(1, keepdim=True).to(values.dtype)], 1))
+            frames = made["attention_mask"].sum(1, keepdim=True).clamp(min=2 * PLACE_FRAMES)
+            rows.append(torch.cat([values, frames.to(values.dtype)], 1))
         return torch.cat(rows)
