@@ -48,8 +48,10 @@ def test_tokens_of_the_vocabulary_in_front_are_what_the_model_makes_of_them(spea
     longer = torch.cat([words.expand(3, -1)[..., None], text.values], 1)
     mask = torch.cat([torch.ones(3, 3, dtype=torch.bool), text.mask], 1)
     trunk.offset += len(words)
-    written = bare({**streams, "text": type(text)(longer, mask)}, GROUND)
-    torch.testing.assert_close(found, written, rtol=1e-4, atol=1e-5)
+    told = {**streams, "text": type(text)(longer, mask)}
+    torch.testing.assert_close(found, bare(told, GROUND), rtol=1e-4, atol=1e-5)
+    for how in (Decoding(), Decoding(beams=3)):
+        assert torch.equal(spoken(model, streams, GROUND, how), spoken(bare, told, GROUND, how))
 
 
 def test_they_are_learned_and_nothing_above_is_cached(speaking):

@@ -177,9 +177,8 @@ class LanguageTrunk(nn.Module):
         """
         self._lay_out(streams, self.depth)
         joint, masks = self._layout.joined(streams), self._layout.masks
-        last = (
-            torch.stack([mask.sum(1, keepdim=True) for name, mask in masks.items() if name != self.answer]).sum(0) - 1
-        )
+        asked = [mask.sum(1, keepdim=True) for name, mask in masks.items() if name != self.answer]
+        last = torch.stack(asked).sum(0) - 1
         longest = masks[self.answer].shape[1] if self.answer in masks else 0
         at = last.clamp(min=0) + torch.arange(1 + longest, device=last.device)
         at = at.clamp(max=joint.shape[1] - 1)
@@ -228,8 +227,9 @@ class LanguageTrunk(nn.Module):
 
         def put(_: nn.Module, args: Any, out: Tensor) -> Tensor:
             layout = self._layout
-            if self._goes_on or FRONT not in layout.masks or out.shape[:2] != layout.which.shape:
+            if self._goes_on or FRONT not in layout.masks or out.shape[1] != layout.which.shape[1]:
                 return out
+            layout = layout.repeated(len(out))  # beams, which the layout doesn't know of yet
             tokens: Any = prompt()
             own = tokens.to(out.dtype)[layout.which.clamp(max=len(tokens) - 1)]
             return torch.where(layout.places()[FRONT][..., None], own, out)
