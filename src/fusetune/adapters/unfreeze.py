@@ -65,7 +65,7 @@ class Unfreeze(BackboneAdapter):
         if isinstance(module, nn.ModuleDict):
             for tower in module.values():
                 self._open(tower)
-        elif self.config.top_blocks and not isinstance(module, nn.ModuleList):
+        elif self.config.top_blocks and hasattr(module, "blocks"):  # words have none
             for block in module.blocks()[-self.config.top_blocks :]:  # type: ignore[operator]
                 self._train(block)
         else:
@@ -79,4 +79,4 @@ class Unfreeze(BackboneAdapter):
             "or set backbone.quantise: null.",
         )
         module.requires_grad_(True)
-        self.opened += [parameter for parameter in module.parameters() if parameter not in {*self.opened}]
+        self.opened = list(dict.fromkeys([*self.opened, *module.parameters()]))

@@ -107,8 +107,8 @@ def weigh(
     distinct: Mapping[str, int],
     cache: CacheSettings,
     device: str = "cpu",
-) -> list[CutCost]:
-    """The cost of each cut.
+) -> tuple[list[CutCost], dict[str, Tokens]]:
+    """The cost of each cut, and the example's states at the frontier.
 
     Args:
         run: the rest of the pass, from a frontier to the outputs.
@@ -140,7 +140,7 @@ def weigh(
         again = whole - spent
         total = rows * (spent + size / WRITE + cache.readings * (again + size / READ))
         found.append(CutCost(name, depths, size, flops, launched, total, whole / again))
-    return found
+    return found, states
 
 
 def choose(costs: Sequence[CutCost], order: str, rows: int, free: int | None) -> Choice:

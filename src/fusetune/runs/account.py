@@ -198,10 +198,7 @@ def _measured(
     free: int | None = None,
 ) -> Account:
     samples = len(targets)
-    ground = Frontier(dict.fromkeys(inputs, 0))
-    costs = weigh(model.backbone, model, depths, inputs, rows, distinct, cache)
-    with torch.no_grad():
-        states = model.backbone.advance(inputs, ground, depths)
+    costs, states = weigh(model.backbone, model, depths, inputs, rows, distinct, cache)
     stored = dict.fromkeys(states, rows) if depths.trunk else distinct
     size = sum(int(sample_bytes(tokens, depths, n, cache) * stored[n]) for n, tokens in states.items())
 

@@ -100,7 +100,7 @@ class Experiment(TaskRows):
         place = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
         example = {name: tokens.to(place) for name, tokens in self.example(PROBED).items()}
         rows = len(self.source)
-        costs = weigh(backbone, self.model, reached, example, rows, self.distinct(), cache, device.type)
+        costs, _ = weigh(backbone, self.model, reached, example, rows, self.distinct(), cache, device.type)
         return choose(costs, cache.cut, rows, Store(store).folder("").free())
 
     def distinct(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusetune.backbones.audio_towers import SpectrogramTower, features_of, resampled
-from fusetune.backbones.composite.cuts import ENCODER, Carried
+from fusetune.backbones.composite.cuts import ENCODER
 from fusetune.backbones.composite.given import FRAMES, PLACE_FRAMES
 from fusetune.backbones.composite.seeing import SeeingTower
 from fusetune.tokens import Tokens
@@ -61,11 +61,11 @@ class MeasuredTower(HearingTower):
             frames, states = values[:, 0, -1].long(), None
             sounds = values[:, 0, :-1].view(-1, *self.shape)
         else:
-            frames = tokens.mask.sum(1)[present] if not meta else tokens.mask.sum(1)
+            frames = (tokens.mask if meta else tokens.mask[present]).sum(1)
             frames = frames * (FRAMES if self._cuts[start].part == ENCODER else PLACE_FRAMES)
             sounds = values.new_ones(len(values), *self.shape)
             states = F.pad(values, (0, 0, 0, self.tokens_at(start) - values.shape[1]))
-        out, lengths = self._heard(sounds, frames, states, start, stop), self._lengths(frames, stop)
+        out, lengths = self._seen(sounds, states, start, stop, frames=frames), self._lengths(frames, stop)
         longest = out.shape[1] if meta else int(lengths.max())
         mask = torch.arange(longest, device=out.device) < lengths[:, None]
         out = out[:, :longest] * mask[..., None]
@@ -79,15 +79,12 @@ class MeasuredTower(HearingTower):
         inside = (frames - 1) // 2 + 1
         return inside if self._cuts[depth].part == ENCODER else (inside - 2) // 2 + 1
 
-    def _heard(self, sounds: Tensor, frames: Tensor, states: Tensor | None, start: int, stop: int) -> Tensor:
-        given = {**self.composite.wordless(len(sounds)), **self.composite.seen(sounds)}
-        given |= self.composite.family.measured(frames, self.shape[-1])  # type: ignore[misc]
-        carried = None if states is None else Carried(states)
-        return self.composite.carry(given, self._cuts[stop], self._cuts[start] if start else None, carried).states
-
-    def _seen(self, pictures: Tensor, states: Tensor | None, start: int, stop: int) -> Tensor:
-        frames = torch.full((len(pictures),), self.shape[-1], device=pictures.device)
-        return self._heard(pictures, frames, states, start, stop)
+    def _seen(self, pictures: Tensor, states: Tensor | None, start: int, stop: int, **told: Tensor) -> Tensor:
+        """As of pictures; `frames` of each sound, (sounds,): where nobody tells, all are there."""
+        most = self.shape[-1]
+        frames = told.get("frames", torch.full((len(pictures),), most, device=pictures.device))
+        measured: Any = self.composite.family.measured
+        return super()._seen(pictures, states, start, stop, **measured(frames, most))
 
     def _process(self, sounds: Sequence[Any]) -> Tensor:
         rate, rows = self.processor.sampling_rate, []

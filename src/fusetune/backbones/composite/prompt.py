@@ -113,7 +113,8 @@ def _chat(processor: Any, system: str | None, kind: str) -> tuple[str, str, str 
         return [{"type": "text", "text": text}]
 
     asked = [{"role": "system", "content": words(system)}] if system else []
-    asked += [{"role": "user", "content": [{"type": kind, f"{kind}_url": ""}, *words(GAP)]}]
+    seen = {"type": kind} | ({"audio_url": ""} if kind == "audio" else {})  # by which templates know a sound
+    asked += [{"role": "user", "content": [seen, *words(GAP)]}]
     told = [*asked, {"role": "assistant", "content": words(SAID)}]
     prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     check(not system or system in prompt, "backbone.system: this checkpoint's chat template leaves it out.")

@@ -174,9 +174,9 @@ class SeeingTower(Tower):
         """How many states stand beside one another there."""
         return 1 + len(self.composite.taps.below(self._cuts[depth]))
 
-    def _seen(self, pictures: Tensor, states: Tensor | None, start: int, stop: int) -> Tensor:
-        """(pictures, tokens, width) at depth `stop`."""
-        inputs = {**self.composite.wordless(len(pictures)), **self.composite.seen(pictures)}
+    def _seen(self, pictures: Tensor, states: Tensor | None, start: int, stop: int, **told: Tensor) -> Tensor:
+        """(pictures, tokens, width) at depth `stop`; `told` are further inputs."""
+        inputs = {**self.composite.wordless(len(pictures)), **self.composite.seen(pictures), **told}
         carried = None if states is None else Carried(self.composite.laid(states))
         out = self.composite.carry(inputs, self._cuts[stop], self._cuts[start] if start else None, carried).states
         return out.reshape(len(pictures), -1, out.shape[-1])
