@@ -3,6 +3,7 @@
 import composites
 import torch
 import transformers as tf
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 TEXTS = ["what is the grey of this picture", "which one", "is it light or dark", "user assistant :"]
 TEMPLATE = (
@@ -14,7 +15,7 @@ SQUARE = {"height": 32, "width": 32}
 LM = {key: value for key, value in composites.LM.items() if key != "vocab_size"} | {"initializer_range": 0.2}
 
 
-def tokenizer():
+def tokenizer(image="<image>"):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     made = Tokenizer(models.BPE(unk_token=None))
@@ -26,7 +27,7 @@ def tokenizer():
     made.train_from_iterator(TEXTS * 3, trainer)
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=256,
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": image},
     )  # fmt: skip
 
 
@@ -173,6 +174,26 @@ def saved_blip(folder):
     return _saved(tf.BlipForConditionalGeneration(config).eval(), processor, folder)
 
 
+def saved_mllama(folder):
+    """Reads up to four tiles of a picture by cross-attention; the word for one has no row in the head."""
+    torch.manual_seed(0)
+    words = tokenizer("<|image|>")
+    made, _ = composites.mllama()
+    vision, text = made.config.vision_config, made.config.text_config
+    vision.max_num_tiles, vision.supported_aspect_ratios = (
+        4,
+        [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]],
+    )
+    text.vocab_size, text.initializer_range = len(words) - 1, 0.2
+    config = tf.MllamaConfig(vision_config=vision, text_config=text, image_token_index=len(words) - 1)
+    model = composites.opened(tf.MllamaForConditionalGeneration(config))
+    images = MllamaImageProcessorPil(size=SQUARE, max_image_tiles=4)
+    processor = tf.MllamaProcessor(
+        image_processor=images, tokenizer=words, chat_template=TEMPLATE.replace("<image>", "<|image|>")
+    )
+    return _saved(model.eval(), processor, folder)
+
+
 def saved_whisper(folder):
     """Writes what is said in a second of sound."""
     torch.manual_seed(0)
@@ -203,6 +224,13 @@ def saved_qwen2_audio(folder):
     return _saved(tf.Qwen2AudioForConditionalGeneration(config).eval(), processor, folder)
 
 
+def without_places(logits, image):
+    """(..., vocabulary), in which a place for a picture is no word."""
+    if image is not None and image < logits.shape[-1]:  # Mllama's head has no row for it
+        logits[..., image] = -torch.inf
+    return logits
+
+
 def _saved(model, processor, folder):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -220,4 +248,4 @@ SIZED = {  # pictures are brought to one size
     "smolvlm": saved_smolvlm,
 }
 HEARING = {"qwen2_audio": saved_qwen2_audio}  # sounds have places in the text, as many as they are long
-READERS = {"blip": saved_blip, "whisper": saved_whisper}  # by cross-attention
+READERS = {"blip": saved_blip, "whisper": saved_whisper, "mllama": saved_mllama}  # by cross-attention

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from encoders import pictures, sounds
-from speaking import HEARING, MODELS, QUERIES, READERS, SIZED, TEXTS, saved_llava
+from speaking import HEARING, MODELS, QUERIES, READERS, SIZED, TEXTS, saved_llava, without_places
 
 from fusetune.adapters.adapter import Stream
 from fusetune.backbones.backbone import Backbone, Frontier
@@ -19,6 +19,7 @@ from fusetune.training.data import ANSWER
 KINDS = {"image": "image", "text": "text"}
 SPEAKING = {**MODELS, **QUERIES, **SIZED, **HEARING, **READERS}
 HEARS = ("whisper", "qwen2_audio")
+SQUARES = (*SIZED, "mllama")  # pictures are brought to one size
 PROMPTS = {"whisper": "<s>{} {answer}"}  # the tiny tokenizer has no tokens of languages and tasks
 ASKED, ANSWERS = [TEXTS[0], "one", TEXTS[2]], ["dark", "it is light", "which"]
 LORA = {"where": "trunk", "adapter": "lora", "blocks": {"take": "top", "count": 2}, "config": {"rank": 4}}
@@ -38,7 +39,7 @@ def shown_to(name, *counts):
 
 def listening(folder, most=16, name="llava"):
     kinds = KINDS | ({"image": "audio"} if name in HEARS else {})
-    source = CompositeSource(str(folder), prompt=PROMPTS.get(name), picture_side=32 if name in SIZED else None)
+    source = CompositeSource(str(folder), prompt=PROMPTS.get(name), picture_side=32 if name in SQUARES else None)
     backbone = Backbone.from_composite(source, kinds).take_answers(ANSWER, most)
     task = generation(max_answer_tokens=most)
     task.meet(backbone.tower(ANSWER))
@@ -66,7 +67,7 @@ def speaking(request, tmp_path_factory):
 
 def own_loss(name, model, processor, picture, text, answer):
     """By the checkpoint's processor and forward: the summed loss of the answer's tokens, and their number."""
-    if name in READERS:
+    if name in READERS and name != "mllama":
         return read_loss(name, model, processor, picture, text, answer)
     if name == "qwen2_audio":
         inputs = heard_inputs(model, processor, picture, text, answer)
@@ -83,8 +84,8 @@ def own_loss(name, model, processor, picture, text, answer):
         ids = torch.tensor([[*[model.config.image_token_id] * 5, *asked, *said]])
         labels = torch.cat([torch.full((1, 5 + len(asked)), -100), ids[:, -len(said) :]], 1)
         inputs = {"pixel_values": pixels, "input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
-    elif name.startswith("llava"):
-        image = image.resize((32, 32), 3) if name == "llava_next" else image
+    elif name.startswith(("llava", "mllama")):
+        image = image.resize((32, 32), 3) if name in SQUARES else image
         said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
         prompt = processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
         inputs = processor(text=[prompt], images=[image], return_tensors="pt", add_special_tokens=False)
@@ -92,6 +93,9 @@ def own_loss(name, model, processor, picture, text, answer):
         labels = torch.cat([torch.full_like(inputs["input_ids"], -100), end], 1)
         whole = torch.cat([inputs["input_ids"], end], 1)
         inputs |= {"input_ids": whole, "labels": labels, "attention_mask": torch.ones_like(whole)}
+        if name.startswith("mllama"):
+            last = inputs["cross_attention_mask"][:, -1:].expand(-1, end.shape[1], -1, -1)
+            inputs["cross_attention_mask"] = torch.cat([inputs["cross_attention_mask"], last], 1)
     else:
         inputs = processor(text=[f"<image>{text}"], images=[image], suffix=[answer], return_tensors="pt")
     labels = inputs["labels"]
@@ -221,16 +225,12 @@ def test_exact_match_is_that_of_greedy_decoding(speaking):
                 torch.tensor([row or [0] for row in said]).unsqueeze(-1),
                 torch.full((3, max(1, len(said[0]))), bool(said[0])),
             )
-            logits = ours(streams, ground)[:, len(said[0])]
-            if image is not None:
-                logits[:, image] = -torch.inf  # a place for a picture is no word
+            logits = without_places(ours(streams, ground)[:, len(said[0])], image)
             for row, best in zip(said, logits.argmax(-1).tolist(), strict=True):
                 row.append(best)
         targets = torch.tensor(said)
         streams[ANSWER] = type(streams[ANSWER])(targets[:, :-1, None], torch.ones(3, 3, dtype=torch.bool))
-        logits = ours(streams, ground)
-        if image is not None:
-            logits[..., image] = -torch.inf
+        logits = without_places(ours(streams, ground), image)
         kept = task.kept(logits, targets)
         assert task.per_sample(kept, targets)["exact_match"].tolist() == [1, 1, 1]
         wrong = targets.clone()

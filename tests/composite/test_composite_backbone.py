@@ -146,7 +146,7 @@ def test_other_modalities_and_families_are_refused_by_name(speaking, tmp_path):
     folder = speaking[4]
     with pytest.raises(FusetuneError, match="data.modalities.sound: this composite model takes one image and one text"):
         Backbone.from_composite(CompositeSource(str(folder)), {**KINDS, "sound": "audio"})
-    made("mllama")[0].save_pretrained(tmp_path)
+    made("instructblip")[0].save_pretrained(tmp_path)
     with pytest.raises(FusetuneError, match="no experiment can be built on it yet. Those that can: Blip"):
         Backbone.from_composite(CompositeSource(str(tmp_path)), KINDS)
 

@@ -29,7 +29,7 @@ BOTH = {"where": "backbone", "adapter": "unfreeze", "config": {"parts": ["image"
 BELOW = {"take": "explicit", "explicit": {"trunk": [1, 2]}}
 CROSS = {"targets": ["cross_query", "cross_value"]}
 BEGIN_OTHERWISE = ("prefix", "modality_prefix", "unipelt", "prompt_tuning", "deep_prompts")
-ALL, CAUSAL, CROSSED = ("llava", "qwen2_vl", "blip", "whisper"), ("llava", "qwen2_vl"), ("blip", "whisper")
+ALL, CAUSAL, CROSSED = ("llava", "qwen2_vl", "blip", "whisper"), ("llava", "qwen2_vl"), ("blip", "whisper", "mllama")
 SDPA = ("llava", "qwen2_vl", "whisper")  # BLIP's text attends by itself, without a place for a prefix
 ROWS = {  # placements, models, folds into the base's weights
     "lora": ([trunk("lora", rank=2)], ALL, True),
@@ -44,7 +44,7 @@ ROWS = {  # placements, models, folds into the base's weights
     "unipelt": ([trunk("unipelt", rank=2, bottleneck_dim=4)], SDPA, False),
     "prompt_tuning": ([{**trunk("prompt_tuning", length=3), "blocks": "all"}], ALL, False),
     "deep_prompts": ([tower("deep_prompts", length=3)], ("llava", "blip", "whisper"), False),
-    "bitfit": ([trunk("bitfit")], CROSSED, True),
+    "bitfit": ([trunk("bitfit")], ("blip", "whisper"), True),
     "ln_tuning": ([trunk("ln_tuning")], ALL, True),
     "vl_adapter": ([{**trunk("vl_adapter", bottleneck_dim=4), "blocks": BELOW}], ALL, False),
     "vl_adapter behind cross-attention": (
@@ -73,7 +73,7 @@ CASES = [(name, row) for row, (_, models, _) in ROWS.items() for name in models]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     found = {}
-    for name in ALL:
+    for name in {*ALL, *CROSSED}:
         found[name] = tmp_path_factory.mktemp(name)
         SPEAKING[name](found[name])
     return found

@@ -27,13 +27,14 @@ from fusetune.plan.speaking import spoken
 from fusetune.tasks.decoding import Decoding
 from fusetune.training.data import ANSWER, DataSettings
 
-NAMES = ["llava", "blip", "whisper"]  # causal, read by cross-attention, encoder and decoder
+NAMES = ["llava", "blip", "mllama", "whisper"]  # causal, read by cross-attention, encoder and decoder
 MOST, ROWS = 4, 50
 EVERYWHERE = {"where": "towers", "adapter": "lora", "config": {"rank": 4, "alpha": 6, "targets": ["query", "value"]}}
 FUSED = {"where": "towers", "adapter": "lora", "config": {"rank": 4, "alpha": 6, "targets": ["attention_output"]}}
 AUTO = {
     "llava": tf.AutoModelForImageTextToText,
     "blip": tf.AutoModelForImageTextToText,
+    "mllama": tf.AutoModelForImageTextToText,
     "whisper": tf.AutoModelForSpeechSeq2Seq,
 }
 
@@ -84,13 +85,17 @@ def said_by_transformers(name, model, processor, shown):
         else:
             asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
             prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-            inputs = processor(
-                text=[prompt], images=[sample[0].convert("RGB")], return_tensors="pt", add_special_tokens=False
-            )
-            media, ids = {"pixel_values": inputs["pixel_values"]}, inputs["input_ids"][0].tolist()
+            picture = sample[0].convert("RGB")
+            picture = picture.resize((32, 32), 3) if name == "mllama" else picture
+            inputs = processor(text=[prompt], images=[picture], return_tensors="pt", add_special_tokens=False)
+            media, ids = dict(inputs), inputs["input_ids"][0].tolist()
+            del media["input_ids"], media["attention_mask"]
             stop, key = 2, "input_ids"
         said = []
         while len(said) < MOST and stop not in said:
+            if said and "cross_attention_mask" in media:
+                read = media["cross_attention_mask"]
+                media["cross_attention_mask"] = torch.cat([read, read[:, -1:]], 1)
             logits = model(**media, **{key: torch.tensor([ids + said])}).logits[0, -1]
             if name == "llava":
                 logits[3] = -torch.inf
@@ -177,9 +182,15 @@ def test_what_is_no_change_of_weights_is_not_exported_and_nothing_is_left(tmp_pa
 @pytest.mark.parametrize("name", NAMES)
 def test_a_lora_of_peft_on_the_whole_model_is_where_ours_begins(name, tmp_path, caplog):
     model, processor = SPEAKING[name](tmp_path / "checkpoint")
-    parts = {"llava": "q_proj|v_proj", "blip": "projection|output.dense", "whisper": "q_proj|v_proj"}[name]
+    parts = {
+        "llava": "q_proj|v_proj",
+        "blip": "projection|output.dense",
+        "mllama": "q_proj|v_proj",
+        "whisper": "q_proj|v_proj",
+    }[name]
     blocks = {
         "llava": r".*(vision_tower|language_model)\..*layers\.\d+\.self_attn",
+        "mllama": r".*(vision_model\.transformer\.layers\.\d+\.self_attn|language_model\.layers\.\d+\.\w+_attn)",
         "blip": r".*(vision_model.encoder.layers\.\d+\.self_attn|text_decoder\..*layer\.\d+\.attention)",
         "whisper": r".*(encoder|decoder)\.layers\.\d+\.self_attn",
     }[name]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from speaking import HEARING, MODELS, READERS, SIZED
+from speaking import HEARING, MODELS, READERS, SIZED, without_places
 from test_answering import ANSWERS, KINDS, LORA, SPEAKING, adapted, given, listening, shown_to
 
 from fusetune.adapters.prompts import PromptTuning
@@ -88,9 +88,7 @@ def test_answers_are_those_that_teacher_forcing_counts(speaking, beams):
         return
     rows = [[i for i in row.tolist() if i != model.task.no_token] for row in said]
     told = pad([torch.tensor(ids[:-1], dtype=torch.long)[:, None] for ids in rows])
-    out = model({**streams, ANSWER: told}, GROUND)
-    if model.backbone.trunk.composite.image_id is not None:
-        out[..., model.backbone.trunk.composite.image_id] = -torch.inf
+    out = without_places(model({**streams, ANSWER: told}, GROUND), model.backbone.trunk.composite.image_id)
     assert [out[i].argmax(-1)[: len(ids)].tolist() for i, ids in enumerate(rows)] == rows
 
 

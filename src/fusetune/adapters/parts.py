@@ -27,7 +27,7 @@ def part(stack: Stack, block: Block, role: str) -> nn.Module:
         FusetuneError: there is none; it lists the roles and the linear layers that there are.
     """
     try:
-        return block.module.get_submodule(stack.roles.get(role, role))
+        return block.module.get_submodule(_path(stack, block, role))
     except AttributeError:
         layers = [name for name, module in block.module.named_modules() if isinstance(module, nn.Linear)]
         raise FusetuneError(
@@ -46,8 +46,7 @@ def linear(stack: Stack, block: Block, role: str) -> Any:
 
 def has_parts(stack: Stack, block: Block, roles: Sequence[str]) -> bool:
     """Whether the block has all of these parts."""
-    paths = {name for name, _ in block.module.named_modules()}
-    return all(stack.roles.get(role, role) in paths for role in roles)
+    return all(_has(block.module, _path(stack, block, role)) for role in roles)
 
 
 def fitting(stack: Stack, blocks: Sequence[Block], roles: Sequence[str]) -> tuple[list[Block], frozenset[str]]:
@@ -59,3 +58,21 @@ def fitting(stack: Stack, blocks: Sequence[Block], roles: Sequence[str]) -> tupl
 def name_in(stack: Stack, module: nn.Module) -> str:
     """The path of a module in its stack."""
     return next(name for name, other in stack.module.named_modules() if other is module)
+
+
+def _path(stack: Stack, block: Block, role: str) -> str:
+    """Where a role is in a block; in one whose only attention is cross-attention (Mllama), what has the role there."""
+    own = stack.roles.get(role, role)
+    crossing = stack.roles.get("cross_output" if role == "attention_output" else f"cross_{role}")
+    only = crossing is not None and not _has(block.module, own) and _has(block.module, crossing)
+    return str(crossing) if only else own
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    """Whether a module is there."""
+    for name in path.split("."):
+        found = module._modules.get(name)
+        if found is None:
+            return False
+        module = found
+    return True

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fusetune.adapters.adapter import Block, BlockAdapter, Stack
 from fusetune.adapters.attention_prefix import Prefix, Prefixing
-from fusetune.adapters.parts import fitting, linear, name_in, part
+from fusetune.adapters.parts import has_parts, linear, name_in, part
 from fusetune.config import check
 
 INITIAL_STD = 0.02
@@ -81,10 +81,11 @@ class PrefixAdapter(BlockAdapter):
     def __init__(self, config: PrefixConfig, stack: Stack, blocks: Sequence[Block]) -> None:
         super().__init__(config, stack, blocks)
         self._stack = stack
-        self._blocks, self.missing = fitting(stack, blocks, [role for both in self.roles for role in both])
+        self._blocks = [block for block in blocks if self._pairs(block)]
+        self.missing = frozenset() if self._blocks else frozenset(role for both in self.roles for role in both)
         self.tables = nn.ModuleDict()
         for block in self._blocks:
-            for attention, key in self.roles:
+            for attention, key in self._pairs(block):
                 width = linear(stack, block, key).out_features
                 for name in self._tables(attention):
                     table = PrefixTable(block.rank or config.length, width, config.hidden)
@@ -92,15 +93,24 @@ class PrefixAdapter(BlockAdapter):
 
     def attach(self) -> None:
         for block in self._blocks:
-            for attention, _ in self.roles:
+            for attention, _ in self._pairs(block):
                 self._handles.append(Prefixing(part(self._stack, block, attention), self._given(block, attention)))
 
     def claims(self) -> list[str]:
-        return [f"{name_in(self._stack, part(self._stack, b, a))} prefix" for b in self._blocks for a, _ in self.roles]
+        return [
+            f"{name_in(self._stack, part(self._stack, b, a))} prefix" for b in self._blocks for a, _ in self._pairs(b)
+        ]
 
     def fold(self) -> None:
         for table in self.tables.values():
             table.fold()  # type: ignore[operator]
+
+    def _pairs(self, block: Block) -> list[tuple[str, str]]:
+        """Its attentions, each once, though it may have several roles."""
+        found = {
+            id(part(self._stack, block, both[0])): both for both in self.roles if has_parts(self._stack, block, both)
+        }
+        return list(found.values())
 
     def _tables(self, attention: str) -> Sequence[str]:
         """Names of the prefixes of an attention."""

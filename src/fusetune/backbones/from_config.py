@@ -106,7 +106,7 @@ def _speaking(
     seeing.__dict__["shape"] = composite.picture_shape
     words = WordTower(config.get_text_config().hidden_size)
     names = composite, words, family.kind, "text"
-    trunk = ReadingTrunk(*names, seeing.width) if family.memory else LanguageTrunk(*names)
+    trunk = ReadingTrunk(*names, seeing) if family.memory else LanguageTrunk(*names)
     backbone = Backbone({family.kind: seeing, "text": words}, trunk, CompositeSource(name))
     inputs = {family.kind: _zeros(1, seeing.size, torch.float32)}
     inputs["text"] = _zeros(text_tokens, 1, torch.long)

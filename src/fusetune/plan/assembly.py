@@ -193,7 +193,7 @@ class Assembly:
         check(
             all(after[n] in (before[n], Stream(t.width, t.tokens_out(1))) for n, t in gridded.items()),
             f"{at}: '{placement.adapter}' changes how many places a picture has, and these language blocks know their "
-            "rows and columns. Expected an adapter that keeps them.",
+            "rows and columns, or tiles. Expected an adapter that keeps them.",
         )
         self.connectors.append(adapter)
         behind = "the trunk" if self.backbone.trunk else "the junction"

@@ -12,8 +12,18 @@ import torch
 from torch import Tensor
 
 from fusetune.backbones.composite.family import CompositeFamily
-from fusetune.backbones.composite.generating import by_blip, by_opt, by_whisper
-from fusetune.backbones.composite.given_media import as_patches, before_tiles, frames_there, one_each, patched, squares
+from fusetune.backbones.composite.generating import by_blip, by_mllama, by_opt, by_whisper
+from fusetune.backbones.composite.given_media import (
+    as_patches,
+    before_tiles,
+    by_tiles,
+    frames_there,
+    in_tiles,
+    of_tiles,
+    one_each,
+    patched,
+    squares,
+)
 from fusetune.backbones.families import (
     BERT_ROLES,
     BLIP_ROLES,
@@ -191,9 +201,10 @@ _BLIP_VQA = replace(
     entry=("text_encoder", _CROSS),
     stubs={"vision_model": lambda memory: _output(memory[:, :1]), "text_encoder": lambda memory: (memory,)},
 )
+_TILED = "model.vision_model.transformer.layers"
 _MLLAMA = CompositeFamily(
     "model.vision_model",
-    "model.vision_model.transformer.layers",
+    _TILED,
     ("model.vision_model.global_transformer", _PROJECTOR),
     _DECODER,
     _NORM,
@@ -202,7 +213,16 @@ _MLLAMA = CompositeFamily(
     entry=(_PROJECTOR, STATES),
     idle=("model.vision_model.global_transformer.layers",),
     resume=_cross_states,
-    read=lambda config, blocks: min(config.vision_config.intermediate_layers_indices) + 1,
+    taps=lambda config: [(k, f"{_TILED}.{k}") for k in config.vision_config.intermediate_layers_indices],
+    encoder_roles=CLIP_ROLES | {"attention_output": "self_attn.o_proj"},
+    language_roles=LLAMA_ROLES | crossed(LLAMA_ROLES, "self_attn", "cross_attn"),
+    side=lambda config: int(config.vision_config.image_size),
+    taken=lambda config: (1, config.vision_config.max_num_tiles, 3, *(config.vision_config.image_size,) * 2),
+    process=in_tiles,
+    grid=of_tiles,
+    crossed=by_tiles,
+    speak=by_mllama,
+    prompt="{image}{bos}{} {answer}",
 )
 _WHISPER = CompositeFamily(
     "model.encoder",

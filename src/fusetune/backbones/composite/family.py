@@ -27,7 +27,8 @@ class CompositeFamily:
         resume: changes the inputs of a pass from a language block, where leaving `media` out is not all.
         stubs: modules that must not run in such a pass, with what they give instead, from the memory.
         read: depth of the encoder that the connector reads, from the configuration and the number of blocks.
-        taps: blocks of the encoder whose states language blocks are given too, and the path of what reads them.
+        taps: blocks of the encoder whose states language blocks are given too, and the path of what reads them; or of
+            the block itself, where the connector reads them too.
         first: first language block that states alone are enough for.
         entry: the module of the connector at which a pass may start, and the argument that the encoder's states are;
             None: the connector reads more than one depth of the encoder.
@@ -51,6 +52,9 @@ class CompositeFamily:
         apart: path of a parameter of the connector that is in none of its modules.
         by_parts: whether tokenizer and image processor are loaded apart: their processor wants one of videos too.
         padding: sides on which rows of unequal length may be padded.
+        crossed: what a token reads of a picture by cross-attention, as further inputs of a pass, from (rows, tokens),
+            whether it stands behind its row's, the shape of one and its side; then a word of its own stands for a
+            picture in the text. None: every token reads it, and no word stands for it.
         speak: the model's own `generate`, from the model and the inputs of a prompt.
         several: whether a sample may have several pictures, one's places right behind another's.
         causal: whether states at picture places are the same whatever text comes behind them.
@@ -91,6 +95,7 @@ class CompositeFamily:
     apart: str = ""
     measured: Callable[[Tensor, int], dict[str, Tensor]] | None = None
     by_parts: bool = False
+    crossed: Callable[[Tensor, Any, int | None], dict[str, Tensor]] | None = None
     padding: tuple[str, ...] = ("right", "left")
     speak: Callable[..., Tensor] = lambda model, given, **options: model.generate(**given, **options)
     several: bool = False

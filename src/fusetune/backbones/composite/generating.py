@@ -23,6 +23,22 @@ def by_blip(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
     return out
 
 
+def by_mllama(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
+    """What cross-attention reads is kept after the first token, and would be read again beside that."""
+
+    def once(_: Any, args: Any, kwargs: Any) -> Any:
+        cache = kwargs.get("cache")
+        later = cache is not None and cache.get_seq_length()
+        return args, {**kwargs, "cross_attention_states": None} if later else kwargs
+
+    hook = model.model.register_forward_pre_hook(once, with_kwargs=True)
+    try:
+        out: Tensor = model.generate(**given, **options)
+    finally:
+        hook.remove()
+    return out
+
+
 def by_whisper(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
     """Whisper's own cuts sounds into windows, and puts a prompt in front."""
     from transformers import GenerationMixin

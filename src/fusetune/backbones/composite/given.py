@@ -30,9 +30,9 @@ class GivenModel(nn.Module):
 
     @property
     def image_id(self) -> int | None:
-        """The token at a picture's places; None: cross-attention reads the picture, no place is kept for it."""
+        """The token at a picture's places, or the word that stands for it; None: cross-attention alone tells of it."""
         config = self.model.config
-        if self.family.memory:
+        if self.family.memory and not self.family.crossed:
             return None
         names = ("image_token_id", "image_token_index", "audio_token_index")
         return next(number for name in names if (number := getattr(config, name, None)) is not None)

@@ -140,8 +140,8 @@ class LanguageTrunk(nn.Module):
         finally:
             self._goes_on = False
 
-    def _in_sequence(self, streams: Mapping[str, Tokens]) -> Mapping[str, Tokens]:
-        """Those that have places in the one sequence."""
+    def _in_sequence(self, streams: Mapping[str, Tokens], start: int = 0) -> Mapping[str, Tokens]:
+        """Those that have places in the one sequence, in front of the block at depth `start`."""
         return streams
 
     @contextmanager

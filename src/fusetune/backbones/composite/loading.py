@@ -148,16 +148,14 @@ def _parts(
     longest = positions(composite) - room(composite) - places
     if several:
         seeing.most = max(1, (positions(composite) - room(composite)) // (2 * places))
-    start = [text_config.bos_token_id] if family.memory and not hears else []  # BLIP's decoder begins so, unsaid
+    unsaid = family.memory and not (hears or family.crossed)
+    start = [text_config.bos_token_id] if unsaid else []  # BLIP's decoder begins so
+    place, sign = composite.image_id, family.crossed is not None
     words = PromptTower(
-        processor.tokenizer, prompt, text_config.hidden_size, longest, chosen.max_tokens, start, composite.image_id
+        processor.tokenizer, prompt, text_config.hidden_size, longest, chosen.max_tokens, start, place, sign
     )
     towers, names = {family.kind: seeing, "text": words}, (by_kind.get(family.kind, ""), by_kind.get("text", ""))
-    trunk = (
-        ReadingTrunk(composite, words, *names, seeing.width)
-        if family.memory
-        else LanguageTrunk(composite, words, *names)
-    )
+    trunk = ReadingTrunk(composite, words, *names, seeing) if family.memory else LanguageTrunk(composite, words, *names)
     return {name: towers[kind] for name, kind in kinds.items()}, trunk
 
 

@@ -70,8 +70,9 @@ class CompositeModel(GivenModel):
 
     @cached_property
     def taps(self) -> Taps:
-        """What the language blocks are given of lower depths of the encoder."""
-        return Taps([(k, self.model.get_submodule(path)) for k, path in self.family.taps(self.model.config)])
+        """What is read of lower depths of the encoder."""
+        taps = [(k, self.model.get_submodule(path)) for k, path in self.family.taps(self.model.config)]
+        return Taps(taps, self.blocks(ENCODER))
 
     def train(self, mode: bool = True) -> "CompositeModel":
         return super().train(False)

@@ -48,7 +48,8 @@ class SeeingTower(Tower):
         self.inside: int = getattr(vision, "embed_dim", None) or vision.hidden_size  # width between its blocks
         self.depth = len(self._cuts) - 1
         language = config.get_text_config().hidden_size
-        self.width = self.inside if family.memory else language * self._side_by_side(self.depth)
+        reads = family.memory and not family.crossed  # the encoder's own states
+        self.width = self.inside if reads else language * self.composite.taps.beside(self._cuts[-1])
 
     @property
     def composite(self) -> CompositeModel:
@@ -110,8 +111,9 @@ class SeeingTower(Tower):
 
     @property
     def gridded(self) -> bool:
-        """Whether the language blocks know rows and columns of a picture's places, so that none can be missing."""
-        return self.composite.family.marked
+        """Whether the language blocks know rows and columns of a picture's places, or its tiles, so that none can be
+        missing."""
+        return self.composite.family.marked or self.composite.family.crossed is not None
 
     @property
     def connected(self) -> tuple[int, int]:
@@ -122,7 +124,7 @@ class SeeingTower(Tower):
 
     def _nothing(self, tokens: Tokens, depth: int) -> Tokens:
         """What stands there beside rows that have something."""
-        width = self.width if depth == self.depth else self.inside * self._side_by_side(depth)
+        width = self.width if depth == self.depth else self.inside * self.composite.taps.beside(self._cuts[depth])
         empty = tokens.values.new_zeros(len(tokens.mask), self.tokens_at(depth), width)
         return Tokens(empty, torch.zeros(empty.shape[:2], dtype=torch.bool, device=empty.device))
 
@@ -169,10 +171,6 @@ class SeeingTower(Tower):
                     states, start = self._seen(blank, states if start else None, start, stop), stop
                 counts.append(states.shape[1])
         return tuple(counts)
-
-    def _side_by_side(self, depth: int) -> int:
-        """How many states stand beside one another there."""
-        return 1 + len(self.composite.taps.below(self._cuts[depth]))
 
     def _seen(self, pictures: Tensor, states: Tensor | None, start: int, stop: int, **told: Tensor) -> Tensor:
         """(pictures, tokens, width) at depth `stop`; `told` are further inputs."""

@@ -58,6 +58,7 @@ class PromptTower(WordTower):
         max_tokens: what is longer is cut.
         start: ids in front of everything.
         place: the id at a picture's places, which no text may hold.
+        sign: whether the id stands in the text itself, once, for a picture that has no places.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class PromptTower(WordTower):
         max_tokens: int | None = None,
         start: Sequence[int] = (),
         place: int | None = None,
+        sign: bool = False,
     ) -> None:
         super().__init__(width)
         self.processor, self.prompt, self.place = tokenizer, prompt, place
-        self.first = [*start, *self._ids(prompt.before)]
+        self.first = [*start, *self._ids(prompt.before), *([place] if sign and place is not None else [])]
         if prompt.adds_bos:
             self.first = [tokenizer.bos_token_id, *self.first]
         self.limit = min(longest, tokenizer.model_max_length, max_tokens or longest)
@@ -113,7 +115,7 @@ class PromptTower(WordTower):
         return [*self.first, *start, *own[: max(0, room)], *end][: self.limit], True
 
     def _whole(self, text: str) -> list[int]:
-        return without_place([*self.first, *self._ids(self.prompt.filled(text))], self.place, text)
+        return [*self.first, *without_place(self._ids(self.prompt.filled(text)), self.place, text)]
 
     def _ids(self, text: str) -> list[int]:
         return ids_of(self.processor, text)
