@@ -134,10 +134,13 @@ def instructblip():
     return _queries("InstructBlip", _opt())
 
 
-def blip2_t5():
+def t5():
     sizes = dict(vocab_size=VOCABULARY, d_model=48, d_kv=12, d_ff=64, num_layers=4, num_decoder_layers=4, num_heads=4)
-    text = tf.T5Config(**sizes, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD)
-    return _queries("Blip2", text)
+    return tf.T5Config(**sizes, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD)
+
+
+def blip2_t5():
+    return _queries("Blip2", t5())
 
 
 def blip():

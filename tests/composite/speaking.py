@@ -136,42 +136,59 @@ def saved_smolvlm(folder):
 
 
 def saved_blip2(folder):
-    torch.manual_seed(0)
+    return _saved_blip2(composites._opt(), tokenizer(), folder)
+
+
+def saved_blip2_t5(folder):
+    """Reads the question with the picture, and answers from that."""
     words = tokenizer()
+    words.bos_token = None
+    return _saved_blip2(composites.t5(), words, folder)
+
+
+def _saved_blip2(text, words, folder):
+    torch.manual_seed(0)
     number = words.convert_tokens_to_ids("<image>")
-    text = composites._opt()
     text.vocab_size = len(words)
     config = tf.Blip2Config(
         vision_config=composites.VISION, qformer_config=composites.QFORMER, text_config=text, num_query_tokens=5,
         image_token_index=number, image_token_id=number,
     )  # fmt: skip
-    images = tf.BlipImageProcessor(size=SQUARE)
-    processor = tf.Blip2Processor(image_processor=images, tokenizer=words, num_query_tokens=5)
-    return _saved(tf.Blip2ForConditionalGeneration(config).eval(), processor, folder)
+    processor = tf.Blip2Processor(
+        image_processor=tf.BlipImageProcessor(size=SQUARE), tokenizer=words, num_query_tokens=5
+    )
+    model = tf.Blip2ForConditionalGeneration(config).eval()
+    if config.text_config.model_type == "t5":  # as drawn, what is seen is a fiftieth of what is read
+        model.language_projection.weight.data.mul_(50)
+    return _saved(model, processor, folder)
 
 
 def saved_blip(folder):
     """Writes captions: cross-attention reads the picture."""
-    torch.manual_seed(0)
-    vocabulary = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "[DEC]",
-        *sorted({w for t in TEXTS for w in t.split()}),
-        "dark",
-    ]
+    return _saved_blip(tf.BlipForConditionalGeneration, folder)
+
+
+def saved_blip_vqa(folder):
+    """Reads the question and, by cross-attention, the picture; answers from that."""
+    return _saved_blip(tf.BlipForQuestionAnswering, folder)
+
+
+def _saved_blip(cls, folder):
+    torch.manual_seed(1)
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
+    vocabulary = [*marks, *sorted({w for t in TEXTS for w in t.split()}), "dark"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     words = tf.BertTokenizer(str(folder / "vocab.txt"))
     text = composites.BERT | dict(
         vocab_size=len(vocabulary), pad_token_id=0, bos_token_id=5, eos_token_id=3, sep_token_id=3
     )
-    config = tf.BlipConfig(vision_config=composites.VISION, text_config=text)
+    vision = composites.VISION
+    if cls is tf.BlipForQuestionAnswering:  # one width, as its decoder reads what its encoder gives
+        vision, text = vision | dict(hidden_size=48), text | dict(encoder_hidden_size=48)
+    config = tf.BlipConfig(vision_config=vision, text_config=text)
     processor = tf.BlipProcessor(image_processor=tf.BlipImageProcessor(size=SQUARE), tokenizer=words)
-    return _saved(tf.BlipForConditionalGeneration(config).eval(), processor, folder)
+    return _saved(cls(config).eval(), processor, folder)
 
 
 def saved_mllama(folder):
@@ -248,4 +265,5 @@ SIZED = {  # pictures are brought to one size
     "smolvlm": saved_smolvlm,
 }
 HEARING = {"qwen2_audio": saved_qwen2_audio}  # sounds have places in the text, as many as they are long
+ASKED = {"blip2_t5": saved_blip2_t5, "blip_vqa": saved_blip_vqa}  # an encoder reads the question, a decoder answers
 READERS = {"blip": saved_blip, "whisper": saved_whisper, "mllama": saved_mllama}  # by cross-attention

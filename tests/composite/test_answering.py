@@ -3,6 +3,7 @@
 import pytest
 import torch
 from encoders import pictures, sounds
+from speaking import ASKED as ENCODED
 from speaking import HEARING, MODELS, QUERIES, READERS, SIZED, TEXTS, saved_llava, without_places
 
 from fusetune.adapters.adapter import Stream
@@ -17,7 +18,7 @@ from fusetune.tasks.generation import Generation, GenerationConfig
 from fusetune.training.data import ANSWER
 
 KINDS = {"image": "image", "text": "text"}
-SPEAKING = {**MODELS, **QUERIES, **SIZED, **HEARING, **READERS}
+SPEAKING = {**MODELS, **QUERIES, **SIZED, **HEARING, **READERS, **ENCODED}
 HEARS = ("whisper", "qwen2_audio")
 SQUARES = (*SIZED, "mllama")  # pictures are brought to one size
 PROMPTS = {"whisper": "<s>{} {answer}"}  # the tiny tokenizer has no tokens of languages and tasks
@@ -67,7 +68,7 @@ def speaking(request, tmp_path_factory):
 
 def own_loss(name, model, processor, picture, text, answer):
     """By the checkpoint's processor and forward: the summed loss of the answer's tokens, and their number."""
-    if name in READERS and name != "mllama":
+    if name in ("blip", "whisper", "blip_vqa"):
         return read_loss(name, model, processor, picture, text, answer)
     if name == "qwen2_audio":
         inputs = heard_inputs(model, processor, picture, text, answer)
@@ -75,6 +76,14 @@ def own_loss(name, model, processor, picture, text, answer):
     image = picture[0].convert("RGB")
     if name in SIZED and name != "llava_next":
         inputs = sized_inputs(name, model, processor, image, text, answer)
+    elif name == "blip2_t5":
+        pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
+        asked, said = (
+            processor.tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in (f"Question: {text} Answer:</s>", f"{answer}</s>")
+        )
+        ids = torch.tensor([[*[model.config.image_token_id] * 5, *asked]])
+        inputs = {"pixel_values": pixels, "input_ids": ids, "labels": torch.tensor([said])}
     elif name == "blip2":
         pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
         asked, said = (
@@ -144,13 +153,20 @@ def heard_inputs(model, processor, sound, text, answer):
 
 def read_loss(name, model, processor, shown, text, answer):
     """Of those that read by cross-attention; BLIP's own loss is smoothed, so the logits alone are its own."""
-    start, end = (5, 3) if name == "blip" else (1, 2)
+    start, end = (1, 2) if name == "whisper" else (5, 3)
     asked, said = (processor.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, answer))
-    said = said if name == "blip" else processor.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+    said = said if name != "whisper" else processor.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
     ids = torch.tensor([[start, *asked, *said, end]])
     if name == "blip":
         pixels = processor.image_processor([shown[0].convert("RGB")], return_tensors="pt")["pixel_values"]
         logits = model(pixel_values=pixels, input_ids=ids).logits
+    elif name == "blip_vqa":
+        pixels = processor.image_processor([shown[0].convert("RGB")], return_tensors="pt")["pixel_values"]
+        ids, found = torch.tensor([[start, *said, end]]), []
+        hook = model.text_decoder.cls.register_forward_hook(lambda _, __, out: found.append(out))
+        model(pixel_values=pixels, input_ids=torch.tensor([[2, *asked, 3]]), decoder_input_ids=ids)
+        hook.remove()
+        (logits,) = found
     else:
         features = processor.feature_extractor(shown.waveform, sampling_rate=16_000, return_tensors="pt")
         logits = model(input_features=features["input_features"], decoder_input_ids=ids).logits
@@ -196,7 +212,7 @@ def test_no_place_reads_an_answer_that_comes_later(speaking):
     name, backbone, task, _, _ = speaking
     shown = shown_to(name, 1, 1, 1)
     behind = {"where": "trunk", "adapter": "cross_modal", "config": {"bottleneck_dim": 8, "heads": 2}}
-    ours = adapted(backbone, task, LORA if name in READERS else behind)
+    ours = adapted(backbone, task, LORA if name in (*READERS, *ENCODED) else behind)
     for parameter in ours.trainable().values():
         parameter.add_(torch.randn_like(parameter) * 0.3)
     ground = Frontier(dict.fromkeys((*KINDS, ANSWER), 0))
@@ -288,7 +304,7 @@ def test_the_frontier_is_that_of_the_plan_and_the_answer_lies_with_it(speaking):
     name, backbone, task, _, _ = speaking
     ours = adapted(backbone, task, LORA)
     found = frontier(ours, given(backbone, shown_to(name, 1, 1, 1)))
-    assert found == Frontier({"image": backbone.tower("image").depth, "text": 0, ANSWER: 0}, 2)
+    assert found == Frontier({"image": backbone.tower("image").depth, "text": 0, ANSWER: 0}, backbone.trunk.depth - 2)
     ours.detach()
 
 
@@ -307,7 +323,8 @@ def test_saved_by_reference_it_says_the_same(speaking, tmp_path):
 def test_presets_mean_language_blocks(speaking):
     """Every second one for questions, all for captions; of the encoder as of any other tower."""
     name, backbone, task, _, _ = speaking
-    for preset, expected in (("vqa", [1, 3]), ("image_captioning", [0, 1, 2, 3]), ("language_only", [0, 1, 2, 3])):
+    every = list(range(8 if name in ENCODED else 4))
+    for preset, expected in (("vqa", every[1::2]), ("image_captioning", every), ("language_only", every)):
         ours = adapted(backbone, task, {**LORA, "blocks": preset})
         assert f"trunk blocks {', '.join(map(str, expected))} (" in ours.resolved[0], ours.resolved
         ours.detach()
@@ -316,13 +333,13 @@ def test_presets_mean_language_blocks(speaking):
     both = {"where": "towers", "adapter": "bottleneck", "blocks": "vqa"}
     ours = adapted(backbone, task, both)
     sees = name not in HEARS
-    assert ("image blocks" in ours.resolved[0]) == sees and "trunk blocks 1, 3 (" in ours.resolved[0], ours.resolved
+    assert ("image blocks" in ours.resolved[0]) == sees and "trunk blocks 1, 3" in ours.resolved[0], ours.resolved
     ours.detach()
 
 
 def test_what_has_no_place_is_told(speaking):
     name, backbone, task, _, _ = speaking
-    if name in READERS:
+    if name in (*READERS, "blip_vqa"):
         placed = {"where": "trunk", "adapter": "cross_modal", "config": {"bottleneck_dim": 8, "heads": 2}}
         with pytest.raises(FusetuneError, match="read by cross-attention no stream of the picture can be changed"):
             adapted(backbone, task, placed)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from speaking import ASKED as ENCODED
 from speaking import MODELS, READERS, TEXTS, saved_llava, without_places
 from test_answering import ANSWERS, SPEAKING, adapted, given, listening, shown_to
 
@@ -42,12 +43,7 @@ def speaking(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     SPEAKING[request.param](folder)
     backbone, task = listening(folder, MOST, name=request.param)
-    if request.param in (
-        "blip2",
-        "qwen2_vl",
-        "qwen2_5_vl",
-        "qwen3_vl",
-    ):  # as they are drawn, they hardly hear what they read
+    if request.param in ("blip2", "blip_vqa", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"):  # as drawn, they hardly hear
         for parameter in backbone.trunk.blocks().parameters():
             parameter.mul_(6 if parameter.ndim > 1 else 1)
     return request.param, backbone, task
@@ -123,7 +119,7 @@ def check_equal(name, backbone, model):
 @pytest.mark.parametrize("method", IN_BLOCKS)
 def test_in_blocks_it_is_that_of_full_passes(speaking, method):
     name, backbone, task = speaking
-    if name == "blip" and method in ("prefix", "modality_prefix", "unipelt"):
+    if name in ("blip", "blip_vqa") and method in ("prefix", "modality_prefix", "unipelt"):
         model, streams = shaken(backbone, task, IN_BLOCKS[method]), asked(backbone, shown_to(name, 1, 0, 1))
         with pytest.raises(FusetuneError, match="computes its attention without scaled_dot_product_attention"):
             spoken(model, streams, ground(streams), NONE)
@@ -135,7 +131,7 @@ def test_in_blocks_it_is_that_of_full_passes(speaking, method):
 @pytest.mark.parametrize("method", BEHIND)
 def test_behind_blocks_it_is_that_of_full_passes(speaking, method):
     name, backbone, task = speaking
-    if name in READERS and method != "perceiver_resampler":
+    if name in (*READERS, "blip_vqa") and method != "perceiver_resampler":
         with pytest.raises(FusetuneError, match="read by cross-attention no stream of the picture can be changed"):
             shaken(backbone, task, BEHIND[method])
         return
@@ -145,7 +141,12 @@ def test_behind_blocks_it_is_that_of_full_passes(speaking, method):
         ):
             shaken(backbone, task, BEHIND[method])
         return
-    check_equal(name, backbone, shaken(backbone, task, BEHIND[method], by=0.5))
+    placed = BEHIND[method]
+    if name == "blip2_t5" and placed["where"] == "trunk":
+        with pytest.raises(FusetuneError, match="behind block 4 an answer is said.*blocks 0 to 3"):
+            shaken(backbone, task, placed)
+        placed = {**placed, "blocks": {"take": "explicit", "explicit": {"trunk": [1, 3]}}}
+    check_equal(name, backbone, shaken(backbone, task, placed, by=0.5))
 
 
 def test_no_row_has_a_picture(speaking):
@@ -161,7 +162,8 @@ def test_no_row_has_a_picture(speaking):
 @pytest.mark.parametrize("how", [Decoding(beams=4), Decoding(temperature=1.0)], ids=["beams", "drawn"])
 def test_a_batch_says_what_each_row_says_alone(speaking, how):
     name, backbone, task = speaking
-    model = shaken(backbone, task, IN_BLOCKS["vl_adapter"], *([] if name in READERS else [BEHIND["cross_modal"]]))
+    behind = [] if name in READERS or name in ENCODED else [BEHIND["cross_modal"]]
+    model = shaken(backbone, task, IN_BLOCKS["vl_adapter"], *behind)
     streams = asked(backbone, shown_to(name, 2 if name in MODELS else 1, 0, 1))
     if how.temperature:
         how = drawn_of(model, streams)

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from composites import batch, made
+from speaking import ASKED as ENCODED
 from speaking import HEARING, MODELS, QUERIES, READERS, SIZED
 from test_answering import ANSWERS, KINDS, LORA, SPEAKING, adapted, given, listening, shown_to
 
@@ -35,6 +36,11 @@ CASES += [(name, plan, FUSED[plan]) for name in QUERIES for plan in FUSED]
 CASES += [(n, plan, (FUSED if n.startswith("qwen") else PLANS)[plan]) for n in SIZED for plan in PLANS]
 CASES += [(name, plan, PLANS[plan]) for name in HEARING for plan in PLANS]
 CASES += [(name, plan, READING[plan]) for name in READERS for plan in READING]
+CROSS_ALONE = ([{**CROSS, "blocks": {"take": "explicit", "explicit": {"trunk": [4, 5, 6, 7]}}}], 0, 4)
+CASES += [("blip2_t5", plan, FUSED[plan]) for plan in ("connector", "LoRA everywhere")]
+CASES += [(name, "two language blocks", ([LORA], 0, 6)) for name in ENCODED]
+CASES.append(("blip2_t5", "cross-attention", CROSS_ALONE))
+CASES.append(("blip_vqa", "cross-attention", READING["cross-attention"]))
 CASES.remove(("mllama", "cross-attention", READING["cross-attention"]))
 CASES.append(("mllama", "cross-attention", (READING["cross-attention"][0], 0, 1)))  # its first block has none
 

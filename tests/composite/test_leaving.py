@@ -27,7 +27,8 @@ from fusetune.plan.speaking import spoken
 from fusetune.tasks.decoding import Decoding
 from fusetune.training.data import ANSWER, DataSettings
 
-NAMES = ["llava", "blip", "mllama", "whisper"]  # causal, read by cross-attention, encoder and decoder
+# causal, read by cross-attention, encoder and decoder of words
+NAMES = ["llava", "blip", "mllama", "whisper", "blip2_t5"]
 MOST, ROWS = 4, 50
 EVERYWHERE = {"where": "towers", "adapter": "lora", "config": {"rank": 4, "alpha": 6, "targets": ["query", "value"]}}
 FUSED = {"where": "towers", "adapter": "lora", "config": {"rank": 4, "alpha": 6, "targets": ["attention_output"]}}
@@ -35,6 +36,7 @@ AUTO = {
     "llava": tf.AutoModelForImageTextToText,
     "blip": tf.AutoModelForImageTextToText,
     "mllama": tf.AutoModelForImageTextToText,
+    "blip2_t5": tf.AutoModelForImageTextToText,
     "whisper": tf.AutoModelForSpeechSeq2Seq,
 }
 
@@ -82,6 +84,11 @@ def said_by_transformers(name, model, processor, shown):
         elif name == "blip":
             media = dict(processor.image_processor([sample[0].convert("RGB")], return_tensors="pt"))
             ids, stop, key = [5, *processor.tokenizer(text, add_special_tokens=False)["input_ids"]], 3, "input_ids"
+        elif name == "blip2_t5":
+            media = dict(processor.image_processor([sample[0].convert("RGB")], return_tensors="pt"))
+            asked = processor.tokenizer(f"Question: {text} Answer:</s>", add_special_tokens=False)["input_ids"]
+            media["input_ids"] = torch.tensor([[*[model.config.image_token_id] * 5, *asked]])
+            ids, stop, key = [0], 2, "decoder_input_ids"
         else:
             asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
             prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
@@ -97,7 +104,7 @@ def said_by_transformers(name, model, processor, shown):
                 read = media["cross_attention_mask"]
                 media["cross_attention_mask"] = torch.cat([read, read[:, -1:]], 1)
             logits = model(**media, **{key: torch.tensor([ids + said])}).logits[0, -1]
-            if name == "llava":
+            if name in ("llava", "blip2_t5"):
                 logits[3] = -torch.inf
             said.append(int(logits.argmax()))
         rows.append(said)
@@ -113,7 +120,7 @@ def known(request, tmp_path_factory):
     backbone.part(["image", "text"]).save_pretrained(folder / "base")
     shown = many(name)
     bare = said_by_transformers(name, model, processor, shown)
-    made = shaken(backbone, task, FUSED if name == "blip" else EVERYWHERE)
+    made = shaken(backbone, task, FUSED if name.startswith("blip") else EVERYWHERE)
     expected = said_by(made, shown)
     assert sum(a != b for a, b in zip(expected, bare, strict=True)) > ROWS / 2, "the adapter is heard"
     assert len({tuple(row) for row in expected}) > 3, "samples differ"
@@ -186,12 +193,14 @@ def test_a_lora_of_peft_on_the_whole_model_is_where_ours_begins(name, tmp_path, 
         "llava": "q_proj|v_proj",
         "blip": "projection|output.dense",
         "mllama": "q_proj|v_proj",
+        "blip2_t5": r"(SelfAttention\.o|projection)",
         "whisper": "q_proj|v_proj",
     }[name]
     blocks = {
         "llava": r".*(vision_tower|language_model)\..*layers\.\d+\.self_attn",
         "mllama": r".*(vision_model\.transformer\.layers\.\d+\.self_attn|language_model\.layers\.\d+\.\w+_attn)",
         "blip": r".*(vision_model.encoder.layers\.\d+\.self_attn|text_decoder\..*layer\.\d+\.attention)",
+        "blip2_t5": r".*(vision_model.encoder.layers\.\d+\.self_attn|block\.\d+\.layer\.0)",
         "whisper": r".*(encoder|decoder)\.layers\.\d+\.self_attn",
     }[name]
     config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=rf"{blocks}\.({parts})", init_lora_weights=False)
@@ -203,7 +212,7 @@ def test_a_lora_of_peft_on_the_whole_model_is_where_ours_begins(name, tmp_path, 
     backbone, task = listening(tmp_path / "checkpoint", MOST, name=name)
     bare = said_by(adapted(backbone, task), shown)
     begin = {"pretrained": str(tmp_path / "theirs")}
-    everywhere = FUSED if name == "blip" else EVERYWHERE
+    everywhere = FUSED if name.startswith("blip") else EVERYWHERE
     with pytest.raises(FusetuneError, match="it also changes .*; choose them too"):
         adapted(backbone, task, {**everywhere, "where": "trunk", "config": everywhere["config"] | begin})
     with caplog.at_level(

@@ -72,5 +72,5 @@ class LNTuning(OpenedParameters):
     """Scale and shift of every LayerNorm or RMSNorm in the chosen blocks."""
 
     def picks(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
-        is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+        is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
         return dict(module.named_parameters(recurse=False)) if is_norm else {}

@@ -61,11 +61,14 @@ def name_in(stack: Stack, module: nn.Module) -> str:
 
 
 def _path(stack: Stack, block: Block, role: str) -> str:
-    """Where a role is in a block; in one whose only attention is cross-attention (Mllama), what has the role there."""
-    own = stack.roles.get(role, role)
+    """Where a role is in a block.
+
+    It is one of several paths where a stack has blocks of several kinds (T5), and that of cross-attention in a block
+    that has no other attention (Mllama).
+    """
     crossing = stack.roles.get("cross_output" if role == "attention_output" else f"cross_{role}")
-    only = crossing is not None and not _has(block.module, own) and _has(block.module, crossing)
-    return str(crossing) if only else own
+    known = [*stack.roles.get(role, role).split("|"), *(crossing.split("|") if crossing else ())]
+    return next((path for path in known if _has(block.module, path)), known[0])
 
 
 def _has(module: nn.Module, path: str) -> bool:

@@ -108,7 +108,9 @@ class PrefixAdapter(BlockAdapter):
     def _pairs(self, block: Block) -> list[tuple[str, str]]:
         """Its attentions, each once, though it may have several roles."""
         found = {
-            id(part(self._stack, block, both[0])): both for both in self.roles if has_parts(self._stack, block, both)
+            id(part(self._stack, block, both[0])): both
+            for both in self.roles
+            if has_parts(self._stack, block, both) and self._tables(both[0])
         }
         return list(found.values())
 

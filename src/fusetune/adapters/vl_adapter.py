@@ -123,10 +123,15 @@ class VLAdapter(BlockAdapter):
         self.bottlenecks = nn.ModuleDict()
         for block in self._blocks:
             for role in roles:
-                for stream in self.streams:
+                for stream in self._met(block):
                     key = self._key(block, role, stream)
                     if key not in self.bottlenecks:
                         self.bottlenecks[key] = self._made(linear(stack, block, role).out_features, block)
+
+    def _met(self, block: Block) -> Sequence[str]:
+        """The streams in a block's sequence that get a bottleneck."""
+        told = getattr(self._stack.module, "told_in", None)
+        return [name for name in self.streams if told is None or name in told(block.number)]
 
     def attach(self) -> None:
         for block in self._blocks:

@@ -85,6 +85,14 @@ LLAMA_ROLES = {
     **_attention("self_attn", *_PROJECTIONS, "o_proj"), **_mlp("mlp.up_proj", "mlp.down_proj"),
     "mlp_gate": "mlp.gate_proj",
 }  # fmt: skip
+_T5_SELF, _T5_CROSS, _T5_MLPS = "layer.0.SelfAttention", "layer.1.EncDecAttention", ("layer.1", "layer.2")
+T5_ROLES = {  # behind an encoder's attention stands the MLP, behind a decoder's the cross-attention; gated or not
+    **_attention(_T5_SELF, "q", "k", "v", "o"),
+    **crossed(_attention(_T5_SELF, "q", "k", "v", "o"), _T5_SELF, _T5_CROSS),
+    "mlp_input": "|".join(f"{at}.DenseReluDense.{name}" for at in _T5_MLPS for name in ("wi", "wi_1")),
+    "mlp_gate": "|".join(f"{at}.DenseReluDense.wi_0" for at in _T5_MLPS),
+    "mlp_output": "|".join(f"{at}.DenseReluDense.wo" for at in _T5_MLPS),
+}
 QWEN_ROLES = {"qkv": "attn.qkv", "attention_output": "attn.proj"} | _mlp("mlp.fc1", "mlp.fc2")
 QWEN2_5_ROLES = QWEN_ROLES | _mlp("mlp.up_proj", "mlp.down_proj") | {"mlp_gate": "mlp.gate_proj"}
 BLIP_ROLES = {"qkv": "self_attn.qkv", "attention_output": "self_attn.projection"} | _mlp("mlp.fc1", "mlp.fc2")

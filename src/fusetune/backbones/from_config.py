@@ -10,10 +10,8 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.composite.families import class_of, composite_family
 from fusetune.backbones.composite.family import CompositeFamily
 from fusetune.backbones.composite.hearing import HearingTower, MeasuredTower
-from fusetune.backbones.composite.language import LanguageTrunk
-from fusetune.backbones.composite.loading import CompositeSource
+from fusetune.backbones.composite.loading import CompositeSource, trunk_of
 from fusetune.backbones.composite.model import CompositeModel
-from fusetune.backbones.composite.reading import ReadingTrunk
 from fusetune.backbones.composite.seeing import SeeingTower
 from fusetune.backbones.composite.words import WordTower
 from fusetune.backbones.families import FAMILIES, load, quiet
@@ -105,8 +103,7 @@ def _speaking(
     seeing = towers[family.kind](composite, None)
     seeing.__dict__["shape"] = composite.picture_shape
     words = WordTower(config.get_text_config().hidden_size)
-    names = composite, words, family.kind, "text"
-    trunk = ReadingTrunk(*names, seeing) if family.memory else LanguageTrunk(*names)
+    trunk = trunk_of(composite, words, family.kind, "text", seeing)
     backbone = Backbone({family.kind: seeing, "text": words}, trunk, CompositeSource(name))
     inputs = {family.kind: _zeros(1, seeing.size, torch.float32)}
     inputs["text"] = _zeros(text_tokens, 1, torch.long)

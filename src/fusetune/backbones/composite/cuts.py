@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 ENCODER, CONNECTOR, PLACES, LANGUAGE, TOP = "encoder", "connector", "places", "language", "top"
-MEMORY = "memory"
+QUESTION, MEMORY = "question", "memory"
 FINAL = "final"
 
 
@@ -16,17 +16,18 @@ class Cut(NamedTuple):
 
     Attributes:
         part: encoder; connector: in front of it; places: behind it, what stands at the picture's places in the text;
+            question: blocks that read it with the picture, where others answer;
             memory: behind the module that makes what cross-attention reads;
             language; top: behind the last language block; final: behind the module there (a norm), where a pass may
             only end.
-        block: of the encoder or of the language blocks.
+        block: of the encoder, of the question's blocks or of the language blocks.
     """
 
     part: str
     block: int = 0
 
     def __str__(self) -> str:
-        return f"{self.part} block {self.block}" if self.part in (ENCODER, LANGUAGE) else self.part
+        return f"{self.part} block {self.block}" if self.part in (ENCODER, QUESTION, LANGUAGE) else self.part
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Carried:
     Attributes:
         states: what the block gets, as the model lays it out: (rows, tokens, width), and (pictures, tokens, width) or
             (patches, width) in front of a connector.
-        memory: what cross-attention reads, (rows, tokens, width), from the first language block on; None: the model
-            has no cross-attention, or the cut lies below.
+        memory: what cross-attention reads, (rows, tokens, width), from the first language block on, and in the
+            question's blocks; None: the model has no cross-attention there, or the cut lies below.
     """
 
     states: Tensor

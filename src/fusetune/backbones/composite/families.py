@@ -11,19 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusetune.backbones.composite import generating, given_media
 from fusetune.backbones.composite.family import CompositeFamily
-from fusetune.backbones.composite.generating import by_blip, by_mllama, by_opt, by_whisper
-from fusetune.backbones.composite.given_media import (
-    as_patches,
-    before_tiles,
-    by_tiles,
-    frames_there,
-    in_tiles,
-    of_tiles,
-    one_each,
-    patched,
-    squares,
-)
 from fusetune.backbones.families import (
     BERT_ROLES,
     BLIP_ROLES,
@@ -31,6 +20,7 @@ from fusetune.backbones.families import (
     LLAMA_ROLES,
     QWEN2_5_ROLES,
     QWEN_ROLES,
+    T5_ROLES,
     WHISPER_ROLES,
     crossed,
 )
@@ -69,7 +59,7 @@ def _queries(model: Any, inputs: dict[str, Any], memory: Tensor | None, rows: in
         _encoded(model, inputs, memory, rows)
 
 
-def _output(memory: Tensor) -> Any:
+def output_of(memory: Tensor) -> Any:
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     return BaseModelOutputWithPooling(last_hidden_state=memory)
@@ -105,7 +95,7 @@ _LLAVA_NEXT = replace(
     several=False,
     side=lambda config: 2 * config.vision_config.image_size,
     taken=lambda config: (5, 3, *(config.vision_config.image_size,) * 2),  # whole, and in four
-    grid=before_tiles,
+    grid=given_media.before_tiles,
     packed="model.pack_image_features",
     apart="model.image_newline",
 )
@@ -120,10 +110,10 @@ _QWEN = CompositeFamily(
     language_roles=LLAMA_ROLES,
     prompt="<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>",
     side=lambda config: 14 * config.vision_config.patch_size * config.vision_config.spatial_merge_size,
-    taken=patched,
-    process=as_patches,
+    taken=given_media.patched,
+    process=given_media.as_patches,
     flat=True,
-    grid=squares,
+    grid=given_media.squares,
     marked=True,
     by_parts=True,
 )
@@ -148,7 +138,7 @@ _SMOL = CompositeFamily(
     around="<fake_token_around_image><global-img>{image}<fake_token_around_image>",
     side=lambda config: int(config.vision_config.image_size),
     taken=lambda config: (1, config.vision_config.num_channels, *(config.vision_config.image_size,) * 2),
-    process=one_each,
+    process=given_media.one_each,
     by_parts=True,
 )
 _OPT = CompositeFamily(
@@ -163,18 +153,20 @@ _OPT = CompositeFamily(
     encoder_roles=BLIP_ROLES,
     language_roles=WHISPER_ROLES,  # OPT's parts have the same names
     prompt="{image}{bos}Question: {} Answer: {answer}",
-    speak=by_opt,
+    speak=generating.by_opt,
 )
 _INSTRUCT = replace(_OPT, prompt=None)  # its connector reads the question with the picture
 _T5 = replace(
     _OPT,
-    prompt=None,
-    connector=(*_OPT.connector, "language_model.encoder"),
     language="language_model.decoder.block",
     top="language_model.decoder.final_layer_norm",
     memory="language_model.encoder",
+    question="language_model.encoder.block",
     skip=_t5_block,
     always=(0,),
+    language_roles=T5_ROLES,
+    prompt="{image}Question: {} Answer:</s>{answer}",
+    speak=generating.by_t5,
 )
 _BLIP = CompositeFamily(
     "vision_model",
@@ -185,21 +177,23 @@ _BLIP = CompositeFamily(
     "text_decoder.cls",
     memory="vision_model",
     resume=_no_picture,
-    stubs={"vision_model": _output},
+    stubs={"vision_model": output_of},
     padding=("right",),
     encoder_roles=BLIP_ROLES,
     language_roles=BERT_ROLES
     | crossed(BERT_ROLES, "attention.self", "crossattention.self", "attention.output", "crossattention.output"),
     prompt="{} {answer}",
-    speak=by_blip,
+    speak=generating.by_blip,
 )
 _BLIP_VQA = replace(
     _BLIP,
-    prompt=None,  # its cross-attention reads the question with the picture
-    connector=("text_encoder",),
+    prompt="[CLS] {} [SEP]{answer}",
     memory="text_encoder",
+    question="text_encoder.encoder.layer",
     entry=("text_encoder", _CROSS),
-    stubs={"vision_model": lambda memory: _output(memory[:, :1]), "text_encoder": lambda memory: (memory,)},
+    stubs={"vision_model": lambda memory: output_of(memory[:, :1]), "text_encoder": lambda memory: (memory,)},
+    speak=generating.by_answering_blip,
+    mend=generating.masked_questions,
 )
 _TILED = "model.vision_model.transformer.layers"
 _MLLAMA = CompositeFamily(
@@ -218,10 +212,10 @@ _MLLAMA = CompositeFamily(
     language_roles=LLAMA_ROLES | crossed(LLAMA_ROLES, "self_attn", "cross_attn"),
     side=lambda config: int(config.vision_config.image_size),
     taken=lambda config: (1, config.vision_config.max_num_tiles, 3, *(config.vision_config.image_size,) * 2),
-    process=in_tiles,
-    grid=of_tiles,
-    crossed=by_tiles,
-    speak=by_mllama,
+    process=given_media.in_tiles,
+    grid=given_media.of_tiles,
+    crossed=given_media.by_tiles,
+    speak=generating.by_mllama,
     prompt="{image}{bos}{} {answer}",
 )
 _WHISPER = CompositeFamily(
@@ -239,7 +233,7 @@ _WHISPER = CompositeFamily(
     encoder_roles=WHISPER_ROLES,
     language_roles=WHISPER_ROLES | crossed(WHISPER_ROLES, "self_attn", "encoder_attn"),
     taken=lambda config: (config.num_mel_bins, 2 * config.max_source_positions),
-    speak=by_whisper,
+    speak=generating.by_whisper,
     prompt="<|startoftranscript|><|en|><|transcribe|><|notimestamps|>{} {answer}",
 )
 _QWEN_AUDIO = CompositeFamily(
@@ -255,7 +249,7 @@ _QWEN_AUDIO = CompositeFamily(
     prompt="<|im_start|>user\nAudio 1: <|audio_bos|>{image}<|audio_eos|>\n{}<|im_end|>\n"
     "<|im_start|>assistant\n{answer}<|im_end|>",
     taken=lambda config: (config.audio_config.num_mel_bins, 2 * config.audio_config.max_source_positions),
-    measured=frames_there,
+    measured=given_media.frames_there,
 )
 
 # by the class of the checkpoint: one model type may have several (BLIP writes captions, and answers questions)
@@ -271,7 +265,7 @@ COMPOSITES: dict[str, CompositeFamily] = {
     "Blip2ForConditionalGeneration": _OPT,
     "InstructBlipForConditionalGeneration": _INSTRUCT,
     "Blip2ForConditionalGeneration, t5": _T5,
-    "InstructBlipForConditionalGeneration, t5": _T5,
+    "InstructBlipForConditionalGeneration, t5": replace(_T5, prompt=None),
     "BlipForConditionalGeneration": _BLIP,
     "BlipForQuestionAnswering": _BLIP_VQA,
     "MllamaForConditionalGeneration": _MLLAMA,

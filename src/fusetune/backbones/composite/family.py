@@ -23,6 +23,8 @@ class CompositeFamily:
         head: path of the module that gives logits.
         media: inputs with pictures or sounds, left out of a pass that starts behind them.
         memory: path of the module whose output cross-attention reads at every depth of the language blocks.
+        question: path of the blocks that read a text with its picture, where those at `language` answer from what they
+            give; '': the same do both.
         words: names of the inputs that are ids, and which of them are real.
         resume: changes the inputs of a pass from a language block, where leaving `media` out is not all.
         stubs: modules that must not run in such a pass, with what they give instead, from the memory.
@@ -55,6 +57,7 @@ class CompositeFamily:
         crossed: what a token reads of a picture by cross-attention, as further inputs of a pass, from (rows, tokens),
             whether it stands behind its row's, the shape of one and its side; then a word of its own stands for a
             picture in the text. None: every token reads it, and no word stands for it.
+        mend: puts right what a model's own forward does wrong, for as long as the model lives.
         speak: the model's own `generate`, from the model and the inputs of a prompt.
         several: whether a sample may have several pictures, one's places right behind another's.
         causal: whether states at picture places are the same whatever text comes behind them.
@@ -68,6 +71,7 @@ class CompositeFamily:
     head: str = "lm_head"
     media: tuple[str, ...] = PICTURES
     memory: str = ""
+    question: str = ""
     words: tuple[str, str] = ("input_ids", "attention_mask")
     resume: Resume | None = None
     stubs: Mapping[str, Callable[[Tensor], Any]] = field(default_factory=dict)
@@ -97,9 +101,15 @@ class CompositeFamily:
     by_parts: bool = False
     crossed: Callable[[Tensor, Any, int | None], dict[str, Tensor]] | None = None
     padding: tuple[str, ...] = ("right", "left")
+    mend: Callable[[Any], None] = lambda model: None
     speak: Callable[..., Tensor] = lambda model, given, **options: model.generate(**given, **options)
     several: bool = False
     causal: bool = True
+
+    @property
+    def placed(self) -> bool:
+        """Whether a picture has places of its own in the text."""
+        return bool(self.connector) and (not self.memory or bool(self.question))
 
     @property
     def kind(self) -> str:

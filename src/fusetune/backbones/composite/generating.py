@@ -1,4 +1,4 @@
-"""Ways to go on from a prompt by a model's own `generate`, where calling it is not all."""
+"""What a model's own forward or `generate` needs besides being called."""
 
 from typing import Any
 
@@ -36,6 +36,39 @@ def by_mllama(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
         out: Tensor = model.generate(**given, **options)
     finally:
         hook.remove()
+    return out
+
+
+def by_t5(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
+    """The whole prompt has been read."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    start = given["input_ids"]
+    options["generation_config"].decoder_start_token_id = int(start[0, 0])
+    out: Tensor = model.language_model.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=given["memory"]),
+        attention_mask=given["memory_mask"],
+        decoder_input_ids=start,
+        **options,
+    )
+    return out
+
+
+def masked_questions(model: Any) -> None:
+    """BLIP's cross-attention takes the mask of a question's padding by a name that its layer doesn't use (transformers
+    5.24), so that an answer would depend on how long the other questions of a batch are."""
+
+    def named(_: Any, args: Any, kwargs: Any) -> Any:
+        return args, {**kwargs, "encoder_attention_mask": kwargs.get("attention_mask")}
+
+    for block in model.text_decoder.bert.encoder.layer:
+        block.crossattention.self.register_forward_pre_hook(named, with_kwargs=True)
+
+
+def by_answering_blip(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
+    """The same of BLIP's decoder, whose mask of what has been read is the question's."""
+    read = {"encoder_hidden_states": given["memory"], "encoder_attention_mask": given["memory_mask"]}
+    out: Tensor = model.text_decoder.generate(input_ids=given["input_ids"], **read, **options)
     return out
 
 

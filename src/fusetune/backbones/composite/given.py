@@ -1,5 +1,6 @@
 """A composite model, and what its forward is given: words laid out, pictures, blanks in their place."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from fusetune.backbones.composite.cuts import Carried
 from fusetune.backbones.composite.families import CLASSES, composite_family
 from fusetune.backbones.replay import forward_of
 from fusetune.errors import FusetuneError
+from fusetune.tokens import Tokens
 
 FRAMES, PLACE_FRAMES = 2, 4  # of a sound's spectrogram, to a state inside its encoder and to a place in the text
 
@@ -23,6 +25,7 @@ class GivenModel(nn.Module):
         if family is None:
             raise FusetuneError(f"backbone: no composite model of class {name}. Known: {', '.join(CLASSES)}.")
         self.model, self.family = model, family
+        family.mend(model)
         self.picture_shape: Any = None  # of `pixel_values`, without the number of pictures; where somebody has said it
         self.picture_side: int | None = None  # the same of the pixels that pictures are brought to
         self.requires_grad_(False)
@@ -32,7 +35,7 @@ class GivenModel(nn.Module):
     def image_id(self) -> int | None:
         """The token at a picture's places, or the word that stands for it; None: cross-attention alone tells of it."""
         config = self.model.config
-        if self.family.memory and not self.family.crossed:
+        if not (self.family.placed or self.family.crossed):
             return None
         names = ("image_token_id", "image_token_index", "audio_token_index")
         return next(number for name in names if (number := getattr(config, name, None)) is not None)
@@ -54,12 +57,36 @@ class GivenModel(nn.Module):
         inputs: dict[str, Any] = {words: ids}
         if not mask.is_meta:  # without values there is no padding
             inputs[real] = mask.long()
+        if self.family.question:
+            inputs |= self._saying(torch.full_like(ids[:, :1], self.first_id), None)
         places = torch.eq(ids, self.image_id) if self.family.marked and self.image_id is not None else None
         if places is not None and not mask.is_meta and bool(places.any()):
             inputs |= {"mm_token_type_ids": places.int()} | self.grid(places.any(1))
         if not (self.family.causal or mask.is_meta):  # what asks is read in both directions
             inputs["token_type_ids"] = torch.zeros_like(ids) if answer is None else answer.long()
         return inputs
+
+    @property
+    def first_id(self) -> int:
+        """Of a decoder that answers from what another part has read: the token in front of every answer."""
+        config = self.model.config.get_text_config()
+        start: int | None = getattr(config, "decoder_start_token_id", None)
+        return config.bos_token_id if start is None else start
+
+    def answered(self, read: Tensor, ids: Tensor, mask: Tensor) -> dict[str, Any]:
+        """Inputs of a pass over answers, (rows, tokens), behind what has been read: its mask, (rows, tokens)."""
+        words, real = self.family.words
+        inputs: dict[str, Any] = {words: torch.full_like(read, self.stand_in_id, dtype=torch.long)}
+        if not read.is_meta:
+            inputs[real] = read.long()
+        return inputs | self._saying(ids, mask)
+
+    @staticmethod
+    def _saying(ids: Tensor, mask: Tensor | None) -> dict[str, Any]:
+        told = mask is not None and not mask.is_meta
+        return {"decoder_input_ids": ids} | (
+            {"decoder_attention_mask": mask.long()} if mask is not None and told else {}
+        )
 
     def seen(self, pictures: Tensor) -> dict[str, Any]:
         """Inputs that pictures (or sounds) are, (pictures, *shape of one)."""
@@ -76,6 +103,14 @@ class GivenModel(nn.Module):
         if self.family.measured:
             given |= self.family.measured(PLACE_FRAMES * lengths, self.picture_shape[-1])
         return given, Carried(self.laid(states, places=True))
+
+    def pictures(self, seen: Tokens | None) -> Tensor | None:
+        """States of the pictures that are there, (pictures, tokens, width), of a stream; None: no row has one."""
+        if seen is None or not seen.mask.any():
+            return None
+        if self.family.several:  # parts of one length, of which each row has as many as it has
+            return seen.values[seen.mask].unflatten(0, (-1, math.gcd(*seen.mask.sum(1).tolist())))
+        return seen.values[seen.mask.any(1)]
 
     def grid(self, present: Tensor) -> dict[str, Tensor]:
         """How the patches of pictures lie, where the model asks."""
@@ -102,6 +137,8 @@ class GivenModel(nn.Module):
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
         if self.family.memory:
+            if getattr(self.model.config.get_text_config(), "scale_decoder_outputs", False):  # T5's, whose head is tied
+                states = states * states.shape[-1] ** -0.5
             given: Tensor = self.model.get_submodule(self.family.head)(states)
             return given
         ids = torch.full(states.shape[:2], self.stand_in_id, device=states.device)
@@ -110,3 +147,9 @@ class GivenModel(nn.Module):
         with forward_of(language, lambda *_, **__: out):
             logits: Tensor = self(self.unseen(self.worded(ids, torch.ones_like(ids)))).logits
         return logits
+
+
+def counted(seen: Tokens) -> Tensor:
+    """(samples that have any,): places of each."""
+    counts = seen.mask.sum(1)
+    return counts[counts > 0]

@@ -6,7 +6,6 @@ begins at any depth from them alone. What the language model needs besides (posi
 stand-in ids, of which the places alone count.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.composite.cuts import FINAL, LANGUAGE, PLACES, Carried, Cut
+from fusetune.backbones.composite.given import counted
 from fusetune.backbones.composite.layout import FRONT, Layout
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.quantising import quantise
@@ -96,12 +96,12 @@ class LanguageTrunk(nn.Module):
         if start or self._layout.which.is_meta:
             carried = Carried(self._layout.joined(streams if start else self._shapes(streams)))
             return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(LANGUAGE, start), carried).states)
-        states = self._pictures(streams)
+        states = self.composite.pictures(streams.get(self.image))
         if states is None:
             return self._apart(self.composite.carry(self.composite.unseen(inputs), self._cut(stop)).states)
         if self.composite.family.several:  # a row has as many as it has: all places one behind another
             states = states.flatten(0, 1)[None]
-        shown, carried = self.composite.shown(states, self._counted(streams))
+        shown, carried = self.composite.shown(states, counted(streams[self.image]))
         return self._apart(self.composite.carry(inputs | shown, self._cut(stop), Cut(PLACES), carried).states)
 
     def lengths(self, streams: Mapping[str, Tokens]) -> list[int]:
@@ -122,7 +122,12 @@ class LanguageTrunk(nn.Module):
         own = self._in_sequence(streams)
         self._lay_out(own)
         self._layout = self._layout.padded_in_front()
-        inputs = self._inputs(own)
+        with self._followed(), self._read(self._inputs(own), streams) as given:
+            yield given
+
+    @contextmanager
+    def _followed(self) -> Iterator[None]:
+        """While this lasts, places are those of a prompt in the first pass, then those of one token after another."""
 
         def begin(_: nn.Module, args: Any, kwargs: Any) -> None:
             if self._goes_on:
@@ -135,8 +140,8 @@ class LanguageTrunk(nn.Module):
 
         first, later = self.language.register_forward_pre_hook, self.language.register_forward_hook
         try:
-            with first(begin, with_kwargs=True), later(end), self._read(inputs, streams) as given:
-                yield given
+            with first(begin, with_kwargs=True), later(end):
+                yield
         finally:
             self._goes_on = False
 
@@ -147,27 +152,13 @@ class LanguageTrunk(nn.Module):
     @contextmanager
     def _read(self, inputs: dict[str, Any], streams: Mapping[str, Tokens]) -> Iterator[dict[str, Any]]:
         """The inputs of a prompt, with what it has to see."""
-        states = self._pictures(streams)
+        states = self.composite.pictures(streams.get(self.image))
         if states is None:
             yield self.composite.unseen(inputs)
             return
-        shown, carried = self.composite.shown(states, self._counted(streams))
+        shown, carried = self.composite.shown(states, counted(streams[self.image]))
         with self.composite.entered(inputs | shown, Cut(PLACES), carried) as given:
             yield given
-
-    def _counted(self, streams: Mapping[str, Tokens]) -> Tensor:
-        """Places of each sample that has any."""
-        counts = streams[self.image].mask.sum(1)
-        return counts[counts > 0]
-
-    def _pictures(self, streams: Mapping[str, Tokens]) -> Tensor | None:
-        """States of the pictures that are there, (pictures, tokens, width); None: no row has one."""
-        seen = streams.get(self.image)
-        if seen is None or not seen.mask.any():
-            return None
-        if self.composite.family.several:  # parts of one length, of which each row has as many as it has
-            return seen.values[seen.mask].unflatten(0, (-1, math.gcd(*seen.mask.sum(1).tolist())))
-        return seen.values[seen.mask.any(1)]
 
     def said(self, streams: Mapping[str, Tokens]) -> Tensor:
         """The model's own logits, of streams at the top: (rows, 1 + longest answer, vocabulary).
@@ -194,12 +185,14 @@ class LanguageTrunk(nn.Module):
     def behind(self, number: int, change: Change) -> Any:
         """As `trunk.Trunk.behind`: of the one sequence, the picture's places and the text's are told apart for it."""
         if number + 1 < self.depth:
-
-            def before(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-                return (self._changed(change, args[0]), *args[1:]), kwargs
-
-            return self.blocks()[number + 1].register_forward_pre_hook(before, with_kwargs=True)
+            return self._in_front_of(self.blocks()[number + 1], change)
         return self.blocks()[number].register_forward_hook(lambda _, args, out: self._changed(change, out))
+
+    def _in_front_of(self, block: nn.Module, change: Change) -> Any:
+        def before(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            return (self._changed(change, args[0]), *args[1:]), kwargs
+
+        return block.register_forward_pre_hook(before, with_kwargs=True)
 
     @property
     def told_apart(self) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from fusetune.backbones.composite.asking import AskedTrunk
 from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of, composite_family
 from fusetune.backbones.composite.family import CompositeFamily
 from fusetune.backbones.composite.hearing import HearingTower, MeasuredTower
@@ -14,7 +15,7 @@ from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.prompt import Prompt, adjoin
 from fusetune.backbones.composite.reading import ReadingTrunk
 from fusetune.backbones.composite.seeing import SeeingTower
-from fusetune.backbones.composite.words import PromptTower, positions, room
+from fusetune.backbones.composite.words import PromptTower, WordTower, positions, room
 from fusetune.backbones.families import load
 from fusetune.backbones.tower import Tower
 from fusetune.config import check
@@ -144,19 +145,32 @@ def _parts(
         else SeeingTower(composite, processor.image_processor, chosen.picture_side)
     )
     composite.picture_shape, composite.picture_side = seeing.shape, seeing.side
-    places = 0 if family.memory else seeing.tokens_out(1)
+    places = seeing.tokens_out(1) if family.placed else 0
     longest = positions(composite) - room(composite) - places
     if several:
         seeing.most = max(1, (positions(composite) - room(composite)) // (2 * places))
-    unsaid = family.memory and not (hears or family.crossed)
+    unsaid = family.memory and not (hears or family.crossed or family.question)
     start = [text_config.bos_token_id] if unsaid else []  # BLIP's decoder begins so
     place, sign = composite.image_id, family.crossed is not None
     words = PromptTower(
         processor.tokenizer, prompt, text_config.hidden_size, longest, chosen.max_tokens, start, place, sign
     )
     towers, names = {family.kind: seeing, "text": words}, (by_kind.get(family.kind, ""), by_kind.get("text", ""))
-    trunk = ReadingTrunk(composite, words, *names, seeing) if family.memory else LanguageTrunk(composite, words, *names)
+    trunk = trunk_of(composite, words, *names, seeing)
     return {name: towers[kind] for name, kind in kinds.items()}, trunk
+
+
+def trunk_of(composite: CompositeModel, words: WordTower, image: str, text: str, seeing: SeeingTower) -> LanguageTrunk:
+    """The language blocks, by how they read pictures: in their sequence, by cross-attention, with a question first.
+
+    Args:
+        image, text: the names of the two streams; '' where the data has none.
+    """
+    if composite.family.question:
+        return AskedTrunk(composite, words, image, text, seeing)
+    if composite.family.memory:
+        return ReadingTrunk(composite, words, image, text, seeing)
+    return LanguageTrunk(composite, words, image, text)
 
 
 def resolved(chosen: CompositeSource) -> CompositeSource:

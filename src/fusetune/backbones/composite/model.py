@@ -16,12 +16,13 @@ from fusetune.backbones.composite.cuts import (
     LANGUAGE,
     MEMORY,
     PLACES,
+    QUESTION,
     TOP,
     Carried,
     Cut,
     ranges,
 )
-from fusetune.backbones.composite.families import CLASSES, class_of
+from fusetune.backbones.composite.families import CLASSES, class_of, output_of
 from fusetune.backbones.composite.family import Inputs
 from fusetune.backbones.composite.given import GivenModel
 from fusetune.backbones.composite.packing import given_packed, left_packed
@@ -78,8 +79,8 @@ class CompositeModel(GivenModel):
         return super().train(False)
 
     def blocks(self, part: str) -> list[nn.Module]:
-        """Of the encoder, or of the language model."""
-        paths = {ENCODER: self.family.encoder, LANGUAGE: self.family.language}
+        """Of the encoder, of what reads the question, or of the language model."""
+        paths = {ENCODER: self.family.encoder, QUESTION: self.family.question, LANGUAGE: self.family.language}
         return list(self.model.get_submodule(paths[part]).children())
 
     @cached_property
@@ -89,8 +90,10 @@ class CompositeModel(GivenModel):
         found = [Cut(ENCODER, k) for k in range(min(self.family.read(config, blocks), blocks))]
         if self.family.entry:
             found.append(Cut(CONNECTOR))
-            if not self.family.memory:
-                found.append(Cut(PLACES))
+        if self.family.placed:
+            found.append(Cut(PLACES))
+        if self.family.question:
+            found += [Cut(QUESTION, k) for k in range(len(self.blocks(QUESTION)))]
         if self.family.memory:
             found.append(Cut(MEMORY))
         found += [Cut(LANGUAGE, k) for k in range(self.family.first(config), len(self.blocks(LANGUAGE)))]
@@ -110,10 +113,13 @@ class CompositeModel(GivenModel):
         """What is known at `stop`, from the inputs or from an earlier cut."""
         if stop.part != FINAL:
             self._check(stop)
-        memory = [carried.memory] if carried and carried.memory is not None else []
+        known = carried is not None and carried.memory is not None and start is not None and start.part != QUESTION
+        memory: list[Any] = [carried.memory] if carried and known else []
         with self.entered(inputs, start, carried) as given, ExitStack() as stack:
-            if self.family.memory and stop.part in (LANGUAGE, TOP) and not memory:
-                module = self.model.get_submodule(self.family.memory)
+            asks = stop.part == QUESTION and not self.family.placed
+            path = self.family.tower if asks else self.family.memory if stop.part in (LANGUAGE, TOP) else ""
+            if path and not memory:
+                module = self.model.get_submodule(path)
                 hook = module.register_forward_hook(lambda _, __, out: memory.append(_rows(out)))
                 stack.callback(hook.remove)
             tapped = self.taps.listened(stop, stack)
@@ -157,21 +163,29 @@ class CompositeModel(GivenModel):
         if not carried.states.is_meta:  # shapes are the same from below, too
             self._check(start)
         with ExitStack() as stack:
-            if start.part in (ENCODER, CONNECTOR, PLACES):
+            asked = self.family.question and not self.family.placed
+            if start.part in (ENCODER, PLACES) or (start.part == CONNECTOR and not asked):
                 encoder = self.blocks(ENCODER)
                 stack.enter_context(skipped(encoder[: start.block] if start.part == ENCODER else encoder))
                 for path in () if start.part == ENCODER else self.family.idle:
                     stack.enter_context(skipped(self.model.get_submodule(path).children()))
                 given = self._blank(inputs)
+            elif start.part in (CONNECTOR, QUESTION):
+                given = self._without_media(inputs, None)
+                below = self.blocks(QUESTION)[: start.block]
+                stack.enter_context(skipped(self._idle(below), self.family.skip))
+                memory = carried.states if start.part == CONNECTOR else carried.memory
+                if memory is not None:
+                    tower, out = self.model.get_submodule(self.family.tower), output_of(memory)
+                    stack.enter_context(forward_of(tower, lambda *_, **__: out))
+                if start.part == CONNECTOR:
+                    yield given
+                    return
             else:
                 language = self.blocks(LANGUAGE)
                 below = language if start.part == TOP else language[: start.block]  # of the memory: none
-                idle = [block for number, block in enumerate(below) if number not in self.family.always]
-                stack.enter_context(skipped(idle, self.family.skip))
-                given = {name: value for name, value in inputs.items() if name not in self.family.media}
-                if self.family.resume:
-                    rows = len(inputs[self.family.words[0]])
-                    self.family.resume(self.model, given, carried.memory, rows)
+                stack.enter_context(skipped(self._idle(below), self.family.skip))
+                given = self._without_media(inputs, carried.memory)
                 for path, stub in self.family.stubs.items():
                     out = stub(carried.memory)  # type: ignore[arg-type]
                     stack.enter_context(forward_of(self.model.get_submodule(path), lambda *_, out=out, **__: out))
@@ -180,6 +194,16 @@ class CompositeModel(GivenModel):
                 return
             stack.enter_context(self._given(start, self.taps.given(start, carried.states, stack)))
             yield given
+
+    def _idle(self, below: list[nn.Module]) -> list[nn.Module]:
+        """Those of the blocks below a cut that need not run."""
+        return [block for number, block in enumerate(below) if number not in self.family.always]
+
+    def _without_media(self, inputs: Inputs, memory: Tensor | None) -> dict[str, Any]:
+        given = {name: value for name, value in inputs.items() if name not in self.family.media}
+        if self.family.resume:
+            self.family.resume(self.model, given, memory, len(inputs[self.family.words[0]]))
+        return given
 
     def _left(self, cut: Cut) -> AbstractContextManager[None]:
         if cut.part == PLACES and self.family.packed:

@@ -42,13 +42,14 @@ class SeeingTower(Tower):
         self.connector = nn.ModuleList(composite.model.get_submodule(path) for path in family.connector)
         if family.apart:
             self.apart = composite.model.get_parameter(family.apart)
-        self._cuts = [cut for cut in composite.cuts if cut.part in (ENCODER, CONNECTOR, PLACES, MEMORY)]
+        parts = (ENCODER, CONNECTOR, PLACES, *(() if family.question else (MEMORY,)))
+        self._cuts = [cut for cut in composite.cuts if cut.part in parts]
         config = composite.model.config
         vision = getattr(config, "vision_config", None) or getattr(config, "audio_config", config)
         self.inside: int = getattr(vision, "embed_dim", None) or vision.hidden_size  # width between its blocks
         self.depth = len(self._cuts) - 1
         language = config.get_text_config().hidden_size
-        reads = family.memory and not family.crossed  # the encoder's own states
+        reads = not (family.placed or family.crossed)  # the encoder's own states
         self.width = self.inside if reads else language * self.composite.taps.beside(self._cuts[-1])
 
     @property

@@ -200,7 +200,7 @@ def room(composite: Any) -> int:
 
 
 def positions(composite: Any) -> int:
-    """Places of the language model."""
+    """Places of the language model; of one that knows distances alone (T5), as good as any number."""
     config = composite.model.config.get_text_config()
-    found: int = getattr(config, "max_position_embeddings", None) or config.max_target_positions
-    return found
+    names = ("max_position_embeddings", "max_target_positions")
+    return next((int(number) for name in names if (number := getattr(config, name, None))), 1 << 20)
