@@ -137,9 +137,11 @@ class RowTower(TransformersTower):
         if mask.is_meta:  # shapes alone: every row counts as present
             return self._tokens(self._run(states, mask, start, stop), mask, len(tokens.values))
         present = mask.any(1)
+        rows = present.nonzero().squeeze(1) // (len(mask) // len(tokens.values))
         if not present.any():
-            return self.nothing(tokens)
-        self.row_samples = present.nonzero().squeeze(1) // (len(mask) // len(tokens.values))
+            empty, self.row_samples = self.nothing(tokens), rows
+            return empty
+        self.row_samples = rows
         out = self._run(states[present], mask[present], start, stop)
         if not present.all():
             full = out.new_zeros(len(mask), *out.shape[1:])

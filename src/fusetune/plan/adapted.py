@@ -151,11 +151,28 @@ class AdaptedModel(nn.Module):
         asking = [adapter for adapter in self.adapters() if adapter.active]
         return total_penalty([*asking, self.apart] if self.apart else asking)
 
-    def observed(self) -> dict[str, Tensor]:
-        """What the last forward pass showed, (batch, columns) by name, the placement's number where several do."""
-        shown = [(placed.number, placed.adapter.observed()) for placed in self.placed]
+    def observed(self, samples: int) -> dict[str, Tensor]:
+        """What the last forward pass showed, (samples, columns) by name, the placement's number where several do.
+
+        Of a sample with several pictures it is their mean; NaN where one has none.
+
+        Args:
+            samples: of the batch.
+        """
+        shown = [(placed.number, self._observed(placed.adapter, samples)) for placed in self.placed]
         several = sum(bool(values) for _, values in shown) > 1
         return {f"p{i}_{name}" if several else name: v for i, values in shown for name, v in values.items()}
+
+    def _observed(self, adapter: Adapter, samples: int) -> dict[str, Tensor]:
+        stack = getattr(adapter, "stack_name", None)
+        rows: Tensor | None = getattr(self.backbone.stack(stack), "row_samples", None) if stack else None
+        found = {}
+        for name, values in adapter.observed().items():
+            of = torch.arange(samples, device=values.device) if rows is None else rows
+            each = values.unflatten(0, (len(of), -1)).mean(1) if len(of) else values[:0]  # of a row, over what is in it
+            counts = torch.bincount(of, minlength=samples)[:, None]
+            found[name] = each.new_zeros(samples, each.shape[1]).index_add(0, of, each) / counts
+        return found
 
     def fold(self) -> None:
         """Drop what only training needs (the MLP behind a prefix); outputs stay the same."""

@@ -112,7 +112,8 @@ def distributions(values: Mapping[str, np.ndarray], title: str):
     columns = {}
     for name, array in values.items():
         for i in range(array.shape[1]):
-            columns[name if array.shape[1] == 1 else f"{name} {i}"] = array[:, i]
+            known = array[~np.isnan(array[:, i]), i]  # a sample without the modality has none
+            columns[name if array.shape[1] == 1 else f"{name} {i}"] = known
     figure = blank(8.0, 1.2 + 0.3 * len(columns))
     axes = figure.subplots()
     names = [name.replace("_", " ") for name in columns]

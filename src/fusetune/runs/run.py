@@ -184,7 +184,7 @@ def tested(
     if task.speaks:
         metrics["said"], words = said(experiment, kinds, groups, settings, evaluation)
     if observed:
-        metrics["observed"] = {name: values.mean(0).tolist() for name, values in observed.items()}
+        metrics["observed"] = {name: values.nanmean(0).tolist() for name, values in observed.items()}
     if joined_heads(model.head):
         with linear_models_alone(model):
             before, _ = predict(model, splits["test"], settings.batch_size)

@@ -62,7 +62,7 @@ def predict(
             total += model.task.loss(out, targets).item() * weights[index].sum().item()
             outputs.append(model.task.kept(out, targets).cpu())
             if observed is not None:
-                for name, values in model.observed().items():
+                for name, values in model.observed(len(index)).items():
                     observed.setdefault(name, []).append(values.float().cpu())
     return check_finite(torch.cat(outputs), split, epoch), total / weights.sum().item()
 

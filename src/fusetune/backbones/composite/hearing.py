@@ -53,10 +53,10 @@ class MeasuredTower(HearingTower):
         present, meta = tokens.mask.any(1), tokens.mask.is_meta
         if start == stop:
             return tokens
+        self.row_samples = None if meta else present.nonzero()[:, 0]
         if not (meta or present.any()):
             return self._nothing(tokens, stop)
         values = tokens.values if meta else tokens.values[present]
-        self.row_samples = None if meta else present.nonzero()[:, 0]
         if start == 0:
             frames, states = values[:, 0, -1].long(), None
             sounds = values[:, 0, :-1].view(-1, *self.shape)

@@ -97,6 +97,7 @@ class SeeingTower(Tower):
         if start == stop:
             return tokens
         if not (present.is_meta or present.any()):
+            self.row_samples = present.nonzero()[:, 0]
             return self._nothing(tokens, stop)
         each = self.tokens_at(start)
         there = tokens.mask.unflatten(1, (-1, each)).any(-1)  # (rows, pictures)
