@@ -146,18 +146,33 @@ def saved_blip2_t5(folder):
     return _saved_blip2(composites.t5(), words, folder)
 
 
-def _saved_blip2(text, words, folder):
+def saved_instructblip(folder):
+    """With Vicuna's kind of language model; its connector reads the question with the picture."""
+    words = tokenizer()
+    return _saved_blip2(tf.LlamaConfig(vocab_size=len(words), **LM), words, folder, "InstructBlip")
+
+
+def saved_instructblip_t5(folder):
+    words = tokenizer()
+    words.bos_token = None
+    return _saved_blip2(composites.t5(), words, folder, "InstructBlip")
+
+
+def _saved_blip2(text, words, folder, name="Blip2"):
     torch.manual_seed(0)
     number = words.convert_tokens_to_ids("<image>")
     text.vocab_size = len(words)
-    config = tf.Blip2Config(
-        vision_config=composites.VISION, qformer_config=composites.QFORMER, text_config=text, num_query_tokens=5,
+    asking = bert_words(folder / "qformer_tokenizer") if name == "InstructBlip" else None
+    qformer = composites.QFORMER | ({"vocab_size": len(asking)} if asking else {})
+    config = getattr(tf, f"{name}Config")(
+        vision_config=composites.VISION, qformer_config=qformer, text_config=text, num_query_tokens=5,
         image_token_index=number, image_token_id=number,
     )  # fmt: skip
-    processor = tf.Blip2Processor(
-        image_processor=tf.BlipImageProcessor(size=SQUARE), tokenizer=words, num_query_tokens=5
-    )
-    model = tf.Blip2ForConditionalGeneration(config).eval()
+    processor = getattr(tf, f"{name}Processor")(
+        image_processor=tf.BlipImageProcessor(size=SQUARE), tokenizer=words, num_query_tokens=5,
+        **({"qformer_tokenizer": asking} if asking else {}),
+    )  # fmt: skip
+    model = getattr(tf, f"{name}ForConditionalGeneration")(config).eval()
     if config.text_config.model_type == "t5":  # as drawn, what is seen is a fiftieth of what is read
         model.language_projection.weight.data.mul_(50)
     return _saved(model, processor, folder)
@@ -173,16 +188,18 @@ def saved_blip_vqa(folder):
     return _saved_blip(tf.BlipForQuestionAnswering, folder)
 
 
-def _saved_blip(cls, folder):
-    torch.manual_seed(1)
+def bert_words(folder):
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
-    vocabulary = [*marks, *sorted({w for t in TEXTS for w in t.split()}), "dark"]
+    vocabulary = [*marks, *sorted({w for t in TEXTS for w in t.split()})]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    words = tf.BertTokenizer(str(folder / "vocab.txt"))
-    text = composites.BERT | dict(
-        vocab_size=len(vocabulary), pad_token_id=0, bos_token_id=5, eos_token_id=3, sep_token_id=3
-    )
+    return tf.BertTokenizer(str(folder / "vocab.txt"))
+
+
+def _saved_blip(cls, folder):
+    torch.manual_seed(1)
+    words = bert_words(folder)
+    text = composites.BERT | dict(vocab_size=len(words), pad_token_id=0, bos_token_id=5, eos_token_id=3, sep_token_id=3)
     vision = composites.VISION
     if cls is tf.BlipForQuestionAnswering:  # one width, as its decoder reads what its encoder gives
         vision, text = vision | dict(hidden_size=48), text | dict(encoder_hidden_size=48)
@@ -255,7 +272,7 @@ def _saved(model, processor, folder):
 
 
 MODELS = {"llava": saved_llava, "paligemma": saved_paligemma}
-QUERIES = {"blip2": saved_blip2}  # a connector that asks the picture a few things
+QUERIES = {"blip2": saved_blip2, "instructblip": saved_instructblip}  # a connector that asks the picture a few things
 SIZED = {  # pictures are brought to one size
     "llava_next": saved_llava_next,
     "qwen2_vl": saved_qwen2_vl,
@@ -265,5 +282,9 @@ SIZED = {  # pictures are brought to one size
     "smolvlm": saved_smolvlm,
 }
 HEARING = {"qwen2_audio": saved_qwen2_audio}  # sounds have places in the text, as many as they are long
-ASKED = {"blip2_t5": saved_blip2_t5, "blip_vqa": saved_blip_vqa}  # an encoder reads the question, a decoder answers
+ASKED = {
+    "blip2_t5": saved_blip2_t5,
+    "instructblip_t5": saved_instructblip_t5,
+    "blip_vqa": saved_blip_vqa,
+}  # an encoder reads the question, a decoder answers
 READERS = {"blip": saved_blip, "whisper": saved_whisper, "mllama": saved_mllama}  # by cross-attention

@@ -84,6 +84,19 @@ def own_loss(name, model, processor, picture, text, answer):
         )
         ids = torch.tensor([[*[model.config.image_token_id] * 5, *asked]])
         inputs = {"pixel_values": pixels, "input_ids": ids, "labels": torch.tensor([said])}
+    elif name.startswith("instructblip"):
+        later = name.endswith("t5")  # it answers apart
+        pixels = dict(processor.image_processor([image], return_tensors="pt"))
+        pixels["qformer_input_ids"] = processor.qformer_tokenizer([text], return_tensors="pt")["input_ids"]
+        asked, said = (
+            processor.tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in ((f"{text}</s>", f"{answer}</s>") if later else (f"<s>{text}", f" {answer}</s>"))
+        )
+        ids = [*[model.config.image_token_id] * 5, *asked]
+        labels = said if later else [*[-100] * len(ids), *said]
+        ids = ids if later else [*ids, *said]
+        inputs = {**pixels, "input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     elif name == "blip2":
         pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
         asked, said = (

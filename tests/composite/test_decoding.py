@@ -142,10 +142,9 @@ def test_behind_blocks_it_is_that_of_full_passes(speaking, method):
             shaken(backbone, task, BEHIND[method])
         return
     placed = BEHIND[method]
-    if name == "blip2_t5" and placed["where"] == "trunk":
-        with pytest.raises(FusetuneError, match="behind block 4 an answer is said.*blocks 0 to 3"):
-            shaken(backbone, task, placed)
-        placed = {**placed, "blocks": {"take": "explicit", "explicit": {"trunk": [1, 3]}}}
+    if name in ENCODED and placed["where"] == "trunk":
+        with pytest.raises(FusetuneError, match="behind block 5 an answer is said.*blocks 0 to 3"):
+            shaken(backbone, task, {**placed, "blocks": {"take": "explicit", "explicit": {"trunk": [5]}}})
     check_equal(name, backbone, shaken(backbone, task, placed, by=0.5))
 
 

@@ -11,7 +11,7 @@ from conftest import SHARED, copy_project, kedro
 CASES = {"avdigits": (SHARED / "fsdd", 0.98), "digits6": (SHARED / "digits6", 0.9)}
 
 
-@pytest.mark.parametrize("env", CASES)
+@pytest.mark.parametrize("env", [pytest.param("avdigits", marks=pytest.mark.slow), "digits6"])
 def test_digits_are_trained_evaluated_and_registered(tmp_path, env):
     data, least = CASES[env]
     if not data.is_dir():

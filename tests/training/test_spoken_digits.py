@@ -48,7 +48,7 @@ def table():
     )
 
 
-@pytest.mark.parametrize("audio", ["wav2vec2", "ast"])
+@pytest.mark.parametrize("audio", [pytest.param("wav2vec2", marks=pytest.mark.slow), "ast"])
 def test_sounds_and_pictures_are_cached_and_learned(table, tmp_path, audio):
     from encoders import FAMILIES, vit
 

@@ -64,7 +64,7 @@ def shape_of(source: str, text_tokens: int, answer: tuple[str, int] | None = Non
     config = _config(source)
     name = class_of(config) or type(config).__name__.removesuffix("Config") + "ForConditionalGeneration"
     family = composite_family(name, config)
-    if family and family.prompt:
+    if family:
         return _speaking(name, config, family, text_tokens, answer)
     check(
         answer is None,

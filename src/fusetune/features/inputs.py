@@ -91,7 +91,7 @@ def _context(
         lengths[own.rows] += own.kept - (name == backbone.trunk.answer)  # behind an answer's last token nothing is said
     seen = [name for name in backbone.trunk.told_apart if source.modalities[name].kind != "text"]
     for name in seen:
-        lengths += np.array(source.items(name)) * backbone.tower(name).tokens_out(1)
+        lengths += np.array(source.items(name)) * backbone.tower(name).places
     at, says = (seen or list(facts))[0], "of the rows are longer than the language model takes"
     told = lambda length: f"{length} tokens, the language model takes {most}"  # noqa: E731
     yield from _above(source, at, "input.context", settings, lengths, most, says, told)

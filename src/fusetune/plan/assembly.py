@@ -167,6 +167,13 @@ class Assembly:
             del chosen[last]
             check(bool(chosen), f"{at}: behind the last language block nothing reads a stream. Choose others.")
             self.resolved.append(f"no {placement.adapter} behind the last language block: nothing reads a stream there")
+        asked = getattr(self.backbone.trunk, "asked", None)
+        late = [i for i in chosen if asked is not None and i >= asked]
+        if late and len(late) < len(chosen):
+            for i in late:
+                del chosen[i]
+            told = f"no {placement.adapter} behind trunk blocks {', '.join(map(str, late))}: there an answer is said"
+            self.resolved.append(told)
         streams = self._met_streams(self.streams)
         made = {}
         for i, rank in chosen.items():

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.composite.cuts import CONNECTOR, LANGUAGE, MEMORY, PLACES, QUESTION, Carried, Cut
-from fusetune.backbones.composite.given import counted
-from fusetune.backbones.composite.layout import Layout
+from fusetune.backbones.composite.cuts import CONNECTOR, LANGUAGE, MEMORY, QUESTION, Carried, Cut
+from fusetune.backbones.composite.layout import Layout, blank_words
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.quantising import quantise
 from fusetune.backbones.composite.reading import ReadingTrunk
@@ -134,22 +133,20 @@ class AskedTrunk(ReadingTrunk):
 
     def _read_question(self, streams: Mapping[str, Tokens], start: int, stop: int) -> dict[str, Tokens]:
         """What stands at `stop` of the text, and of the picture where it is in the sequence."""
-        own, composite = self._in_sequence(streams), self.composite
+        own, composite = self._in_sequence(streams, start), self.composite
         self._lay_out(own, start)
         self._read_by = {}
         inputs = self._inputs({} if start else own)
         cut = Cut(QUESTION, stop) if stop < self.asked else Cut(MEMORY)
         memory = self._memory(streams) if self._beside else None
         if start or self._layout.which.is_meta:
-            states = self._layout.joined(own if start else self._shapes(own))
+            blank = {} if start else blank_words(self._layout, own, self.image, self.width, None)
+            states = self._layout.joined(blank or own)
             out = composite.carry(inputs, cut, Cut(QUESTION, start), Carried(states, memory))
         elif memory is not None:
             out = composite.carry(inputs, cut, Cut(CONNECTOR), Carried(memory))
-        elif (pictures := composite.pictures(streams.get(self.image))) is None:
-            out = composite.carry(composite.unseen(inputs), cut)
         else:
-            shown, carried = composite.shown(pictures, counted(streams[self.image]))
-            out = composite.carry(inputs | shown, cut, Cut(PLACES), carried)
+            out = self._carried(inputs, streams, cut)
         found = self._apart(out.states)
         if self._beside and self.image in streams and stop == self.asked:  # nothing reads it any more
             seen = streams[self.image]
@@ -158,7 +155,7 @@ class AskedTrunk(ReadingTrunk):
 
     def _memory_of(self, streams: Mapping[str, Tokens]) -> Tokens:
         """What has been read, in one sequence."""
-        own = self._in_sequence(streams)
+        own = self._in_sequence(streams, self.asked)
         self._lay_out(own, self.asked)
         self._read_by = {name: tokens.mask.any(1) for name, tokens in own.items()}
         return Tokens(self._layout.joined(own), self._layout.real)

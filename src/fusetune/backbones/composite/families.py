@@ -149,13 +149,17 @@ _OPT = CompositeFamily(
     "language_model.model.decoder.final_layer_norm",
     "language_model.lm_head",
     entry=("qformer", _CROSS),
+    apart="query_tokens",
     resume=_queries,
     encoder_roles=BLIP_ROLES,
     language_roles=WHISPER_ROLES,  # OPT's parts have the same names
     prompt="{image}{bos}Question: {} Answer: {answer}",
     speak=generating.by_opt,
 )
-_INSTRUCT = replace(_OPT, prompt=None)  # its connector reads the question with the picture
+_INSTRUCT = replace(_OPT, instructed=True, prompt="{image}{bos}{} {answer}")
+_VICUNA = replace(
+    _INSTRUCT, language="language_model.model.layers", top="language_model.model.norm", language_roles=LLAMA_ROLES
+)
 _T5 = replace(
     _OPT,
     language="language_model.decoder.block",
@@ -216,7 +220,6 @@ _MLLAMA = CompositeFamily(
     grid=given_media.of_tiles,
     crossed=given_media.by_tiles,
     speak=generating.by_mllama,
-    prompt="{image}{bos}{} {answer}",
 )
 _WHISPER = CompositeFamily(
     "model.encoder",
@@ -265,7 +268,8 @@ COMPOSITES: dict[str, CompositeFamily] = {
     "Blip2ForConditionalGeneration": _OPT,
     "InstructBlipForConditionalGeneration": _INSTRUCT,
     "Blip2ForConditionalGeneration, t5": _T5,
-    "InstructBlipForConditionalGeneration, t5": replace(_T5, prompt=None),
+    "InstructBlipForConditionalGeneration, llama": _VICUNA,
+    "InstructBlipForConditionalGeneration, t5": replace(_T5, instructed=True, prompt="{image}{}</s>{answer}"),
     "BlipForConditionalGeneration": _BLIP,
     "BlipForQuestionAnswering": _BLIP_VQA,
     "MllamaForConditionalGeneration": _MLLAMA,

@@ -39,7 +39,7 @@ class CompositeFamily:
         always: language blocks that make something for later ones, so that they run in every pass.
         encoder_roles, language_roles: what the parts of their blocks are for -> their paths in a block.
         prompt: what a text is put into where the checkpoint has no chat template: {image}, {} for the text, {bos} for
-            the tokenizer's first token, {answer}; None: an experiment can't be built on this family yet.
+            the tokenizer's first token, {answer}.
         around: what stands for a picture in a prompt, {image} for its places.
         side: pixels of the side that pictures are brought to, where their size would decide how many places they take;
             None: the image processor makes them alike.
@@ -51,6 +51,7 @@ class CompositeFamily:
         packed: path of a method that packs what the connector gives of a picture's tiles into its places.
         measured: further inputs of a pass over sounds of their own length, from how many frames each has and how many
             there are at most; None: all are of one length.
+        instructed: whether the connector reads the text with the picture, by a tokenizer of its own.
         apart: path of a parameter of the connector that is in none of its modules.
         by_parts: whether tokenizer and image processor are loaded apart: their processor wants one of videos too.
         padding: sides on which rows of unequal length may be padded.
@@ -84,7 +85,7 @@ class CompositeFamily:
     always: tuple[int, ...] = ()
     encoder_roles: Mapping[str, str] = field(default_factory=dict)
     language_roles: Mapping[str, str] = field(default_factory=dict)
-    prompt: str | None = None
+    prompt: str = "{image}{bos}{} {answer}"
     around: str = "{image}"
     side: Callable[[Any], int] | None = None
     taken: Callable[[Any], Sequence[int]] = lambda config: (
@@ -97,6 +98,7 @@ class CompositeFamily:
     marked: bool = False
     packed: str = ""
     apart: str = ""
+    instructed: bool = False
     measured: Callable[[Tensor, int], dict[str, Tensor]] | None = None
     by_parts: bool = False
     crossed: Callable[[Tensor, Any, int | None], dict[str, Tensor]] | None = None

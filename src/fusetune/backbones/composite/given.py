@@ -57,6 +57,8 @@ class GivenModel(nn.Module):
         inputs: dict[str, Any] = {words: ids}
         if not mask.is_meta:  # without values there is no padding
             inputs[real] = mask.long()
+        if self.family.instructed:
+            inputs["qformer_input_ids"] = None  # nothing is asked where nothing is seen
         if self.family.question:
             inputs |= self._saying(torch.full_like(ids[:, :1], self.first_id), None)
         places = torch.eq(ids, self.image_id) if self.family.marked and self.image_id is not None else None
@@ -77,6 +79,8 @@ class GivenModel(nn.Module):
         """Inputs of a pass over answers, (rows, tokens), behind what has been read: its mask, (rows, tokens)."""
         words, real = self.family.words
         inputs: dict[str, Any] = {words: torch.full_like(read, self.stand_in_id, dtype=torch.long)}
+        if self.family.instructed:
+            inputs["qformer_input_ids"] = None  # what it reads has been read
         if not read.is_meta:
             inputs[real] = read.long()
         return inputs | self._saying(ids, mask)
@@ -91,7 +95,13 @@ class GivenModel(nn.Module):
     def seen(self, pictures: Tensor) -> dict[str, Any]:
         """Inputs that pictures (or sounds) are, (pictures, *shape of one)."""
         there = torch.ones(len(pictures), dtype=torch.bool, device=pictures.device)
-        return {self.family.media[0]: pictures.flatten(0, 1) if self.family.flat else pictures, **self.grid(there)}
+        asked = (
+            {"qformer_input_ids": there[:, None].long()} if self.family.instructed else {}
+        )  # any, below what reads it
+        return asked | {
+            self.family.media[0]: pictures.flatten(0, 1) if self.family.flat else pictures,
+            **self.grid(there),
+        }
 
     def shown(self, states: Tensor, lengths: Tensor) -> tuple[dict[str, Any], Carried]:
         """Inputs of blank pictures or sounds, and their states, (pictures, tokens, width), at their places.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fusetune.backbones.composite.cuts import FINAL, LANGUAGE, PLACES, Carried, Cut
 from fusetune.backbones.composite.given import counted
-from fusetune.backbones.composite.layout import FRONT, Layout
+from fusetune.backbones.composite.layout import FRONT, Layout, blank_words
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.quantising import quantise
 from fusetune.backbones.composite.words import AnswerTower, PromptTower, WordTower, positions, room
@@ -91,18 +91,36 @@ class LanguageTrunk(nn.Module):
         """Run the blocks from depth `start` to depth `stop`; behind the last one the norm runs too."""
         if start == stop:
             return dict(streams)
-        self._lay_out(streams, start)
-        inputs = self._inputs(streams if start == 0 else {})
-        if start or self._layout.which.is_meta:
-            carried = Carried(self._layout.joined(streams if start else self._shapes(streams)))
+        own = self._in_sequence(streams, start)
+        self._lay_out(own, start)
+        inputs = self._inputs(own if start == 0 else {})
+        if start or self._layout.which.is_meta:  # without weights nothing can be looked up
+            blank = {} if start else blank_words(self._layout, own, self.image, self.width, self.prompt())
+            carried = Carried(self._layout.joined(blank or own))
             return self._apart(self.composite.carry(inputs, self._cut(stop), Cut(LANGUAGE, start), carried).states)
+        return self._apart(self._carried(inputs, streams, self._cut(stop)).states)
+
+    def _carried(self, inputs: dict[str, Any], streams: Mapping[str, Tokens], stop: Cut) -> Carried:
+        """What is known at `stop`, from the words of the inputs and what is seen."""
+        shown = self._shown(streams, joint=True)
+        if shown is None:
+            return self.composite.carry(self.composite.unseen(inputs), stop)
+        more, start, carried = shown
+        return self.composite.carry(inputs | more, stop, start, carried)
+
+    def _shown(self, streams: Mapping[str, Tokens], joint: bool = False) -> tuple[dict[str, Any], Cut, Carried] | None:
+        """Further inputs, the cut at which a pass begins with what is seen, and that; None: no row has any.
+
+        Args:
+            joint: whether what several pictures of a row give may stand one behind another.
+        """
         states = self.composite.pictures(streams.get(self.image))
         if states is None:
-            return self._apart(self.composite.carry(self.composite.unseen(inputs), self._cut(stop)).states)
-        if self.composite.family.several:  # a row has as many as it has: all places one behind another
+            return None
+        if joint and self.composite.family.several:  # a row has as many as it has
             states = states.flatten(0, 1)[None]
-        shown, carried = self.composite.shown(states, counted(streams[self.image]))
-        return self._apart(self.composite.carry(inputs | shown, self._cut(stop), Cut(PLACES), carried).states)
+        more, carried = self.composite.shown(states, counted(streams[self.image]))
+        return more, Cut(PLACES), carried
 
     def lengths(self, streams: Mapping[str, Tokens]) -> list[int]:
         """Tokens of each sample in the one sequence."""
@@ -152,12 +170,12 @@ class LanguageTrunk(nn.Module):
     @contextmanager
     def _read(self, inputs: dict[str, Any], streams: Mapping[str, Tokens]) -> Iterator[dict[str, Any]]:
         """The inputs of a prompt, with what it has to see."""
-        states = self.composite.pictures(streams.get(self.image))
-        if states is None:
+        shown = self._shown(streams)
+        if shown is None:
             yield self.composite.unseen(inputs)
             return
-        shown, carried = self.composite.shown(states, counted(streams[self.image]))
-        with self.composite.entered(inputs | shown, Cut(PLACES), carried) as given:
+        more, start, carried = shown
+        with self.composite.entered(inputs | more, start, carried) as given:
             yield given
 
     def said(self, streams: Mapping[str, Tokens]) -> Tensor:
@@ -274,17 +292,6 @@ class LanguageTrunk(nn.Module):
         if self.composite.image_id is not None:
             ids = ids.masked_fill(places.get(self.image, none), self.composite.image_id)
         return self.composite.worded(ids, layout.real, places.get(self.answer, none))
-
-    def _shapes(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
-        """Of a model without weights: what has the shapes of embedded words, since nothing can be looked up."""
-        front: Any = self.prompt()
-        own = {n: Tokens(front.expand(*m.shape, -1), m) for n, m in self._layout.masks.items() if n == FRONT}
-        return own | {
-            name: Tokens(tokens.values[..., : self.width], tokens.mask)
-            if name == self.image
-            else Tokens(tokens.mask.new_zeros(*tokens.mask.shape, self.width).float(), tokens.mask)
-            for name, tokens in streams.items()
-        }
 
     def _cut(self, stop: int) -> Cut:
         return Cut(FINAL) if stop == self.depth else Cut(LANGUAGE, stop)

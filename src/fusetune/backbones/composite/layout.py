@@ -92,3 +92,21 @@ def _laid_out(text: Tensor, image: Tensor, answer: Tensor, offset: int) -> tuple
     which = torch.where(at >= prompt, most + at - prompt, which)
     real = at < prompt + answers
     return which.masked_fill(~real, 0), real
+
+
+def blank_words(
+    layout: Layout, streams: Mapping[str, Tokens], image: str, width: int, front: Tensor | None
+) -> dict[str, Tokens]:
+    """What has the shapes of embedded words, of the streams and of tokens in front of them, (tokens, width)."""
+    masks = layout.masks
+    own = (
+        {}
+        if front is None or FRONT not in masks
+        else {FRONT: Tokens(front.expand(*masks[FRONT].shape, -1), masks[FRONT])}
+    )
+    return own | {
+        name: Tokens(tokens.values[..., :width], tokens.mask)
+        if name == image
+        else Tokens(tokens.mask.new_zeros(*tokens.mask.shape, width).float(), tokens.mask)
+        for name, tokens in streams.items()
+    }

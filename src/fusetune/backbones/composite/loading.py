@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from fusetune.backbones.composite.asking import AskedTrunk
-from fusetune.backbones.composite.families import CLASSES, COMPOSITES, class_of, composite_family
+from fusetune.backbones.composite.families import CLASSES, class_of
 from fusetune.backbones.composite.family import CompositeFamily
 from fusetune.backbones.composite.hearing import HearingTower, MeasuredTower
+from fusetune.backbones.composite.instructed import InstructedAskedTrunk, InstructedTrunk
 from fusetune.backbones.composite.language import LanguageTrunk
 from fusetune.backbones.composite.model import CompositeModel
 from fusetune.backbones.composite.prompt import Prompt, adjoin
@@ -57,26 +58,16 @@ def load_parts(chosen: CompositeSource, kinds: Mapping[str, str]) -> tuple[dict[
         kinds: by modality.
 
     Raises:
-        FusetuneError: nothing there, a family that no experiment can be built on, or modalities that it doesn't take.
+        FusetuneError: nothing there, a class of no known family, or modalities that it doesn't take.
     """
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoProcessor
 
-    config = load(AutoConfig, chosen.source, chosen.revision)
-    name = class_of(config)
-    family = composite_family(name, config)
-    default = family.prompt if family else None
-    able = sorted(name for name, row in COMPOSITES.items() if row.prompt)
-    check(
-        family is None or default is not None,  # of no family: the model says which there are
-        f"backbone '{chosen.source}': a {name} can be entered and left at any depth, but no "
-        f"experiment can be built on it yet. Those that can: {', '.join(able)}.",
-    )
     composite = CompositeModel.from_pretrained(chosen.source, chosen.revision)
     processor = _by_parts(chosen) if composite.family.by_parts else load(AutoProcessor, chosen.source, chosen.revision)
     number = composite.image_id
     image_token = None if number is None else processor.tokenizer.convert_ids_to_tokens(number)
     way = composite.family
-    prompt = Prompt.of(processor, image_token, chosen.prompt, str(default), way.around, chosen.system, way.kind)
+    prompt = Prompt.of(processor, image_token, chosen.prompt, way.prompt, way.around, chosen.system, way.kind)
     several = composite.family.several and adjoin(processor, str(image_token), chosen.prompt)
     return _parts(composite, processor, kinds, prompt, chosen, several)
 
@@ -145,7 +136,7 @@ def _parts(
         else SeeingTower(composite, processor.image_processor, chosen.picture_side)
     )
     composite.picture_shape, composite.picture_side = seeing.shape, seeing.side
-    places = seeing.tokens_out(1) if family.placed else 0
+    places = seeing.places if family.placed else 0
     longest = positions(composite) - room(composite) - places
     if several:
         seeing.most = max(1, (positions(composite) - room(composite)) // (2 * places))
@@ -156,21 +147,27 @@ def _parts(
         processor.tokenizer, prompt, text_config.hidden_size, longest, chosen.max_tokens, start, place, sign
     )
     towers, names = {family.kind: seeing, "text": words}, (by_kind.get(family.kind, ""), by_kind.get("text", ""))
-    trunk = trunk_of(composite, words, *names, seeing)
+    trunk = trunk_of(composite, words, *names, seeing, getattr(processor, "qformer_tokenizer", None))
     return {name: towers[kind] for name, kind in kinds.items()}, trunk
 
 
-def trunk_of(composite: CompositeModel, words: WordTower, image: str, text: str, seeing: SeeingTower) -> LanguageTrunk:
+def trunk_of(
+    composite: CompositeModel, words: WordTower, image: str, text: str, seeing: SeeingTower, asks: Any = None
+) -> LanguageTrunk:
     """The language blocks, by how they read pictures: in their sequence, by cross-attention, with a question first.
 
     Args:
         image, text: the names of the two streams; '' where the data has none.
+        asks: the tokenizer of a connector that reads the question.
     """
-    if composite.family.question:
-        return AskedTrunk(composite, words, image, text, seeing)
-    if composite.family.memory:
-        return ReadingTrunk(composite, words, image, text, seeing)
-    return LanguageTrunk(composite, words, image, text)
+    family, parts = composite.family, (composite, words, image, text)
+    if family.instructed:
+        instructed = InstructedAskedTrunk(*parts, seeing) if family.question else InstructedTrunk(*parts)
+        instructed.asks = asks
+        return instructed
+    if family.question:
+        return AskedTrunk(*parts, seeing)
+    return ReadingTrunk(*parts, seeing) if family.memory else LanguageTrunk(*parts)
 
 
 def resolved(chosen: CompositeSource) -> CompositeSource:

@@ -39,17 +39,19 @@ class SeeingTower(Tower):
         self.side = side or (family.side(composite.model.config) if family.side else None)
         self._composite = (composite,)  # in a tuple: its other parts are not this tower's
         self.encoder = composite.model.get_submodule(family.tower)
-        self.connector = nn.ModuleList(composite.model.get_submodule(path) for path in family.connector)
-        if family.apart:
+        own = () if family.instructed else family.connector  # else it belongs to what reads the text
+        self.connector = nn.ModuleList(composite.model.get_submodule(path) for path in own)
+        if family.apart and not family.instructed:
             self.apart = composite.model.get_parameter(family.apart)
-        parts = (ENCODER, CONNECTOR, PLACES, *(() if family.question else (MEMORY,)))
+        parts = {ENCODER, CONNECTOR, PLACES, MEMORY}
+        parts -= ({PLACES} if family.instructed else set()) | ({MEMORY} if family.question else set())
         self._cuts = [cut for cut in composite.cuts if cut.part in parts]
         config = composite.model.config
         vision = getattr(config, "vision_config", None) or getattr(config, "audio_config", config)
         self.inside: int = getattr(vision, "embed_dim", None) or vision.hidden_size  # width between its blocks
         self.depth = len(self._cuts) - 1
         language = config.get_text_config().hidden_size
-        reads = not (family.placed or family.crossed)  # the encoder's own states
+        reads = family.instructed or not (family.placed or family.crossed)  # the encoder's own states
         self.width = self.inside if reads else language * self.composite.taps.beside(self._cuts[-1])
 
     @property
@@ -66,8 +68,16 @@ class SeeingTower(Tower):
     def modules_of_whole(self) -> dict[str, str]:
         """Where its modules stand in the whole model."""
         family = self.composite.family
+        if family.instructed:
+            return {"encoder": family.tower}
         connector = {f"connector.{i}": path for i, path in enumerate(family.connector)}
         return {"encoder": family.tower} | connector | ({"apart": family.apart} if family.apart else {})
+
+    @property
+    def places(self) -> int:
+        """Of one picture in a text."""
+        config = self.composite.model.config
+        return config.num_query_tokens if self.composite.family.instructed else self.tokens_out(1)
 
     @property
     def unread(self) -> list[str]:
