@@ -57,7 +57,19 @@ def input_lengths(source: Source, backbone: Any, known: Mapping[str, int] | None
         elif modality.kind == "audio":
             longest = source.decoded(name, [source.longest_sound(name)])
             items[name] = tower.prepare(longest).values.shape[1]
+        elif _by_frames(source, name, tower):
+            items[name] *= modality.frames
     return items
+
+
+def _by_frames(source: Source, name: str, tower: Any) -> bool:
+    """Whether the frames of a video are several pictures to a tower."""
+    return source.modalities[name].kind == "video" and hasattr(tower, "most")
+
+
+def _shown(source: Source, name: str, tower: Any) -> np.ndarray:
+    """(samples,): pictures of each."""
+    return np.array(source.items(name)) * (source.modalities[name].frames if _by_frames(source, name, tower) else 1)
 
 
 def told(report: Mapping[str, Any]) -> list[str]:
@@ -72,9 +84,9 @@ def told(report: Mapping[str, Any]) -> list[str]:
 def _pictures(source: Source, name: str, tower: Any, settings: "ValidationSettings") -> Iterator[dict[str, Any]]:
     """Samples with more pictures than the model takes."""
     most = getattr(tower, "most", None)
-    if source.modalities[name].kind == "image" and most is not None:
+    if source.modalities[name].kind in ("image", "video") and most is not None:
         says = "of the rows have more pictures than the model and its prompt take"
-        counts = np.array(source.items(name))
+        counts = _shown(source, name, tower)
         told = lambda count: f"{count} pictures, {most} are taken"  # noqa: E731
         yield from _above(source, name, "input.pictures", settings, counts, most, says, told)
 
@@ -91,7 +103,8 @@ def _context(
         lengths[own.rows] += own.kept - (name == backbone.trunk.answer)  # behind an answer's last token nothing is said
     seen = [name for name in backbone.trunk.told_apart if source.modalities[name].kind != "text"]
     for name in seen:
-        lengths += np.array(source.items(name)) * backbone.tower(name).places
+        tower = backbone.tower(name)
+        lengths += _shown(source, name, tower) * tower.places
     at, says = (seen or list(facts))[0], "of the rows are longer than the language model takes"
     told = lambda length: f"{length} tokens, the language model takes {most}"  # noqa: E731
     yield from _above(source, at, "input.context", settings, lengths, most, says, told)

@@ -119,11 +119,17 @@ def _parts(
     family, seen = composite.family, "a sound" if composite.family.kind == "audio" else "one image"
     by_kind: dict[str, str] = {}
     for name, kind in kinds.items():
+        shown = family.kind if kind == "video" and several else kind  # its frames are pictures, one behind another
         check(
-            kind in (family.kind, "text") and kind not in by_kind,
+            kind != "video" or several,
+            f"data.modalities.{name}: frames of a video are several pictures, and this composite model and its prompt "
+            "take one. Expected a LLaVA or PaliGemma whose prompt puts nothing between pictures.",
+        )
+        check(
+            shown in (family.kind, "text") and shown not in by_kind,
             f"data.modalities.{name}: this composite model takes {seen} and one text, found {dict(kinds)}.",
         )
-        by_kind[kind] = name
+        by_kind[shown] = name
     text_config = composite.model.config.get_text_config()
     hears = family.kind == "audio"
     check(
@@ -146,9 +152,10 @@ def _parts(
     words = PromptTower(
         processor.tokenizer, prompt, text_config.hidden_size, longest, chosen.max_tokens, start, place, sign
     )
+    seeing.kind = kinds.get(by_kind.get(family.kind, ""), family.kind)
     towers, names = {family.kind: seeing, "text": words}, (by_kind.get(family.kind, ""), by_kind.get("text", ""))
     trunk = trunk_of(composite, words, *names, seeing, getattr(processor, "qformer_tokenizer", None))
-    return {name: towers[kind] for name, kind in kinds.items()}, trunk
+    return {name: towers[kind] for kind, name in by_kind.items()}, trunk
 
 
 def trunk_of(

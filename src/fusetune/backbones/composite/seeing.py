@@ -22,7 +22,8 @@ class SeeingTower(Tower):
     """The encoder of pictures up to what the connector reads, and the connector as its last block.
 
     A sample is a list of one PIL image, or of several where model and prompt take them, whose states stand one behind
-    another. At the top stand the states at the pictures' places in the text, or what cross-attention reads.
+    another; of a video they are its frames. At the top stand the states at the pictures' places in the text, or what
+    cross-attention reads.
 
     Args:
         side: pixels that pictures are brought to, both ways.
