@@ -40,7 +40,8 @@ class MLflowHook:
         """Methods, and so pipelines, come from the conf in use; Kedro makes the pipelines right behind this."""
         from fusetune.pipelines.conf_source import use_conf
 
-        use_conf(context.config_loader.conf_source)
+        loader = context.config_loader
+        use_conf(loader.conf_source, context.env or loader.default_run_env)
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:

@@ -1,10 +1,10 @@
-"""The pipelines by name. `train_<method>` exists for every `conf/*/methods/<method>.yml`."""
+"""The pipelines by name. `train_<method>` exists for every `methods/<method>.yml` of base and of the environment."""
 
 from kedro.pipeline import Pipeline
 
 from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_pipeline
 from fusetune.pipelines.compare.pipeline import create_pipeline as compare_pipeline
-from fusetune.pipelines.conf_source import conf_source, method_names
+from fusetune.pipelines.conf_source import conf_env, conf_source, method_names
 from fusetune.pipelines.evaluate.pipeline import create_pipeline as evaluate_pipeline
 from fusetune.pipelines.export.pipeline import create_pipeline as export_pipeline
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
@@ -25,7 +25,7 @@ DEFAULT = "wander"
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Each `train_<method>` is the whole chain from raw data; what is up to date is left out when it runs."""
-    methods = method_names(conf_source())
+    methods = method_names(conf_source(), conf_env())
     validated = ingest_pipeline() + validate_pipeline()
     ready = validated + pretrain_pipeline() + inputs_pipeline()
     caches = {method: cache_pipeline(method) for method in methods}

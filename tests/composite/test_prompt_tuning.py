@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from speaking import ASKED as ENCODED
 from speaking import HEARING, MODELS, READERS, SIZED, without_places
 from test_answering import ANSWERS, KINDS, LORA, SPEAKING, adapted, given, listening, shown_to
 
@@ -90,6 +91,13 @@ def test_answers_are_those_that_teacher_forcing_counts(speaking, beams):
     told = pad([torch.tensor(ids[:-1], dtype=torch.long)[:, None] for ids in rows])
     out = without_places(model({**streams, ANSWER: told}, GROUND), model.backbone.trunk.composite.image_id)
     assert [out[i].argmax(-1)[: len(ids)].tolist() for i, ids in enumerate(rows)] == rows
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_where_an_encoder_reads_the_question_it_is_refused(name, tmp_path):
+    ENCODED[name](tmp_path)
+    with pytest.raises(FusetuneError, match="this model answers from what an encoder of its own has read"):
+        adapted(*listening(tmp_path, name=name), PROMPT)
 
 
 def test_what_makes_no_sense_is_refused(tmp_path):

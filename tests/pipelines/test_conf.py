@@ -1,6 +1,8 @@
 """What conf says is what the code knows: defaults are the same in both, and every environment is sound."""
 
+import shutil
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import yaml
@@ -45,6 +47,32 @@ def test_every_parameter_of_every_environment_is_known(env):
             check_values(PLAN, value, name)
         elif SCHEMAS[name]:
             check_values(SCHEMAS[name], value, name)
+
+
+def test_a_method_of_one_experiment_is_none_of_another(tmp_path):
+    """Whose pipelines would ask for parameters that aren't there."""
+    from kedro.framework.session import KedroSession
+    from kedro.framework.startup import bootstrap_project
+
+    from fusetune.pipeline_registry import register_pipelines
+    from fusetune.pipelines import conf_source
+
+    bootstrap_project(ROOT)
+    before, own = list(conf_source._used), "params:lora_and_words"
+    try:
+        for env, there in (("speak", True), (None, False), ("family", False)):
+            with KedroSession.create(ROOT, env=env) as session:
+                session.load_context()
+                pipelines = register_pipelines()
+            assert ("train_lora_and_words" in pipelines) is there and "train_wander" in pipelines
+            for name in ("plan", "estimate", "compare", "cache_features"):
+                assert (own in pipelines[name].inputs()) is there, (env, name)
+    finally:
+        conf_source._used[:] = before
+    assert "lora_and_words" in method_names(CONF) and "wander" in method_names(CONF, "speak")
+    archive = shutil.make_archive(str(tmp_path / "conf"), "zip", ROOT, "conf")
+    for env in (None, "speak", "family"):
+        assert method_names(Path(archive), env) == method_names(CONF, env)
 
 
 def test_every_default_is_explained():

@@ -53,6 +53,11 @@ class PromptTuning(BlockAdapter):
         super().__init__(config, stack, blocks)
         trunk: Any = stack.module
         check(hasattr(trunk, "prompted_by"), "prompt_tuning: expected a model that speaks, found a trunk of streams.")
+        check(
+            trunk.one_sequence,
+            "prompt_tuning: this model answers from what an encoder of its own has read, where trained tokens have no "
+            "place. Expected prefixes (prefix, modality_prefix), or a model whose one sequence holds all.",
+        )
         self._trunk, count = (trunk,), len(trunk.blocks())  # in a tuple: it is not this adapter's
         check(
             len(blocks) == count,

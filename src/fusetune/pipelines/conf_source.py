@@ -4,7 +4,7 @@ import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-_used: list[Path] = []
+_used: list[tuple[Path, str | None]] = []
 
 
 def project_root() -> Path:
@@ -16,21 +16,28 @@ def project_root() -> Path:
     return Path(found or (checkout if (checkout / "conf").is_dir() else Path.cwd()))
 
 
-def use_conf(source: str | Path) -> None:
-    """From now on, methods come from here."""
-    _used[:] = [Path(source)]
+def use_conf(source: str | Path, env: str | None) -> None:
+    """From now on, methods come from here: from base, and from this environment."""
+    _used[:] = [(Path(source), env)]
 
 
 def conf_source() -> Path:
-    return _used[0] if _used else project_root() / "conf"
+    return _used[0][0] if _used else project_root() / "conf"
 
 
-def method_names(conf: Path) -> list[str]:
-    """The methods: every ``methods/<name>.yml`` of any environment."""
+def conf_env() -> str | None:
+    """The environment in use; None: nobody has said, as where pipelines are listed."""
+    return _used[0][1] if _used else None
+
+
+def method_names(conf: Path, env: str | None = None) -> list[str]:
+    """The methods: every ``methods/<name>.yml`` of base and of an environment; None: of any."""
     if conf.is_dir():
-        return sorted({file.stem for file in conf.glob("*/methods/*.yml")})
-    paths = [PurePosixPath(name) for name in _members(conf)]
-    return sorted({path.stem for path in paths if path.parent.name == "methods" and path.suffix == ".yml"})
+        paths = [PurePosixPath(file.relative_to(conf)) for file in conf.glob("*/methods/*.yml")]
+    else:
+        paths = [path for name in _members(conf) if (path := PurePosixPath(name)).suffix == ".yml"]
+    seen = {path for path in paths if path.parent.name == "methods"}
+    return sorted({path.stem for path in seen if env is None or path.parent.parent.name in ("base", env)})
 
 
 def read_file(conf: Path, name: str) -> str | None:

@@ -10,7 +10,7 @@ from kedro.pipeline import Pipeline
 
 from fusetune.config import build, check_keys
 from fusetune.manifest.split_settings import FewShotSettings, SplitSettings
-from fusetune.pipelines.conf_source import conf_source, method_names
+from fusetune.pipelines.conf_source import conf_env, conf_source, method_names
 
 # top-level parameter -> the dataclass that it, or each of its values, becomes (imported when a run uses it); None for
 # plain values
@@ -61,7 +61,7 @@ class ReaderSettings:
 
 def check_parameters(catalog: CatalogProtocol, pipeline: Pipeline) -> None:
     """Raise FusetuneError for an unknown key at any level of the parameters that the pipeline's nodes use."""
-    known = dict(SCHEMAS) | dict.fromkeys(method_names(conf_source()), PLAN)
+    known = dict(SCHEMAS) | dict.fromkeys(method_names(conf_source(), conf_env()), PLAN)
     check_keys(catalog.load("parameters"), known, "parameters")
     for name in sorted(pipeline.inputs()):
         key = name.removeprefix("params:")

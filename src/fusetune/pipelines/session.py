@@ -60,7 +60,8 @@ def _user_line(error: BaseException) -> str | None:
         if isinstance(link, FusetuneError | MissingConfigException | DatasetError):
             return str(link)
         if isinstance(link, ValueError) and "pipeline named" in str(link):
-            return f"{link} Methods are the files of conf/*/methods; `kedro registry list` shows all pipelines."
+            where = "conf/base/methods and of conf/<env>/methods"
+            return f"{link} Methods are the files of {where}; `kedro registry list` shows all pipelines."
         if isinstance(link, OSError) and link.errno == 28:
             return f"{link.filename or 'disk'}: no space left. Free some, and run again: finished work is kept."
         link = link.__cause__ or link.__context__

@@ -5,7 +5,7 @@ cross-attention); the blocks that answer read what it gives, by cross-attention,
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class AskedTrunk(ReadingTrunk):
     beside it); an answer waits as ids. From there on what has been read stays as it is, and the answer's states, the
     first token's in front, are what goes on.
     """
+
+    one_sequence = False
 
     def __init__(self, composite: CompositeModel, words: WordTower, image: str, text: str, seeing: SeeingTower) -> None:
         super().__init__(composite, words, image, text, seeing)
@@ -119,12 +121,6 @@ class AskedTrunk(ReadingTrunk):
             return self._in_front_of(self.blocks()[number + 1], change)
         return self.blocks()[number].register_forward_hook(
             lambda _, args, out: (self._changed(change, out[0]), *out[1:])
-        )
-
-    def prompted_by(self, prompt: Any) -> ExitStack:
-        raise FusetuneError(
-            "trained tokens in front: this model answers from what an encoder of its own has read, where they have no "
-            "place yet. Expected prefixes (prefix, modality_prefix), or a model whose one sequence holds all."
         )
 
     def _in_sequence(self, streams: Mapping[str, Tokens], start: int = 0) -> Mapping[str, Tokens]:

@@ -1,9 +1,8 @@
 """The language blocks of a composite model as a backbone's trunk.
 
-The streams stay apart at every depth of the trunk: the states at the picture's places, those at the text's, and those
-at the answer's where the model learns to give one. With their masks they say how the sequence was laid out, so a pass
-begins at any depth from them alone. What the language model needs besides (positions, masks) it rebuilds itself from
-stand-in ids, of which the places alone count.
+The streams stay apart at every depth: states at the picture's places, at the text's, and at the answer's where one is
+learned. With their masks they say how the sequence was laid out, so a pass begins at any depth from them alone. What
+the language model needs besides (positions, masks) it rebuilds from stand-in ids, of which the places alone count.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,9 +35,10 @@ class LanguageTrunk(nn.Module):
 
     Attributes:
         answer: the name of the stream of answers; '' where nobody asks for any.
+        one_sequence: whether it holds all that is read and said.
     """
 
-    answer = ""
+    answer, one_sequence = "", True
     own_widths: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, composite: CompositeModel, words: WordTower, image: str, text: str) -> None:
