@@ -87,21 +87,16 @@ class GivenModel(nn.Module):
 
     @staticmethod
     def _saying(ids: Tensor, mask: Tensor | None) -> dict[str, Any]:
-        told = mask is not None and not mask.is_meta
-        return {"decoder_input_ids": ids} | (
-            {"decoder_attention_mask": mask.long()} if mask is not None and told else {}
-        )
+        told = {} if mask is None or mask.is_meta else {"decoder_attention_mask": mask.long()}
+        return {"decoder_input_ids": ids, **told}
 
     def seen(self, pictures: Tensor) -> dict[str, Any]:
         """Inputs that pictures (or sounds) are, (pictures, *shape of one)."""
         there = torch.ones(len(pictures), dtype=torch.bool, device=pictures.device)
-        asked = (
-            {"qformer_input_ids": there[:, None].long()} if self.family.instructed else {}
-        )  # any, below what reads it
-        return asked | {
-            self.family.media[0]: pictures.flatten(0, 1) if self.family.flat else pictures,
-            **self.grid(there),
-        }
+        inputs = {self.family.media[0]: pictures.flatten(0, 1) if self.family.flat else pictures, **self.grid(there)}
+        if self.family.instructed:
+            inputs["qformer_input_ids"] = there[:, None].long()  # any, below what reads it
+        return inputs
 
     def shown(self, states: Tensor, lengths: Tensor) -> tuple[dict[str, Any], Carried]:
         """Inputs of blank pictures or sounds, and their states, (pictures, tokens, width), at their places.
