@@ -10,6 +10,7 @@ from kedro.framework.startup import bootstrap_project
 
 from conftest import ROOT
 from fusetune.pipeline_registry import register_pipelines
+from fusetune.pipelines import conf_source
 from fusetune.pipelines.datasets import HandleDataset
 from fusetune.pipelines.runner import stamp_path
 
@@ -75,7 +76,8 @@ def derived(nodes, catalog):
     return deps, outs, params
 
 
-def test_there_is_a_stage_for_every_pipeline(stages):
+def test_there_is_a_stage_for_every_pipeline(stages, monkeypatch):
+    monkeypatch.setattr(conf_source, "_used", [(ROOT / "conf", "local")])  # of the default experiment
     pipelines = set(register_pipelines()) - {"__default__"} - ON_DEMAND
     named = {n for s in stages.values() for n in s.cmd.split("--pipelines ")[1].split()[0].split(",")}
     assert pipelines - named == {f"train_{method}" for method in elsewhere()} and named <= pipelines
