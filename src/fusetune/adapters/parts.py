@@ -73,9 +73,8 @@ def _path(stack: Stack, block: Block, role: str) -> str:
 
 def _has(module: nn.Module, path: str) -> bool:
     """Whether a module is there."""
-    for name in path.split("."):
-        found = module._modules.get(name)
-        if found is None:
-            return False
-        module = found
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
     return True

@@ -57,8 +57,7 @@ class GivenModel(nn.Module):
         inputs: dict[str, Any] = {words: ids}
         if not mask.is_meta:  # without values there is no padding
             inputs[real] = mask.long()
-        if self.family.instructed:
-            inputs["qformer_input_ids"] = None  # nothing is asked where nothing is seen
+        inputs |= self._unasked()
         if self.family.question:
             inputs |= self._saying(torch.full_like(ids[:, :1], self.first_id), None)
         places = torch.eq(ids, self.image_id) if self.family.marked and self.image_id is not None else None
@@ -79,11 +78,13 @@ class GivenModel(nn.Module):
         """Inputs of a pass over answers, (rows, tokens), behind what has been read: its mask, (rows, tokens)."""
         words, real = self.family.words
         inputs: dict[str, Any] = {words: torch.full_like(read, self.stand_in_id, dtype=torch.long)}
-        if self.family.instructed:
-            inputs["qformer_input_ids"] = None  # what it reads has been read
         if not read.is_meta:
             inputs[real] = read.long()
-        return inputs | self._saying(ids, mask)
+        return inputs | self._unasked() | self._saying(ids, mask)
+
+    def _unasked(self) -> dict[str, Any]:
+        """What a connector that reads the question has to be given in a pass in which it sees nothing."""
+        return {"qformer_input_ids": None} if self.family.instructed else {}
 
     @staticmethod
     def _saying(ids: Tensor, mask: Tensor | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class ReadingTrunk(LanguageTrunk):
     def __init__(self, composite: CompositeModel, words: WordTower, image: str, text: str, seeing: SeeingTower) -> None:
         super().__init__(composite, words, image, text)
         self.own_widths = {image: seeing.width}
-        self._nothing = seeing.tokens_out(1), seeing.width  # of a row without anything to read
+        self._seeing = (seeing,)  # in a tuple: it is no part of this trunk
 
     def advance(self, streams: Mapping[str, Tokens], start: int, stop: int) -> dict[str, Tokens]:
         if start == stop:
@@ -77,8 +77,8 @@ class ReadingTrunk(LanguageTrunk):
     def _memory(self, streams: Mapping[str, Tokens]) -> Tensor:
         if self.image in streams:
             return streams[self.image].values
-        one = next(iter(streams.values())).mask
-        return torch.zeros(len(one), *self._nothing, device=one.device)
+        one, (seeing,) = next(iter(streams.values())).mask, self._seeing
+        return torch.zeros(len(one), seeing.tokens_out(1), seeing.width, device=one.device)
 
     def _cut(self, stop: int) -> Cut:
         if stop < self.depth:
