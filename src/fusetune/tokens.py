@@ -38,6 +38,29 @@ class Tokens:
         return [row[keep] for row, keep in zip(self.values, self.mask, strict=True)]
 
 
+@dataclass(frozen=True)
+class Lattice:
+    """How the tokens of one item (a picture, a clip) lie: some that stand for no place, then time by time, row by row.
+
+    Attributes:
+        lead: tokens in front that stand for no place (a class token, registers).
+        times, rows, columns: of the others, 1 each where there is no such direction.
+    """
+
+    lead: int = 0
+    times: int = 1
+    rows: int = 1
+    columns: int = 1
+
+    @property
+    def places(self) -> int:
+        return self.times * self.rows * self.columns
+
+    @property
+    def tokens(self) -> int:
+        return self.lead + self.places
+
+
 def pad(rows: Sequence[Tensor]) -> Tokens:
     """Right-pad with zeros a list of (tokens_i, width); at least one token long, so that no dimension is empty."""
     longest = max(1, max(len(row) for row in rows))

@@ -13,9 +13,10 @@ from fusetune.backbones.families import load
 from fusetune.backbones.item_towers import ItemTower
 from fusetune.backbones.replay import Left, entered, left_at
 from fusetune.backbones.transformers_tower import TransformersTower, last_hidden_state
+from fusetune.config import check
 from fusetune.errors import FusetuneError
 from fusetune.manifest.schema import Audio
-from fusetune.tokens import Tokens, pad
+from fusetune.tokens import Lattice, Tokens, pad
 
 KALDI_HOP = 0.01  # seconds from frame to frame
 
@@ -70,6 +71,18 @@ class SpectrogramTower(ItemTower):
         frames = getattr(self.processor, "max_length", None)
         return frames * KALDI_HOP if frames else None  # AST's
 
+    def lattice(self) -> Lattice:
+        times = self._tokens_per_item
+        check(
+            any(frames % times == 0 for frames in self._input_shape),
+            f"an audio encoder whose {times} tokens are no times of a sound, but patches of its spectrogram (AST). "
+            "Expected one such as Whisper or Wav2Vec2.",
+        )
+        return Lattice(times=times)
+
+    def view(self, extent: Sequence[float]) -> tuple[float, ...]:
+        return 0.0, self.most_seconds or extent[0]  # what is shorter is filled up with silence
+
     def _items(self, sample: Any) -> Sequence[Any]:
         return [sample]
 
@@ -110,6 +123,9 @@ class WaveTower(TransformersTower):
     def most_seconds(self) -> float | None:
         """Of a sound, that `max_tokens` leaves of it; None: any length."""
         return self._most_samples / self.processor.sampling_rate if self.max_tokens else None
+
+    def view(self, extent: Sequence[float]) -> tuple[float, ...]:
+        return 0.0, min(extent[0], self.most_seconds or extent[0])
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
         rate = self.processor.sampling_rate

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune.backbones.geometry import Views, grid
 from fusetune.backbones.transformers_tower import RowTower, last_hidden_state
-from fusetune.tokens import Tokens, pad
+from fusetune.config import check
+from fusetune.tokens import Lattice, Tokens, pad
 
 
 class ItemTower(RowTower):
@@ -81,6 +83,21 @@ class ImageTower(ItemTower):
     def _items(self, sample: Any) -> Sequence[Any]:
         return sample
 
+    def lattice(self) -> Lattice:
+        found = grid(self._tokens_per_item, *self._input_shape[-2:])
+        check(
+            found is not None, f"an encoder whose {self._tokens_per_item} tokens of a picture form no rows and columns."
+        )
+        assert found is not None
+        return found
+
+    def view(self, extent: Sequence[float]) -> tuple[float, ...]:
+        return self._views(extent)
+
+    @cached_property
+    def _views(self) -> Views:
+        return Views(self._process)
+
     def _process(self, items: Sequence[Any]) -> Tensor:
         pictures = [picture.convert("RGB") for picture in items]
         return self.processor(images=pictures, return_tensors="pt")["pixel_values"]
@@ -97,6 +114,19 @@ class VideoTower(ItemTower):
 
     def _items(self, sample: Any) -> Sequence[Any]:
         return [sample]
+
+    def lattice(self) -> Lattice:
+        tubelet, tokens = getattr(self.model.config, "tubelet_size", None), self._tokens_per_item
+        tubelet = tubelet[0] if isinstance(tubelet, list | tuple) else tubelet
+        times = self.model.config.num_frames // tubelet if tubelet else 0
+        of_time = grid((tokens - tokens % times) // times, *self._input_shape[-2:]) if times else None
+        check(
+            of_time is not None and of_time.lead == 0,
+            "a video encoder whose tokens don't stand time by time, row by row. Expected one of tubelets (VideoMAE, "
+            "ViViT), or frames through an image encoder (kind: image, a list of pictures).",
+        )
+        assert of_time is not None
+        return Lattice(tokens % times, times, of_time.rows, of_time.columns)
 
     def _process(self, items: Sequence[Any]) -> Tensor:
         frames = self.model.config.num_frames

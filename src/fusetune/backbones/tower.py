@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.config import to_plain
-from fusetune.tokens import Tokens
+from fusetune.tokens import Lattice, Tokens
 
 
 class Tower(nn.Module, ABC):
@@ -57,6 +57,22 @@ class Tower(nn.Module, ABC):
     @abstractmethod
     def tokens_out(self, tokens_in: int) -> int:
         """How many tokens leave a tower for `tokens_in` tokens at depth 0."""
+
+    def lattice(self) -> Lattice | None:
+        """How the tokens of one item lie at the top; None: one behind another, each a time of its own.
+
+        Raises:
+            FusetuneError: they stand for no places (what a resampler or a Q-Former makes).
+        """
+        return None
+
+    def view(self, extent: Sequence[float]) -> tuple[float, ...]:
+        """The part of a sample that the tokens are of: where it begins in each direction, then where it ends.
+
+        Args:
+            extent: of the sample: a picture's width and height in pixels, or a sound's or a video's seconds.
+        """
+        return (*(0.0 for _ in extent), *extent)
 
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fusetune.bank.artifact import Artifact, check_base, skeleton
 from fusetune.bank.held import Held, check_request, lowest, shared
 from fusetune.bank.low_rank import LowRankTables
 from fusetune.config import check, digest
+from fusetune.manifest.extents import extent_of_sample
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.plan.speaking import answered
 from fusetune.tasks.task import finite_rows
@@ -108,13 +109,25 @@ class Bank:
                     f"adapter '{name}': its task compares the rows of a request with one another, so they can't be "
                     "mixed with another adapter's. Send them on their own.",
                 )
-                for row, answer in zip(rows, self.decoded(name, [outputs[row] for row in rows]), strict=True):
+                extents = self.extents(name, {m: [column[row] for row in rows] for m, column in samples.items()})
+                for row, answer in zip(rows, self.decoded(name, [outputs[row] for row in rows], extents), strict=True):
                     found[row] = answer
             return found
 
-    def decoded(self, name: str, outputs: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """What the task of one adapter says of outputs of its own, a request each."""
-        return self.model(name).task.decode(torch.stack(list(outputs)))
+    def decoded(
+        self, name: str, outputs: Sequence[Tensor], extents: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """What the task of one adapter says of outputs of its own, a request each.
+
+        Args:
+            extents: of the requests' samples, where it asks for them; see `extents`.
+        """
+        return self.model(name).task.decode(torch.stack(list(outputs)), extents or None)
+
+    def extents(self, name: str, samples: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """How large decoded samples are, by modality, as far as the task of one adapter has to know."""
+        measured = [m for m in self.model(name).task.measured_modalities() if m in samples]
+        return {m: [extent_of_sample(sample) for sample in samples[m]] for m in measured}
 
     @torch.no_grad()
     def outputs(
@@ -167,7 +180,7 @@ class Bank:
                 met = part.advance(_of(streams, together), bottom, top)
             for held in several:
                 own = [k for k, i in enumerate(together) if owners[i] is held]
-                outputs = held.model(_of(met, own), top).float().cpu()
+                outputs = held.model.task.kept(held.model(_of(met, own), top).float(), None).cpu()
                 found |= {rows[together[k]]: out for k, out in zip(own, outputs, strict=True)}
         alone = [i for i, held in enumerate(owners) if not held.shared]
         if alone:

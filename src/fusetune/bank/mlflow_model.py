@@ -84,6 +84,7 @@ class AdapterModel(PythonModel):
             modalities = self.bank.data(name).modalities
             cells = _cells(_frame(model_input), modalities, self.limits)
             rows, outputs, begun = len(next(iter(cells.values()))), [], time.monotonic()
+            extents: dict[str, list[Any]] = {}
             for start in range(0, rows, self.limits.slice_rows):
                 if time.monotonic() - begun > self.limits.seconds:
                     raise TooLarge(
@@ -91,8 +92,11 @@ class AdapterModel(PythonModel):
                         "may take. Send fewer, ask for fewer tokens, or raise serve.seconds."
                     )
                 stop = min(rows, start + self.limits.slice_rows)
-                outputs += self.bank.outputs([name] * (stop - start), _decoded(cells, modalities, start, stop), asked)
-            return pd.DataFrame(self.bank.decoded(name, outputs))
+                samples = _decoded(cells, modalities, start, stop)
+                outputs += self.bank.outputs([name] * (stop - start), samples, asked)
+                for modality, found in self.bank.extents(name, samples).items():
+                    extents.setdefault(modality, []).extend(found)
+            return pd.DataFrame(self.bank.decoded(name, outputs, extents))
         except TooLarge as error:
             raise TooLargeAnswer(str(error)) from None
         except FusetuneError as error:

@@ -13,6 +13,7 @@ from fusetune.errors import FusetuneError
 from fusetune.manifest.augmentations import make_augmentation
 from fusetune.manifest.contents import content_digest, digest_column, files_digest, with_constants
 from fusetune.manifest.decoders import decoded
+from fusetune.manifest.extents import Extent, extent_of_cell
 from fusetune.manifest.files import read_media
 from fusetune.manifest.headers import duration
 from fusetune.manifest.schema import MEDIA, Modality
@@ -123,6 +124,17 @@ class Source:
                     Path(self.modalities[name].root, cell) if isinstance(cell, str) else cell, where
                 )
         return seconds
+
+    def extents(self, name: str) -> list[Extent | None]:
+        """How large each sample is, by the headers of media; None where it isn't there or can't be read."""
+        found: list[Extent | None] = []
+        for row, cell in enumerate(self.column(name).to_pylist()):
+            where = f"row {row}, column '{self.modalities[name].column_of(name)}'"
+            try:
+                found.append(None if cell is None else extent_of_cell(self.modalities[name], cell, where))
+            except (FusetuneError, OSError):
+                found.append(None)
+        return found
 
     def most_items(self) -> dict[str, int]:
         """By modality, the largest number of pictures, points or vectors of a sample (1 for text and media)."""

@@ -67,6 +67,14 @@ SEVERITIES: dict[str, str] = {
     "numbers.width": "quarantine",
     "numbers.finite": "quarantine",
     "numbers.tokens": "quarantine",
+    "box.shape": "quarantine",
+    "box.order": "quarantine",
+    "box.outside": "quarantine",
+    "box.extent": "quarantine",
+    "span.shape": "quarantine",
+    "span.order": "quarantine",
+    "span.outside": "quarantine",
+    "span.extent": "quarantine",
     "conversation.shape": "quarantine",
     "conversation.role": "quarantine",
     "conversation.order": "quarantine",
@@ -188,6 +196,12 @@ def conversation_checks() -> Iterator[Check]:
     for name in SEVERITIES:
         if name.startswith("conversation."):
             yield Check(name, f"conversation: {name}", pd.notna)
+
+
+def fault_checks(names: Iterable[tuple[str, str]]) -> Iterator[Check]:
+    """Of what a task has said of its rows, by column and check."""
+    for column, name in names:
+        yield Check(name, f"{column}: {name}", pd.notna)
 
 
 def target_checks(columns: Iterable[str]) -> Iterator[Check]:

@@ -54,6 +54,23 @@ def duration(data: bytes | Path, where: str) -> float:
     return found.frames / found.samplerate
 
 
+def video_seconds(data: bytes | Path, where: str) -> float:
+    """Seconds of a video; raises FusetuneError where its header doesn't tell."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(data) if isinstance(data, bytes) else str(data), "r") as container:
+            stream = container.streams.video[0]
+            if stream.duration and stream.time_base:
+                return float(stream.duration * stream.time_base)
+            seconds = container.duration / av.time_base if container.duration else 0.0
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise FusetuneError(f"{where}: no readable video ({error}).") from None
+    if not seconds:
+        raise FusetuneError(f"{where}: the video's header doesn't say how long it is.")
+    return seconds
+
+
 def _track(data: bytes, where: str, reason: str) -> tuple[float, int, int]:
     """Seconds, rate and channels of a container's sound."""
     import av

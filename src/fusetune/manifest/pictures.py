@@ -12,6 +12,7 @@ from fusetune.errors import FusetuneError
 MOST_PIXELS = 64_000_000  # of one picture; a small file may unpack to many gigabytes
 NOTE = "fusetune_note"  # in a picture's `info`: what was changed so that it can be seen
 EXIF_ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)  # its values of which width and height change places
 PLAIN = ("RGB", "L", "P", "1", "YCbCr")  # modes that come out as they are shown
 
 
@@ -46,6 +47,13 @@ def opened_picture(data: bytes, where: str) -> Iterator[Any]:
         raise FusetuneError(f"{where}: {len(data)} bytes are no readable image (of no format that is known).") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise FusetuneError(f"{where}: {len(data)} bytes are no readable image ({error}).") from None
+
+
+def shown_size(data: bytes, where: str) -> tuple[float, float]:
+    """Width and height of a picture as a viewer shows it, by its header."""
+    with opened_picture(data, where) as image:
+        sides = float(image.width), float(image.height)
+        return sides[::-1] if _orientation(image) in SIDEWAYS else sides
 
 
 def _eight_bits(image: Any, where: str, background: str, notes: list[str]) -> Any:

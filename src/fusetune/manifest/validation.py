@@ -1,6 +1,6 @@
 """Validation of a manifest with Pandera: what is wrong is named by check, row and column, and what is sound goes on."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from fusetune.manifest.checks import (
     Failure,
     ValidationSettings,
     conversation_checks,
+    fault_checks,
     label_checks,
     row_checks,
     target_checks,
@@ -49,6 +50,7 @@ def validate(
     progress: Progress = lambda *_: None,
     needed: Iterable[str] = (),
     problems: Mapping[str, Callable[[Any], str | None]] | None = None,
+    faults: Mapping[tuple[str, str], Sequence[str | None]] | None = None,
 ) -> Outcome:
     """Check the manifest and everything it points to.
 
@@ -56,6 +58,7 @@ def validate(
         labels: the columns with the task's answers.
         needed: further columns that the task reads.
         problems: by column with targets that are no classes: why a cell is none, in words.
+        faults: by column and check, of each row why it fails.
 
     Raises:
         FusetuneError: a column is missing; nothing can be said about the rest.
@@ -71,6 +74,8 @@ def validate(
     for name, problem in others.items():
         facts[name] = pd.Series(table[name].to_pylist(), dtype=object)
         facts[f"{name}: type"] = facts[name].map(problem, na_action="ignore")
+    for (column, name), told in (faults or {}).items():
+        facts[f"{column}: {name}"] = pd.Series(told, dtype=object)
     failures: list[Failure] = []
     kept = np.ones(len(facts), bool)
 
@@ -85,7 +90,7 @@ def validate(
         judge([Failure(-1, "", "manifest.empty", "0 rows")])
     else:
         judge(_run([*row_checks(modalities, settings.limits), *label_checks(labels, settings.labels)], facts))
-        judge(_run([*target_checks(others), *conversation_checks()], facts))
+        judge(_run([*target_checks(others), *conversation_checks(), *fault_checks(faults or ())], facts))
         judge(_contents(table, modalities, facts["split"], kept))
         for label in labels:
             judge(_trained(facts, label, kept))

@@ -78,6 +78,8 @@ class AdaptedModel(nn.Module):
         if hasattr(self.head, "embeds"):
             embedded = self.backbone.embed(met, [name for name in self.head.embeds if name in met])  # type: ignore[union-attr]
             return self.head(_pooled(streams), embedded, entered)
+        if hasattr(self.head, "locates"):
+            return self.head(streams, _pooled(streams))
         if not self.branches:
             return heard(self.head, _pooled(streams), entered)
         parts = dict.fromkeys(self.head.tasks, _pooled(streams))  # type: ignore[arg-type]

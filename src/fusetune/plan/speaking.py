@@ -28,7 +28,7 @@ def answered(
     if model.task.speaks:
         return spoken(model, streams, start, model.task.decoding(decoding)).float().cpu()  # type: ignore[attr-defined]
     check(not decoding, f"{', '.join(decoding or ())}: of answers in words; this adapter's task is another.")
-    return model(streams, start).float().cpu()
+    return model.task.kept(model(streams, start).float(), None).cpu()
 
 
 @torch.no_grad()

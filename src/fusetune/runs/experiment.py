@@ -25,7 +25,6 @@ from fusetune.plan.cost import Choice, choose, weigh
 from fusetune.plan.frontier import frontier
 from fusetune.plan.plan import Plan
 from fusetune.runs.linear_start import find_directions, find_starts
-from fusetune.tasks.task import content_column
 from fusetune.tokens import Tokens
 from fusetune.training.data import DataSettings, TaskRows, without_roots
 from fusetune.training.predicting import Split
@@ -127,8 +126,7 @@ class Experiment(TaskRows):
 
     def answers(self, outputs: Tensor, split: str) -> list[dict[str, Any]]:
         """What the task decodes from a split's outputs, a row each."""
-        columns = {name: self._columns[content_column(name)] for name in self.task.content_modalities()}
-        contents = {name: [keys[row] for row in self.rows[split]] for name, keys in columns.items()}
+        contents = self.task.contents(self._picked(self.rows[split]))
         return self.task.answers(outputs, self.column("sample_id", split), contents)
 
     def example(self, count: int) -> dict[str, Tokens]:

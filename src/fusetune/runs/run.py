@@ -234,6 +234,8 @@ def unimodal_metrics(
     if not task.fuses or task.speaks:
         return found, used
     for name in data.modalities:
+        if set(task.required_modalities()) - {name}:
+            continue  # nothing to look through
         alone = data.alone(name)
         experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone", lengths)
         device = pick_device(settings.device)

@@ -21,7 +21,7 @@ from fusetune.manifest.checks import ValidationSettings
 from fusetune.manifest.contents import digest_column, with_constants, with_digests
 from fusetune.manifest.second_sets import SecondSet
 from fusetune.plan.adapted import AdaptedModel
-from fusetune.training.data import DataSettings, make_task, streams_of, task_columns
+from fusetune.training.data import DataSettings, faults_of, make_task, streams_of, task_columns
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.predicting import Split, predict
 
@@ -105,9 +105,10 @@ def sound_rows(
         settings, severity={**settings.severity, **severity, **dict.fromkeys(NOT_ASKED, "off")}, max_quarantined=1.0
     )
     label, problems = getattr(task.config, "label", None), task.problems()
+    faults = faults_of(task, Source(table, modalities))
     labels = [label] if label and label not in problems else []
     try:
-        outcome = validate(table, modalities, labels, rules, progress, task.columns(), problems)
+        outcome = validate(table, modalities, labels, rules, progress, task.columns(), problems, faults)
     except FusetuneError as error:
         raise FusetuneError(f"{where}: {error}") from None
     told = [
@@ -152,7 +153,7 @@ def evaluate_on(
     too_long = len(known) - len(fitting)
     if too_long:
         known = [known[i] for i in fitting]
-        some, features = _part(rows, known), features.of_rows(fitting, augmented=False)
+        features = features.of_rows(fitting, augmented=False)
     picked = {name: [values[i] for i in known] for name, values in columns.items()}
     split = Split({1: FeatureSet(features, store, device)}, task.targets(picked), rows.name)
     outputs, _ = predict(model.to(device), split, BATCH)
@@ -160,8 +161,7 @@ def evaluate_on(
     kinds = picked[kind] if kind else None
     scores = task.per_sample(outputs, split.targets)[task.metric]
     ids = table["sample_id"].take(known).to_pylist()
-    contents = {name: some.content_keys([name])[name] for name in task.content_modalities()}
-    decoded = task.answers(outputs, ids, contents)
+    decoded = task.answers(outputs, ids, task.contents(picked))
     told = {name: picked[name] for name in task.columns()} | {n: [row[n] for row in decoded] for n in decoded[0]}
     return SecondResult(
         evaluate(task, outputs, split.targets, evaluation, kinds, groups),

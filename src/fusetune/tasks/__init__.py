@@ -12,6 +12,8 @@ tasks = Registry(
         "vqa": "fusetune.tasks.vqa:VQA",
         "multi_task": "fusetune.tasks.multi_task:MultiTask",
         "generation": "fusetune.tasks.generation:Generation",
+        "grounding": "fusetune.tasks.grounding:Grounding",
+        "moments": "fusetune.tasks.moments:Moments",
         "retrieval": "fusetune.tasks.retrieval:Retrieval",
     },
 )

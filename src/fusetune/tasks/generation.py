@@ -129,8 +129,9 @@ class Generation(Task):
         wanted = targets[:, : outputs.shape[1]]
         return F.cross_entropy(outputs.flatten(0, 1), wanted.flatten(), ignore_index=NO_TOKEN)
 
-    def kept(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def kept(self, outputs: Tensor, targets: Tensor | None) -> Tensor:
         """(rows, longest, 2): of each token its log likelihood, and the likeliest one in its place; zeros behind."""
+        assert targets is not None  # what is said by itself isn't measured here
         wanted = targets[:, : outputs.shape[1]]
         there = wanted != NO_TOKEN
         logs = outputs.log_softmax(-1).gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)

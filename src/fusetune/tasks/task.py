@@ -16,6 +16,11 @@ def content_column(modality: str) -> str:
     return f"{modality}: content"
 
 
+def extent_column(modality: str) -> str:
+    """Among the columns of `Task.targets`: how large a sample of a modality is; None where that can't be read."""
+    return f"{modality}: extent"
+
+
 class LinearPart(NamedTuple):
     """A head whose outputs may be linear in the streams.
 
@@ -68,6 +73,20 @@ class Task(ABC):
         """Modalities of which `targets` also needs to know which rows have the same content (`content_column`)."""
         return []
 
+    def measured_modalities(self) -> list[str]:
+        """Modalities of which `targets` and `decode` need to know how large each sample is (`extent_column`)."""
+        return []
+
+    def required_modalities(self) -> list[str]:
+        """Modalities without which nothing can be answered."""
+        return []
+
+    def contents(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """What `decode` has to know of samples, by modality, out of the columns of `targets`."""
+        found = {name: columns.get(content_column(name)) for name in self.content_modalities()}
+        found |= {name: columns.get(extent_column(name)) for name in self.measured_modalities()}
+        return {name: list(values) for name, values in found.items() if values is not None}
+
     @abstractmethod
     def fit(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Learn label sets and the like from the training rows."""
@@ -82,6 +101,11 @@ class Task(ABC):
 
     def problems(self) -> dict[str, Callable[[Any], str | None]]:
         """By target column that holds no classes: why a cell is no target, in words; None for one that is."""
+        return {}
+
+    def faults(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[str | None]]:
+        """By check (of `manifest.checks.SEVERITIES`), of each row why it fails, in words; None where it doesn't."""
+        del columns
         return {}
 
     def known(self, columns: Mapping[str, Sequence[Any]]) -> list[bool]:
@@ -126,8 +150,12 @@ class Task(ABC):
         """(rows,): what each row counts in a mean of losses over batches."""
         return torch.ones(len(targets))
 
-    def kept(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """What of a batch's outputs is kept for metrics and answers; vocabularies are too wide to be."""
+    def kept(self, outputs: Tensor, targets: Tensor | None) -> Tensor:
+        """What of a batch's outputs is kept for metrics and answers; vocabularies are too wide to be.
+
+        Args:
+            targets: None where nobody knows them.
+        """
         del targets
         return outputs
 
@@ -153,7 +181,8 @@ class Task(ABC):
         """Outputs as a user reads them: one dict of columns a sample; None for what is no number.
 
         Args:
-            contents: by modality, a name of each row's content; a task that compares rows takes the same as one.
+            contents: by modality, a name of each row's content (`content_modalities`): a task that compares rows takes
+                the same as one; or how large each row's sample is (`measured_modalities`).
         """
 
     def row_columns(self) -> list[str]:

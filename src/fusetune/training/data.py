@@ -17,7 +17,7 @@ from fusetune.errors import FusetuneError
 from fusetune.features.source import Source
 from fusetune.manifest.schema import SPLITS, Modality
 from fusetune.tasks import tasks
-from fusetune.tasks.task import Task, content_column
+from fusetune.tasks.task import Task, content_column, extent_column
 
 ANSWER = "answer"  # the stream of answers, for tasks that answer in words
 
@@ -79,9 +79,24 @@ def task_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | Non
     Args:
         keys: of contents, by modality, where they are known; None: they are read.
     """
-    columns = {name: _column(source.table, name) for name in task.columns()}
+    return {name: _column(source.table, name) for name in task.columns()} | sample_columns(task, source, keys)
+
+
+def sample_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
+    """What `task.targets` and `task.contents` need to know of samples themselves; `keys` as `task_columns` has it."""
     known = source.content_keys(task.content_modalities()) if keys is None else keys
-    return columns | {content_column(name): known[name] for name in task.content_modalities() if name in known}
+    contents = {content_column(name): known[name] for name in task.content_modalities() if name in known}
+    measured = [name for name in task.measured_modalities() if name in source.modalities]
+    return contents | {extent_column(name): source.extents(name) for name in measured}
+
+
+def faults_of(task: Task, source: Source) -> dict[tuple[str, str], list[str | None]]:
+    """By column and check, of each row why its target can't be one, in words; columns that aren't there are others'
+    business."""
+    if any(name not in source.table.column_names for name in task.columns()):
+        return {}
+    column = getattr(task, "region_column", "")
+    return {(column, name): told for name, told in task.faults(task_columns(task, source)).items()}
 
 
 def load_backbone(folder: str | Path, data: DataSettings) -> Backbone:
@@ -109,9 +124,12 @@ def streams_of(data: DataSettings) -> dict[str, Modality]:
 
 
 def meet(task: Task, backbone: Backbone) -> None:
-    """Let a task that answers in words know the words of the model that gives them."""
+    """Let a task know the words in which it answers, and the encoder that it looks through."""
     if task.speaks:
         task.meet(backbone.tower(ANSWER))  # type: ignore[attr-defined]
+    for name in task.required_modalities():
+        if name in backbone.towers:
+            task.meet_tower(backbone.tower(name))  # type: ignore[attr-defined]
 
 
 class TaskRows:
@@ -126,6 +144,12 @@ class TaskRows:
         self.task = make_task(data.task)
         if backbone is not None:
             meet(self.task, backbone)
+        for name in self.task.required_modalities():
+            check(
+                name not in data.modalities or not data.modalities[name].augment,
+                f"data.modalities.{name}.augment: what is asked for are places in '{name}', and these would move. "
+                "Leave it out.",
+            )
         self.table, self.data, self.source = table, data, Source(table, streams_of(data))
         split = table["split"].to_pylist()
         self.rows = {name: [i for i, value in enumerate(split) if value == name] for name in SPLITS}

@@ -12,7 +12,7 @@ from fusetune.backbones.audio_towers import SpectrogramTower, features_of, resam
 from fusetune.backbones.composite.cuts import ENCODER
 from fusetune.backbones.composite.given import FRAMES, PLACE_FRAMES
 from fusetune.backbones.composite.seeing import SeeingTower
-from fusetune.tokens import Tokens
+from fusetune.tokens import Lattice, Tokens
 
 
 class HearingTower(SeeingTower):
@@ -23,6 +23,12 @@ class HearingTower(SeeingTower):
     @property
     def most_seconds(self) -> float:
         return float(self.processor.chunk_length)
+
+    def lattice(self) -> Lattice | None:
+        return None  # a place of it is a moment
+
+    def view(self, extent: Sequence[float]) -> tuple[float, ...]:
+        return 0.0, self.most_seconds
 
     def _items(self, sample: Any) -> Sequence[Any]:
         return [sample]
@@ -40,6 +46,9 @@ class MeasuredTower(HearingTower):
     At depth 0 the number of frames that are there stands behind a sound's spectrogram. One of a moment is heard with a
     moment of silence behind it: a single place would be read as the sign for a whole sound.
     """
+
+    def view(self, extent: Sequence[float]) -> tuple[float, ...]:
+        return 0.0, min(extent[0], self.most_seconds)
 
     @cached_property
     def shape(self) -> torch.Size:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from fusetune.backbones.composite.cuts import CONNECTOR, ENCODER, MEMORY, PLACES, Carried
 from fusetune.backbones.composite.model import CompositeModel
+from fusetune.backbones.geometry import Views, grid
 from fusetune.backbones.tower import Tower
 from fusetune.config import check
 from fusetune.errors import FusetuneError
-from fusetune.tokens import Tokens, pad
+from fusetune.tokens import Lattice, Tokens, pad
 
 BICUBIC = 3  # PIL's number of the filter that the image processors of these models use
 
@@ -143,6 +144,28 @@ class SeeingTower(Tower):
 
     def tokens_out(self, tokens_in: int) -> int:
         return tokens_in * self.tokens_at(self.depth)
+
+    def lattice(self) -> Lattice | None:
+        family, config = self.composite.family, self.composite.model.config
+        made = family.instructed or family.crossed or family.packed or "qformer" in family.connector
+        tokens = self.tokens_at(self.depth)
+        height, width = self.shape[-2:] if len(self.shape) > 2 else (self.side or 0,) * 2
+        found = None if made or getattr(config, "perceiver_config", None) else grid(tokens, height, width)
+        check(
+            found is not None,
+            f"a {type(self.composite.model).__name__}, whose {tokens} tokens of a picture stand for no places in it. "
+            "Expected a model whose connector keeps rows and columns (LLaVA, PaliGemma, Qwen-VL, SmolVLM).",
+        )
+        return found
+
+    def view(self, extent: Sequence[float]) -> tuple[float, ...]:
+        if len(self.shape) < 3:
+            return (0.0, 0.0, *extent)  # brought to its side as a whole
+        return self._views(extent)
+
+    @cached_property
+    def _views(self) -> Views:
+        return Views(lambda pictures: self._process(pictures).reshape(-1, *self.shape[-3:]))
 
     def preprocessing(self) -> dict[str, Any]:
         brought = {"side": self.side} if self.side else {}

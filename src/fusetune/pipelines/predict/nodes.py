@@ -204,8 +204,11 @@ def _columns(source: Any, keys: Mapping[str, Any], rows: list[int], scored: Any,
     import pyarrow as pa
 
     from fusetune.config import digest
+    from fusetune.training.data import sample_columns
 
-    contents = {name: [keys[name][row] for row in scored.rows] for name in task.content_modalities()}
+    asked = [name for name in task.columns() if name in source.table.column_names]
+    told = {n: source.table[n].to_pylist() for n in asked} | sample_columns(task, source, keys)
+    contents = task.contents({name: [values[row] for row in scored.rows] for name, values in told.items()})
     ids = source.table["sample_id"].to_pylist() if "sample_id" in source.table.column_names else None
     at = {row: i for i, row in enumerate(scored.rows)}
     names = [str(ids[row]) if ids else str(row) for row in scored.rows]

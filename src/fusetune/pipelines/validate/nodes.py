@@ -12,27 +12,30 @@ def check_manifest(
 ) -> tuple[Any, Any, dict[str, Any], str]:
     """The sound rows, the quarantine, the report, and the report as a page."""
     from fusetune.config import build
+    from fusetune.features.source import Source
     from fusetune.manifest.checks import ValidationSettings
     from fusetune.manifest.contents import with_constants, with_digests
     from fusetune.manifest.validation import validate as run_checks
     from fusetune.pipelines.progress import DecodeProgress
     from fusetune.pipelines.tracking import log_dict, log_text
     from fusetune.report.validation_page import validation_page
-    from fusetune.training.data import DataSettings, make_task
+    from fusetune.training.data import DataSettings, faults_of, make_task
 
     settings = build(DataSettings, data, "data")
     task = make_task(settings.task)
     problems = task.problems()
     label = getattr(task.config, "label", None)
+    table = with_constants(manifest, settings.modalities)
     with DecodeProgress() as progress:
         outcome = run_checks(
-            with_constants(manifest, settings.modalities),
+            table,
             settings.modalities,
             [label] if label and label not in problems else [],
             build(ValidationSettings, validate, "validate"),
             progress,
             task.columns(),
             problems,
+            faults_of(task, Source(table, settings.modalities)),
         )
     page = validation_page(outcome.report, f"Validation of {experiment}")
     log_dict(outcome.report, "validation.json")
