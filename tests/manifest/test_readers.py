@@ -214,6 +214,7 @@ def test_ave(tmp_path):
         (tmp_path / "AVE" / f"{split}-_0.mp4").write_bytes(clip(1))
     found = rows(read("ave", folder=str(tmp_path)))
     assert len(found) == 6 and found[1]["start"] == 1.0 and found[1]["end"] == 6.0
+    assert found[1]["segments"] == ["background"] + ["Church bell"] * 5 + ["background"] * 4
     assert found[0]["label"] == "Church bell" and (tmp_path / found[0]["video"]).is_file()
     (tmp_path / "valSet.txt").write_text("Church bell&x&good\n")
     with pytest.raises(FusetuneError, match=r"valSet.txt, line 1: expected Category&VideoID&Quality&StartTime&EndTime"):

@@ -166,7 +166,7 @@ class Cropping:
 def test_boxes_go_through_a_crop_and_back_to_the_datas_own_pixels():
     columns = {"box": [[100, 50, 200, 150.5], [0, 0, 640, 480]], extent_column("image"): [(640, 480)] * 2}
     task = Grounding(GroundingConfig())
-    task.meet_tower(Cropping())
+    task.meet_towers({"image": Cropping()})
     targets = task.targets(columns)
     assert targets[0, 0].tolist() == pytest.approx([20 / 480, 50 / 480, 120 / 480, 150.5 / 480])
     assert targets[1, 0].tolist() == pytest.approx([-80 / 480, 0, 560 / 480, 1])  # beyond what is seen
@@ -174,7 +174,7 @@ def test_boxes_go_through_a_crop_and_back_to_the_datas_own_pixels():
     assert np.allclose([row["box"] for row in answers], columns["box"], atol=1e-3)
     assert task.decode(targets[:1, 0]) == [{"box": None}]  # of a picture whose size nobody knows
     as_coco = Grounding(GroundingConfig(format="xywh"))
-    as_coco.meet_tower(Cropping())
+    as_coco.meet_towers({"image": Cropping()})
     same = {**columns, "box": [[100, 50, 100, 100.5], [0, 0, 640, 480]]}
     assert torch.equal(as_coco.targets(same), targets)
 

@@ -92,7 +92,7 @@ class ImageTower(ItemTower):
         return found
 
     def view(self, extent: Sequence[float]) -> tuple[float, ...]:
-        return self._views(extent)
+        return self._views(extent) if len(extent) > 1 else super().view(extent)  # of frames, all are seen
 
     @cached_property
     def _views(self) -> Views:

@@ -1,6 +1,6 @@
 """What pictures need beside the summary: curves, confusion, gates and attention of each variant."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,31 @@ def confusion(one: Compared) -> tuple[list[str], np.ndarray] | None:
         table, columns = cell.predictions(), cell.results["metrics"]["target_columns"]
         if "prediction" not in table.column_names:
             return None
-        targets += [str(value) for value in table[columns[0]].to_pylist()]
-        predictions += [str(value) for value in table["prediction"].to_pylist()]
+        targets += one_by_one(table[columns[0]].to_pylist())
+        predictions += one_by_one(table["prediction"].to_pylist())
     return confusion_counts(targets, predictions)
+
+
+def by_class(one: Compared) -> dict[str, float]:
+    """Share of right answers for each label; {} where the task predicts none."""
+    hits: dict[str, list[float]] = {}
+    for cell in one.cells.values():
+        table, columns = cell.predictions(), cell.results["metrics"]["target_columns"]
+        if "prediction" not in table.column_names:
+            return {}
+        right, said = (table[name].to_pylist() for name in (columns[0], "prediction"))
+        scores = table["score"].to_pylist()
+        if right and isinstance(right[0], list):  # a label for each segment
+            right, said = one_by_one(right), one_by_one(said)
+            scores = [float(a == b) for a, b in zip(right, said, strict=True)]
+        for label, score in zip(right, scores, strict=True):
+            hits.setdefault(str(label), []).append(score)
+    return {label: float(np.mean(values)) for label, values in sorted(hits.items())}
+
+
+def one_by_one(labels: Sequence[Any]) -> list[str]:
+    """Of a row that has a label for each of its segments, all of them."""
+    return [str(label) for row in labels for label in (row if isinstance(row, list) else [row])]
 
 
 def gates(one: Compared) -> dict[str, list[float]]:

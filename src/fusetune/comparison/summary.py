@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusetune.comparison.cells import Cell
+from fusetune.comparison.details import by_class
 from fusetune.comparison.measures import BINS
 from fusetune.comparison.record import Compared
 from fusetune.comparison.second_sets import Elsewhere
@@ -130,7 +131,7 @@ def _row(one: Compared, matrix: np.ndarray, groups: Sequence[Any] | None, settin
         "by_seed": by_seed.tolist(),
         "other_metrics": _means([{k: v for k, v in m["test"].items() if isinstance(v, float)} for m in metrics]),
         "before_training": _mean([m.get("before_training") for m in metrics]),
-        "by_class": _by_class(one),
+        "by_class": by_class(one),
         "by_group": _means([m["test"].get("by_group", {}) for m in metrics]),
         "ece": _mean([r["calibration"].get("ece") for r in results]),
         "calibration": _bins([r["calibration"].get("bins", []) for r in results]),
@@ -241,18 +242,6 @@ def _adapter(best: Compared) -> str:
 def validated(cell: Cell) -> float:
     """The validation metric of the epoch that was kept."""
     return float(cell.results["metrics"]["validation"])
-
-
-def _by_class(one: Compared) -> dict[str, float]:
-    """Share of right answers for each label; {} where the task predicts none."""
-    hits: dict[str, list[float]] = {}
-    for cell in one.cells.values():
-        table, columns = cell.predictions(), cell.results["metrics"]["target_columns"]
-        if "prediction" not in table.column_names:
-            return {}
-        for label, score in zip(table[columns[0]].to_pylist(), table["score"].to_pylist(), strict=True):
-            hits.setdefault(str(label), []).append(score)
-    return {label: float(np.mean(values)) for label, values in sorted(hits.items())}
 
 
 def _points(found: Sequence[Compared]) -> list[Numbers]:

@@ -71,6 +71,8 @@ SEVERITIES: dict[str, str] = {
     "box.order": "quarantine",
     "box.outside": "quarantine",
     "box.extent": "quarantine",
+    "segments.shape": "quarantine",
+    "segments.count": "quarantine",
     "span.shape": "quarantine",
     "span.order": "quarantine",
     "span.outside": "quarantine",

@@ -78,7 +78,7 @@ class AdaptedModel(nn.Module):
         if hasattr(self.head, "embeds"):
             embedded = self.backbone.embed(met, [name for name in self.head.embeds if name in met])  # type: ignore[union-attr]
             return self.head(_pooled(streams), embedded, entered)
-        if hasattr(self.head, "locates"):
+        if getattr(self.head, "takes_tokens", False):
             return self.head(streams, _pooled(streams))
         if not self.branches:
             return heard(self.head, _pooled(streams), entered)

@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any
 
 from fusetune.report.figures import Figures, answers, compared, confusion_matrix, distributions, learning_curve
+from fusetune.report.located_figures import figure_of
+from fusetune.report.segment_figures import labels_on_a_line
 from fusetune.runs.run import TrainingResult
 
 
@@ -30,8 +32,14 @@ def training_figures(result: TrainingResult) -> Figures:
         figures["answers"] = partial(
             answers, metrics["shown"], result.pictures, f"{method}: what was said after epochs"
         )
+    if result.located:
+        figures["located"] = partial(figure_of, result.located, f"{method}: test samples")
     if "prediction" in predictions.column_names and "said" not in metrics:
-        targets = [str(value) for value in predictions[metrics["target_columns"][0]].to_pylist()]
-        found = predictions["prediction"].to_pylist()
+        targets, found = (predictions[n].to_pylist() for n in (metrics["target_columns"][0], "prediction"))
+        if isinstance(found[0], list):  # a label for each segment
+            ids = [str(name) for name in predictions["sample_id"].to_pylist()]
+            figures["segments"] = partial(labels_on_a_line, ids, targets, found, on_test)
+            targets, found = ([label for row in rows for label in row] for rows in (targets, found))
+        targets = [str(value) for value in targets]
         figures["confusion_matrix"] = partial(confusion_matrix, targets, found, on_test)
     return Figures(figures)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fusetune.backbones.aligned_towers import AlignedAudio, AlignedImage, AlignedSettings
 from fusetune.manifest.schema import Modality
+from fusetune.runs.segment_baselines import fused, segment_outputs
 from fusetune.training.data import TaskRows
 
 MOST_ROWS = 10_000  # training rows; of more, these many, evenly spread
@@ -38,6 +39,14 @@ def plain_baselines(rows: TaskRows) -> dict[str, float]:
         task.settle(val, targets[1])
         return float(task.metrics(test, targets[2])[task.metric])
 
+    if kind == "segments":
+        counts = torch.bincount(targets[0].flatten(), minlength=len(task.labels)).double()  # type: ignore[attr-defined]
+        logs = (counts / counts.sum() + 1e-9).log().numpy()
+        shape = (task.count, len(task.labels))  # type: ignore[attr-defined]
+        found = {MAJORITY: scored([np.broadcast_to(logs, (len(part), *shape)) for part in targets[1:]])}
+        by_name = segment_outputs(rows, splits)
+        found |= {f"{NAMES[rows.data.modalities[n].kind]} of {n}": scored(parts) for n, parts in by_name.items()}
+        return found | ({FUSION: scored(fused(by_name))} if len(by_name) > 1 else {})
     raw = {name: _raw(rows, name, splits) for name in rows.data.modalities}
     if kind == "pairs":
         return {"ridge from raw to raw": scored(_pairs(rows, raw))}

@@ -126,7 +126,7 @@ class Experiment(TaskRows):
 
     def answers(self, outputs: Tensor, split: str) -> list[dict[str, Any]]:
         """What the task decodes from a split's outputs, a row each."""
-        contents = self.task.contents(self._picked(self.rows[split]))
+        contents = self.task.contents(self.columns_of(self.rows[split]))
         return self.task.answers(outputs, self.column("sample_id", split), contents)
 
     def example(self, count: int) -> dict[str, Tokens]:

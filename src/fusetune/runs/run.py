@@ -22,6 +22,7 @@ from fusetune.features.storage import Store
 from fusetune.plan.plan import Plan
 from fusetune.runs.baselines import best_of, metric_key
 from fusetune.runs.experiment import Experiment
+from fusetune.runs.located import Located, located
 from fusetune.runs.said import Shown, said
 from fusetune.tasks.joined_head import joined_heads
 from fusetune.training.data import DataSettings, load_backbone, make_task
@@ -50,6 +51,7 @@ class TrainingResult:
         epochs: with times.
         validated: outputs of the validation split.
         pictures: of the samples in `metrics["shown"]`.
+        located: test samples of a task that asks where or when.
         scores: of each validation and test sample, with its group and its targets: what decides who is better; None
             where nobody asks.
     """
@@ -64,6 +66,7 @@ class TrainingResult:
     validated: Tensor
     scores: pa.Table | None = None
     pictures: Sequence[Any] = ()
+    located: Sequence[Located] = ()
 
     def scalars(self) -> dict[str, float]:
         """The metrics that are single numbers, for a tracker."""
@@ -138,7 +141,9 @@ def train_and_test(
     if curve := shown.by_epoch():
         result = replace(result, metrics={**result.metrics, "said_by_epoch": curve})
     shutil.rmtree(folder, ignore_errors=True)
-    return replace(result, scores=_scores(experiment, splits["val"], result))
+    return replace(
+        result, scores=_scores(experiment, splits["val"], result), located=located(experiment, result.outputs)
+    )
 
 
 def tested(

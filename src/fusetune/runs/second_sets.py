@@ -21,7 +21,7 @@ from fusetune.manifest.checks import ValidationSettings
 from fusetune.manifest.contents import digest_column, with_constants, with_digests
 from fusetune.manifest.second_sets import SecondSet
 from fusetune.plan.adapted import AdaptedModel
-from fusetune.training.data import DataSettings, faults_of, make_task, streams_of, task_columns
+from fusetune.training.data import DataSettings, derives, faults_of, make_task, streams_of, task_columns, with_derived
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.predicting import Split, predict
 
@@ -118,7 +118,7 @@ def sound_rows(
     aside = table.num_rows - outcome.sound.num_rows
     check(outcome.sound.num_rows > 0, f"{where}: no row is sound. {'; '.join(told)}")
     digested = {n: m for n, m in modalities.items() if digest_column(n) not in outcome.sound.column_names}
-    streams = streams_of(data) | modalities
+    streams = modalities if derives(task) else streams_of(data) | modalities
     source = ChangedSource(with_digests(outcome.sound, digested), streams, chosen.changes, f"{where}.changes")
     seen = 0 if train is None else _shared(train, source)
     if seen:
@@ -141,7 +141,12 @@ def evaluate_on(
     Args:
         model: that the artifact was built into.
     """
-    task, table = model.task, rows.source.table
+    task = model.task
+    if derives(task):  # its answers are a stream, in the words of this very model
+        own = rows.source
+        table, streams = with_derived(task, own.table, own.modalities), streams_of(artifact.data()) | own.modalities
+        rows = replace(rows, source=ChangedSource(table, streams, own.changes))
+    table = rows.source.table
     columns = task_columns(task, rows.source)
     known = [i for i, takes in enumerate(task.known(columns)) if takes]
     check(bool(known), f"evaluate_on.{rows.name}: no row has a target that the training knew.")

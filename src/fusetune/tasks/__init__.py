@@ -13,6 +13,8 @@ tasks = Registry(
         "multi_task": "fusetune.tasks.multi_task:MultiTask",
         "generation": "fusetune.tasks.generation:Generation",
         "grounding": "fusetune.tasks.grounding:Grounding",
+        "grounding_in_words": "fusetune.tasks.grounding_in_words:GroundingInWords",
+        "segments": "fusetune.tasks.segments:Segments",
         "moments": "fusetune.tasks.moments:Moments",
         "retrieval": "fusetune.tasks.retrieval:Retrieval",
     },

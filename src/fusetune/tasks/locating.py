@@ -57,9 +57,8 @@ class Locating(Task):
         """A region as the manifest has it, as where it begins and where it ends."""
         return list(region)
 
-    def meet_tower(self, tower: Any) -> None:
-        """Know the encoder whose tokens are looked through."""
-        self._tower = tower
+    def meet_towers(self, towers: Mapping[str, Any]) -> None:
+        self._tower = towers.get(self.config.target)
 
     def required_modalities(self) -> list[str]:
         return [self.config.target]
@@ -95,7 +94,7 @@ class Locating(Task):
             if fault or cell is None:
                 problem = fault[1] if fault else f"no {self.noun}"
                 raise FusetuneError(f"column '{self.region_column}', row {row}: {problem}. {self._expected()}")
-            rows.append([self.corners(region) for region in _several(cell)])
+            rows.append([self.corners(region) for region in regions_of(cell)])
             views.append(self._view(extent))
         regions = torch.full((len(rows), max(map(len, rows), default=1), 2 * self.dims), torch.nan, dtype=torch.float64)
         for row, own in enumerate(rows):
@@ -105,7 +104,7 @@ class Locating(Task):
     def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
         target = self.config.target
         check(target in widths, f"data.task.target: no modality '{target}'. Known: {', '.join(widths)}.")
-        check(self._tower is not None, "data.task: the encoder that is looked through isn't known yet (`meet_tower`).")
+        check(self._tower is not None, "data.task: the encoder that is looked through isn't known yet (`meet_towers`).")
         lattice = self._lattice()
         return LocatingHead(target, lattice, self.usual, widths, make)
 
@@ -161,11 +160,11 @@ class Locating(Task):
     def _within(self, region: Tensor, extent: Any) -> list[float]:
         view = torch.tensor([self._view(extent)], dtype=torch.float64)
         low, high = brought_back(region[None], view)[0].chunk(2)
-        most = torch.tensor(_numbers(extent), dtype=torch.float64)
+        most = torch.tensor(extent_numbers(extent), dtype=torch.float64)
         return torch.cat([low.clamp(min=0).minimum(most), high.clamp(min=0).minimum(most)]).tolist()
 
     def _view(self, extent: Any) -> list[float]:
-        numbers = _numbers(extent)
+        numbers = extent_numbers(extent)
         return list(self._tower.view(numbers)) if self._tower is not None else [*[0.0] * self.dims, *numbers]
 
     def _fault(self, cell: Any, extent: Any) -> tuple[str, str] | None:
@@ -173,7 +172,7 @@ class Locating(Task):
         if cell is None:
             return None
         try:
-            regions = [[float(value) for value in region] for region in _several(cell)]
+            regions = [[float(value) for value in region] for region in regions_of(cell)]
         except (TypeError, ValueError):
             return f"{self.noun}.shape", f"{str(cell)[:60]!r} is no list of numbers"
         for region in regions or [[]]:
@@ -184,9 +183,9 @@ class Locating(Task):
                 return f"{self.noun}.order", f"{region}: it ends where it begins, or before"
             if extent is None:
                 return f"{self.noun}.extent", f"how large the sample in '{self.config.target}' is can't be read"
-            for low, high, most in zip(corners[: self.dims], corners[self.dims :], _numbers(extent), strict=True):
+            for low, high, most in zip(corners[: self.dims], corners[self.dims :], extent_numbers(extent), strict=True):
                 if low < -TOLERANCE * most or high > (1 + TOLERANCE) * most:
-                    whole = " x ".join(f"{number:g}" for number in _numbers(extent))
+                    whole = " x ".join(f"{number:g}" for number in extent_numbers(extent))
                     return f"{self.noun}.outside", f"{region}: not within {whole} {self.unit}"
         return None
 
@@ -218,10 +217,10 @@ def _matched(places: Tensor, real: Tensor, targets: Tensor) -> tuple[Tensor, Ten
     return right, smallest.argmin(-1)
 
 
-def _several(cell: Any) -> list[Any]:
+def regions_of(cell: Any) -> list[Any]:
     """The regions of a cell: it holds one, or a list of them."""
     return list(cell) if len(cell) and hasattr(cell[0], "__len__") and not isinstance(cell[0], str) else [cell]
 
 
-def _numbers(extent: Any) -> list[float]:
+def extent_numbers(extent: Any) -> list[float]:
     return [float(value) for value in (extent if hasattr(extent, "__len__") else [extent])]

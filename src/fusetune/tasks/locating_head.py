@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fusetune.config import check
 from fusetune.tasks.task import HeadMaker
+from fusetune.tasks.token_times import token_times
 from fusetune.tokens import Lattice, Tokens
 
 NOWHERE = -1e4  # score of a token that stands for no place
@@ -27,14 +28,16 @@ class LocatingHead(nn.Module):
         usual: the mean size of a region in each direction, in shares; its length is d, 1 for time, 2 for a picture.
 
     Attributes:
-        locates: the streams that it reads token by token.
+        takes_tokens: it is given streams token by token.
     """
+
+    takes_tokens = True
 
     def __init__(
         self, target: str, lattice: Lattice | None, usual: list[float], widths: Mapping[str, int], make: HeadMaker
     ) -> None:
         super().__init__()
-        self.locates, self.lattice, self.widths = (target,), lattice, dict(widths)
+        self.target, self.lattice, self.widths = target, lattice, dict(widths)
         width, asked = widths[target], sum(widths.values())
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.asked_norm = nn.LayerNorm(asked, elementwise_affine=False)
@@ -48,7 +51,7 @@ class LocatingHead(nn.Module):
             streams: behind the junction.
             pooled: the same, pooled; a stream that isn't there is zeros.
         """
-        tokens = streams[self.locates[0]]
+        tokens = streams[self.target]
         one = tokens.pooled()
         parts = [pooled[n] if n in pooled else one.new_zeros(len(one), width) for n, width in self.widths.items()]
         asked = self.ask(self.asked_norm(torch.cat(parts, -1)))[:, None]
@@ -73,16 +76,13 @@ class LocatingHead(nn.Module):
         count, each = mask.shape[1], lattice.tokens
         check(
             count % each == 0 and (dims == 1 or count == each),
-            f"data.task: '{self.locates[0]}' has {count} tokens where its encoder gives {each} for one picture; what "
+            f"data.task: '{self.target}' has {count} tokens where its encoder gives {each} for one picture; what "
             "stands for no place can't be located. Expected one picture a sample, and a method that adds no tokens.",
         )
-        inside = torch.arange(count, device=mask.device) % each - lattice.lead  # place within its item
-        real = mask & (inside >= 0)
-        inside = inside.clamp(min=0)
-        if dims == 2:
-            row, column = inside % (lattice.rows * lattice.columns) // lattice.columns, inside % lattice.columns
-            return torch.stack([(column + 0.5) / lattice.columns, (row + 0.5) / lattice.rows], -1)[None], real
-        item = torch.arange(count, device=mask.device) // each
-        time = item * lattice.times + inside // (lattice.rows * lattice.columns)
-        times = (mask.sum(1, keepdim=True) / each).clamp(min=1) * lattice.times
-        return ((time + 0.5) / times)[..., None], real
+        if dims == 1:
+            middle, _, real = token_times(mask, lattice)
+            return middle[..., None], real
+        inside = torch.arange(count, device=mask.device) - lattice.lead
+        row, column = inside // lattice.columns, inside % lattice.columns
+        places = torch.stack([(column + 0.5) / lattice.columns, (row + 0.5) / lattice.rows], -1)
+        return places[None], mask & (inside >= 0)

@@ -77,6 +77,15 @@ class Task(ABC):
         """Modalities of which `targets` and `decode` need to know how large each sample is (`extent_column`)."""
         return []
 
+    def derived(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Columns that are made of those of `targets`: answers in words."""
+        del columns
+        return {}
+
+    def meet_towers(self, towers: Mapping[str, Any]) -> None:
+        """Know the encoders by modality, where answers are about what their tokens stand for."""
+        del towers
+
     def required_modalities(self) -> list[str]:
         """Modalities without which nothing can be answered."""
         return []

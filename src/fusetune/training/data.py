@@ -79,7 +79,8 @@ def task_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | Non
     Args:
         keys: of contents, by modality, where they are known; None: they are read.
     """
-    return {name: _column(source.table, name) for name in task.columns()} | sample_columns(task, source, keys)
+    own = {name: _column(source.table, name) for name in task.columns()} | sample_columns(task, source, keys)
+    return own | task.derived(own)
 
 
 def sample_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
@@ -97,6 +98,22 @@ def faults_of(task: Task, source: Source) -> dict[tuple[str, str], list[str | No
         return {}
     column = getattr(task, "region_column", "")
     return {(column, name): told for name, told in task.faults(task_columns(task, source)).items()}
+
+
+def derives(task: Task) -> bool:
+    """Whether a task makes columns of others."""
+    return type(task).derived is not Task.derived
+
+
+def with_derived(task: Task, table: pa.Table, modalities: Mapping[str, Modality]) -> pa.Table:
+    """With the columns that a task makes of others: answers in words are a stream."""
+    if not derives(task):
+        return table
+    columns = task_columns(task, Source(table, modalities))
+    for name in task.derived(columns):
+        check(name not in table.column_names, f"data.task: the manifest has a column '{name}'; its name is taken.")
+        table = table.append_column(name, pa.array(columns[name], pa.string()))
+    return table
 
 
 def load_backbone(folder: str | Path, data: DataSettings) -> Backbone:
@@ -127,9 +144,7 @@ def meet(task: Task, backbone: Backbone) -> None:
     """Let a task know the words in which it answers, and the encoder that it looks through."""
     if task.speaks:
         task.meet(backbone.tower(ANSWER))  # type: ignore[attr-defined]
-    for name in task.required_modalities():
-        if name in backbone.towers:
-            task.meet_tower(backbone.tower(name))  # type: ignore[attr-defined]
+    task.meet_towers(dict(backbone.towers.items()))
 
 
 class TaskRows:
@@ -150,14 +165,15 @@ class TaskRows:
                 f"data.modalities.{name}.augment: what is asked for are places in '{name}', and these would move. "
                 "Leave it out.",
             )
-        self.table, self.data, self.source = table, data, Source(table, streams_of(data))
+        self.table, self.data = with_derived(self.task, table, data.modalities), data
+        self.source = Source(self.table, streams_of(data))
         split = table["split"].to_pylist()
         self.rows = {name: [i for i, value in enumerate(split) if value == name] for name in SPLITS}
         for name, rows in self.rows.items():
             if not rows:
                 raise FusetuneError(f"manifest: no row of split '{name}'; each of {', '.join(SPLITS)} needs some.")
         self._columns = task_columns(self.task, self.source)
-        self.task.fit(self._picked(self.rows["train"]))
+        self.task.fit(self.columns_of(self.rows["train"]))
 
     def column(self, name: str, split: str) -> list[Any]:
         values = _column(self.table, name)
@@ -165,7 +181,7 @@ class TaskRows:
 
     def targets(self, rows: Sequence[int]) -> Tensor:
         """Targets of some rows of the manifest."""
-        return self.task.targets(self._picked(rows))
+        return self.task.targets(self.columns_of(rows))
 
     @cached_property
     def rows_digest(self) -> str:
@@ -173,7 +189,8 @@ class TaskRows:
         rows = {name: torch.tensor(rows) for name, rows in self.rows.items()}
         return fingerprint(rows | {f"targets of {name}": self.targets(rows) for name, rows in self.rows.items()})
 
-    def _picked(self, rows: Sequence[int]) -> dict[str, Sequence[Any]]:
+    def columns_of(self, rows: Sequence[int]) -> dict[str, Sequence[Any]]:
+        """What the task needs to know of some rows."""
         return {name: [values[row] for row in rows] for name, values in self._columns.items()}
 
 

@@ -145,6 +145,17 @@ class SeeingTower(Tower):
     def tokens_out(self, tokens_in: int) -> int:
         return tokens_in * self.tokens_at(self.depth)
 
+    @property
+    def model_type(self) -> str:
+        """What `transformers` calls the family of the whole model."""
+        return self.composite.model.config.model_type
+
+    def seen_size(self) -> tuple[int, int]:
+        """Width and height of a picture as the model takes it, in pixels."""
+        if len(self.shape) < 3:
+            return self.side or 0, self.side or 0
+        return self.shape[-1], self.shape[-2]
+
     def lattice(self) -> Lattice | None:
         family, config = self.composite.family, self.composite.model.config
         made = family.instructed or family.crossed or family.packed or "qformer" in family.connector
@@ -159,8 +170,8 @@ class SeeingTower(Tower):
         return found
 
     def view(self, extent: Sequence[float]) -> tuple[float, ...]:
-        if len(self.shape) < 3:
-            return (0.0, 0.0, *extent)  # brought to its side as a whole
+        if len(self.shape) < 3 or len(extent) == 1:
+            return super().view(extent)  # brought to its side as a whole, or frames: all are seen
         return self._views(extent)
 
     @cached_property

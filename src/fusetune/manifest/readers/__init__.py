@@ -18,6 +18,7 @@ readers = Registry(
         "refcoco": "fusetune.manifest.readers.refcoco:read",
         "charades_sta": "fusetune.manifest.readers.charades_sta:read",
         "qvhighlights": "fusetune.manifest.readers.qvhighlights:read",
+        "digit_strips": "fusetune.manifest.readers.digit_strips:read",
         "glyph_moments": "fusetune.manifest.readers.glyph_moments:read",
         "spoken_moments": "fusetune.manifest.readers.spoken_moments:read",
         "glyph_boxes": "fusetune.manifest.readers.glyph_boxes:read",

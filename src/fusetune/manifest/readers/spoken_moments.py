@@ -11,6 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,14 @@ def read(settings: Mapping[str, Any], where: str) -> pa.Table:
         if config.held_out:
             split = "test" if pair["speaker"] == config.held_out else "val" if split == "val" else "train"
         said[split][pair["speaker"]][int(pair["digit"])].append(pair["file"])
-    waves: dict[str, NDArray[np.float32]] = {}
+    wave_by_name = cache(partial(wave_of, Path(config.folder)))
     rows = []
     for split in SPLITS:
         rng = random.Random(f"spoken-{config.seed}-{split}")
         for number in range(config.samples[split]):
             speaker = rng.choice(sorted(said[split]))
             digits = [rng.randrange(len(WORDS)) for _ in range(rng.randint(*DIGITS))]
-            parts = [_wave(Path(config.folder), rng.choice(said[split][speaker][d]), waves) for d in digits]
+            parts = [wave_by_name(rng.choice(said[split][speaker][d])) for d in digits]
             wave, spans = _strung(parts, rng)
             asked = rng.choice(digits)
             rows.append(
@@ -101,6 +102,13 @@ def read(settings: Mapping[str, Any], where: str) -> pa.Table:
 
 def log_mel(wave: NDArray[np.float32]) -> NDArray[np.float32]:
     """(tokens, (1 + 2 NEIGHBOURS) MELS): mean log-mel energies of each `STEP`, and of those beside it."""
+    steps = mel_frames(wave, STEP)
+    padded = np.pad(steps, ((NEIGHBOURS, NEIGHBOURS), (0, 0)), mode="edge")
+    return np.concatenate([padded[i : i + len(steps)] for i in range(2 * NEIGHBOURS + 1)], 1)
+
+
+def mel_frames(wave: NDArray[np.float32], step: float) -> NDArray[np.float32]:
+    """(tokens, MELS): mean log-mel energies of each `step`, in seconds."""
     from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
     filters = mel_filter_bank(WINDOW // 2 + 1, MELS, 60.0, RATE / 2, RATE)
@@ -108,10 +116,8 @@ def log_mel(wave: NDArray[np.float32]) -> NDArray[np.float32]:
         wave, window_function(WINDOW, "hann"), WINDOW, HOP, power=2.0, mel_filters=filters, mel_floor=1e-8,
         log_mel="log",
     ).T  # fmt: skip
-    each = round(STEP * RATE / HOP)
-    steps = np.stack([frames[i : i + each].mean(0) for i in range(0, len(frames), each)])
-    padded = np.pad(steps, ((NEIGHBOURS, NEIGHBOURS), (0, 0)), mode="edge")
-    return np.concatenate([padded[i : i + len(steps)] for i in range(2 * NEIGHBOURS + 1)], 1).astype(np.float32)
+    each = round(step * RATE / HOP)
+    return np.stack([frames[i : i + each].mean(0) for i in range(0, len(frames), each)]).astype(np.float32)
 
 
 def _strung(parts: Sequence[NDArray[np.float32]], rng: random.Random) -> tuple[NDArray[np.float32], list[list[float]]]:
@@ -125,13 +131,13 @@ def _strung(parts: Sequence[NDArray[np.float32]], rng: random.Random) -> tuple[N
     return np.concatenate(pieces), spans
 
 
-def _wave(folder: Path, name: str, known: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+def wave_of(folder: Path, name: str) -> NDArray[np.float32]:
+    """A recording, (samples,)."""
     import soundfile
 
-    if name not in known:
-        known[name], rate = soundfile.read(there(folder / "recordings" / name), dtype="float32")
-        check(rate == RATE, f"{folder / 'recordings' / name}: {rate} Hz, expected {RATE}.")
-    return known[name]
+    wave, rate = soundfile.read(there(folder / "recordings" / name), dtype="float32")
+    check(rate == RATE, f"{folder / 'recordings' / name}: {rate} Hz, expected {RATE}.")
+    return wave
 
 
 def _wav(wave: NDArray[np.float32]) -> bytes:

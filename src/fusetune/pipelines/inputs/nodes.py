@@ -23,10 +23,12 @@ def check_inputs(
     from fusetune.manifest.checks import ValidationSettings
     from fusetune.pipelines.tracking import log_dict, log_metrics, log_text
     from fusetune.report.validation_page import validation_page
-    from fusetune.training.data import DataSettings, load_backbone, streams_of
+    from fusetune.training.data import DataSettings, load_backbone, make_task, meet, streams_of, with_derived
 
     settings = build(DataSettings, data, "data")
-    source, backbone = Source(manifest, streams_of(settings)), load_backbone(base, settings)
+    task, backbone = make_task(settings.task), load_backbone(base, settings)
+    meet(task, backbone)
+    source = Source(with_derived(task, manifest, settings.modalities), streams_of(settings))
     report = input_report(source, backbone, build(ValidationSettings, validate, "validate"))
     for sentence in told(report):
         logger.warning("%s", sentence)
