@@ -5,6 +5,7 @@ from kedro.pipeline import Pipeline
 from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_pipeline
 from fusetune.pipelines.compare.pipeline import create_pipeline as compare_pipeline
 from fusetune.pipelines.conf_source import conf_env, conf_source, method_names
+from fusetune.pipelines.distil.pipeline import create_pipeline as distil_pipeline
 from fusetune.pipelines.evaluate.pipeline import create_pipeline as evaluate_pipeline
 from fusetune.pipelines.export.pipeline import create_pipeline as export_pipeline
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
@@ -42,6 +43,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "promote": promote_pipeline(),
         "rollback": rollback_pipeline(),
         "predict": predict_pipeline(),
+        "distil": ready + distil_pipeline(methods),
         "evaluate": validated + evaluate_pipeline(),
         "merge": merge_pipeline(),
         "export": export_pipeline(),

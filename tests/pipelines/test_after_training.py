@@ -159,3 +159,34 @@ def test_merging_reports_each_task_before_and_after(project):
 def test_merging_nothing_says_how_it_is_asked_for(trained_project):
     code, text = run(trained_project, "--pipeline", "merge")
     assert code == 1 and "merge.adapters: expected at least one, e.g." in text
+
+
+def test_a_student_learns_from_the_champion_and_is_asked_without_it(project):
+    """Pictures alone, with few labels, by all parts of the loss; what is kept knows nothing of a teacher."""
+    settings = {
+        "modalities": ["image"],
+        "labels": [1.0, 0.2],
+        "seeds": [0, 1],
+        "shares": {"features": 0.1, "relations": 0.1},
+    }
+    (project / "conf/ci/parameters_distil.yml").write_text(json.dumps({"distil": settings}))
+    code, text = run(project, "--pipeline", "distil")
+    assert code == 0, text
+    told = json.loads((project / "data/08_reporting/ci/distilled/metrics.json").read_text())
+    trained = json.loads((project / "data/08_reporting/ci/wander/metrics.json").read_text())
+    assert told["teacher"] == "fusetune-ci/1"
+    assert told["teacher_test"] == pytest.approx(trained["test"]["accuracy"], abs=0.02)  # features are of 16 bits
+    assert told["labels"]["1"]["rows"] == 512 and 60 < told["labels"]["0.2"]["rows"] < 150
+    for own in told["labels"].values():
+        assert set(own["alone"]) == set(own["taught"]) == {"0", "1"} and own["alone"] != own["taught"]
+    assert (project / "data/08_reporting/ci/distilled/figures/distilled.png").stat().st_size > 5_000
+    student = json.loads((project / "data/06_models/ci/student/adapter_config.json").read_text())
+    assert student["data"]["task"]["name"] == "vqa" and list(student["data"]["modalities"]) == ["image"]
+    code, text = run(project, "--pipeline", "predict", "--params", "predict.adapter=data/06_models/ci/student")
+    assert code == 0 and "128 rows predicted" in text, text
+    scored = json.loads((project / "data/08_reporting/ci/scored_metrics.json").read_text())
+    assert scored["metrics"]["accuracy"] == pytest.approx(told["labels"]["1"]["taught"]["0"], abs=0.02)
+    code, text = run(project, "--pipeline", "distil")
+    assert "distil: up to date" in text
+    code, text = run(project, "--pipeline", "distil", "--params", "distil.modalities=[sound]")
+    assert code and "distil.modalities: no modality 'sound'. Known: text, image" in text, text

@@ -34,6 +34,7 @@ SCHEMAS: dict[str, str | None] = {
     "compare": "fusetune.comparison.settings:CompareSettings",
     "promote": "fusetune.pipelines.promote.nodes:PromoteSettings",
     "predict": "fusetune.pipelines.predict.nodes:PredictSettings",
+    "distil": "fusetune.runs.distilling:DistilSettings",
     "merge": "fusetune.pipelines.merge.nodes:MergePipelineSettings",
     "export": "fusetune.pipelines.export.nodes:ExportSettings",
     "serve": "fusetune.bank.budget:RequestLimits",

@@ -10,6 +10,7 @@ tasks = Registry(
         "regression": "fusetune.tasks.regression:Regression",
         "multi_label": "fusetune.tasks.multi_label:MultiLabel",
         "vqa": "fusetune.tasks.vqa:VQA",
+        "distilled": "fusetune.tasks.distilled:Distilled",
         "multi_task": "fusetune.tasks.multi_task:MultiTask",
         "generation": "fusetune.tasks.generation:Generation",
         "grounding": "fusetune.tasks.grounding:Grounding",
