@@ -5,6 +5,7 @@ from kedro.pipeline import Pipeline
 from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_pipeline
 from fusetune.pipelines.compare.pipeline import create_pipeline as compare_pipeline
 from fusetune.pipelines.conf_source import conf_env, conf_source, method_names
+from fusetune.pipelines.continual.pipeline import create_pipeline as continual_pipeline
 from fusetune.pipelines.distil.pipeline import create_pipeline as distil_pipeline
 from fusetune.pipelines.evaluate.pipeline import create_pipeline as evaluate_pipeline
 from fusetune.pipelines.export.pipeline import create_pipeline as export_pipeline
@@ -43,6 +44,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "promote": promote_pipeline(),
         "rollback": rollback_pipeline(),
         "predict": predict_pipeline(),
+        "continual": ready + continual_pipeline(methods),
         "distil": ready + distil_pipeline(methods),
         "evaluate": validated + evaluate_pipeline(),
         "merge": merge_pipeline(),

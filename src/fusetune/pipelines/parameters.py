@@ -34,6 +34,7 @@ SCHEMAS: dict[str, str | None] = {
     "compare": "fusetune.comparison.settings:CompareSettings",
     "promote": "fusetune.pipelines.promote.nodes:PromoteSettings",
     "predict": "fusetune.pipelines.predict.nodes:PredictSettings",
+    "continual": "fusetune.runs.continual:ContinualSettings",
     "distil": "fusetune.runs.distilling:DistilSettings",
     "merge": "fusetune.pipelines.merge.nodes:MergePipelineSettings",
     "export": "fusetune.pipelines.export.nodes:ExportSettings",

@@ -1,0 +1,1 @@
+"""One task after another on one backbone."""
