@@ -161,6 +161,11 @@ def test_msrvtt(tmp_path):
     assert first["video"] == "videos/video0.mp4" and first["text"] == "caption 0" and first["group_id"] == "video0"
     assert np.array(first["scene"]).shape == (1, 4) and np.array(first["audio"]).shape == (7, 10)
     assert [row["face"] is None for row in found] == [False, False, True, False, False, True]
+    pairs = tmp_path / "MSRVTT_JSFUSION_test.csv"
+    pairs.write_text("key,vid_key,video_id,sentence\nret0,msr1,video1,a pair of its own\n")
+    found = rows(read("msrvtt", annotations=[str(file)], pairs=str(pairs), val_share=0.0))
+    assert [row["text"] for row in found if row["split"] == "test"] == ["a pair of its own"]
+    assert [row["video_id"] for row in found if row["split"] == "train"] == ["video0", "video2"] * 3
 
 
 def test_vqav2(tmp_path):

@@ -14,6 +14,7 @@ from fusetune.config import build
 from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings
 from fusetune.plan.plan import Plan
+from fusetune.runs import account as accounting
 from fusetune.runs.account import EstimateSettings, account, estimate
 
 HEAD = {"where": "head", "adapter": "linear"}
@@ -210,3 +211,8 @@ def test_memory_is_what_training_takes(toy):
 def test_what_cannot_be_accounted_for_is_named(model, message):
     with pytest.raises(FusetuneError, match=message):
         estimated(model)
+
+
+def test_a_base_without_parameters_has_no_percent():
+    """Features that are passed through: anything trained is more than all of it."""
+    assert accounting.percent(5, 1000) == 0.5 and accounting.percent(5, 0) is None

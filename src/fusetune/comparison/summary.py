@@ -14,6 +14,7 @@ from fusetune.comparison.second_sets import Elsewhere
 from fusetune.comparison.second_sets import told as told_of
 from fusetune.comparison.statistics import Difference, PowerLaw, all_differences, interval, power_law
 from fusetune.config import check
+from fusetune.runs.account import percent
 from fusetune.training.evaluation import EvaluationSettings
 
 LEVEL = 0.05  # of the adjusted p values below which a difference is called one
@@ -137,7 +138,7 @@ def _row(one: Compared, matrix: np.ndarray, groups: Sequence[Any] | None, settin
         "calibration": _bins([r["calibration"].get("bins", []) for r in results]),
         "conditions": _nested([r["conditions"] for r in results]),
         "trainable_parameters": metrics[0]["trainable_parameters"],
-        "percent_of_base": 100 * metrics[0]["trainable_parameters"] / max(1, metrics[0]["base_parameters"]),
+        "percent_of_base": percent(metrics[0]["trainable_parameters"], metrics[0]["base_parameters"]),
         "cache_bytes": one.account.get("cache_bytes", 0),
         "flops_per_sample": one.account.get("flops_per_sample", 0),
         "memory_bytes": one.account.get("memory_bytes", 0),

@@ -153,7 +153,7 @@ def _table(summary: Summary) -> str:
 
 
 def _cells(name: str, row: Mapping[str, Any]) -> list[Cell]:
-    joules, overhead, ece = row["joules"], row["overhead"], row["ece"]
+    joules, overhead, ece, share = row["joules"], row["overhead"], row["ece"], row["percent_of_base"]
     return [
         (name if row["chosen"] else f"{name} (not chosen)", None),
         (f"{row['validation']:.3f}", row["validation"]),
@@ -162,7 +162,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[Cell]:
         (f"{row['deviation']:.3f}", row["deviation"]),
         (str(row["seeds"]), row["seeds"]),
         (f"{row['trainable_parameters']:,}", row["trainable_parameters"]),
-        (f"{row['percent_of_base']:.2f}", row["percent_of_base"]),
+        ("-" if share is None else f"{share:.2f}", share or 0.0),
         (f"{row['train_seconds']:.1f}", row["train_seconds"]),
         (f"{row['epochs']:.0f}", row["epochs"]),
         (f"{row['peak_bytes'] / 1e6:.0f}", row["peak_bytes"]),

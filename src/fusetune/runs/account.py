@@ -90,9 +90,9 @@ class Account:
             "trainable_parameters": self.trainable_parameters,
             "trainable_by_site": dict(self.trainable),
             "base_parameters": self.base_parameters,
-            "percent_of_base": round(100 * self.trainable_parameters / self.base_parameters, 4),
-            "percent_of_base_without_head": round(
-                100 * (self.trainable_parameters - self.trainable.get("head", 0)) / self.base_parameters, 4
+            "percent_of_base": percent(self.trainable_parameters, self.base_parameters),
+            "percent_of_base_without_head": percent(
+                self.trainable_parameters - self.trainable.get("head", 0), self.base_parameters
             ),
             "cache_bytes": self.cache_bytes,
             "flops_per_sample": self.flops,
@@ -105,6 +105,11 @@ class Account:
             "memory": dict(self.memory),
             "cut": str(self.cut),
         }
+
+
+def percent(parameters: int, of_base: int) -> float | None:
+    """Of a base's parameters; None where it has none (features that are passed through)."""
+    return round(100 * parameters / of_base, 4) if of_base else None
 
 
 def account(experiment: Experiment, cache: CacheSettings, batch_size: int = 64, free: int | None = None) -> Account:

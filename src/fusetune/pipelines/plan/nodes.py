@@ -96,7 +96,7 @@ def show_plan(plan: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Any] |
             name,
             row["frontier"].replace(", ", "\n"),
             "\n".join(f"{site} {count:,}" for site, count in row["trainable_by_site"].items()),
-            f"{row['percent_of_base']:.2f}",
+            "-" if row["percent_of_base"] is None else f"{row['percent_of_base']:.2f}",
             f"{row['cache_bytes'] / 1e6:.1f}",
             f"{row['flops_per_sample'] / 1e6:.2f}",
             f"{row['flops_per_sample_below'] / 1e6:.2f}",
