@@ -36,7 +36,7 @@ def project(tmp_path_factory):
         drawn, left = {}, bool(rng.integers(2))
         for name, grey, half in (("light", 250, left), ("dark", 10, not left)):
             side = int(rng.integers(10, 16))
-            x = int(rng.integers(6, 24 - side // 2) if half else rng.integers(24, 40 - side))
+            x = int(rng.integers(0, 24 - side // 2) if half else rng.integers(24, 40 - side))
             y = int(rng.integers(2, 38 - side))
             ImageDraw.Draw(picture).rectangle([x, y, x + side - 1, y + side - 1], fill=grey)
             drawn[name] = [x, y, side, side]
@@ -104,7 +104,7 @@ def test_a_box_in_words_is_trained_and_predicted(project):
 def test_the_places_of_what_is_augmented_are_not_asked_for(project):
     done = kedro(
         project, "run", "--env", "boxes", "--pipelines", "train_lora", "--params",
-        "data.modalities.image.augment.name=crop,cache.views=2",
+        "data.modalities.image.augment.name=crop_flip,cache.views=2",
     )  # fmt: skip
     text = " ".join((done.stdout + done.stderr).split())
     assert done.returncode != 0 and "what is asked for are places in 'image', and these would move" in text, text[-800:]

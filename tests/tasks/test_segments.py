@@ -81,3 +81,8 @@ def test_a_head_hears_both_streams_in_each_segment():
     assert (outputs.argmax(-1) == (seen == heard)).float().mean() > 0.95
     alone = head({"seen": streams["seen"]}, {"seen": pooled["seen"]})
     assert alone.shape == outputs.shape and not np.allclose(alone.detach(), outputs.detach())
+
+
+def test_what_suffices_for_an_answer():
+    assert made().answers_from({"heard": "audio"}) and made().answers_from({"x": "text", "seen": "sequence"})
+    assert not made().answers_from({"x": "text", "y": "vector"})

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fusetune.backbones.audio_towers import resampled
 from fusetune.backbones.given_features import LayersTower, Standardise
 from fusetune.errors import FusetuneError
-from fusetune.tokens import Tokens, pad
+from fusetune.tokens import Lattice, Tokens, pad
 
 MELS = 40
 NGRAMS = range(2, 5)  # letters, within words
@@ -111,6 +111,9 @@ class AlignedTower(LayersTower):
 
     def tokens_out(self, tokens_in: int) -> int:
         return 1
+
+    def lattice(self) -> Lattice:
+        raise FusetuneError("a tower from 'align' makes one token of a sample, in which nothing can be told apart.")
 
 
 class AlignedVector(AlignedTower):

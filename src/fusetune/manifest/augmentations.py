@@ -30,6 +30,11 @@ def make_augmentation(settings: Mapping[str, Any], kind: str, where: str) -> Any
     return build(cls, options, where)
 
 
+def moves(settings: Mapping[str, Any]) -> bool:
+    """Whether what is seen in a picture, or heard at a time, is elsewhere in what an augmentation makes of it."""
+    return bool(settings) and getattr(augmentations.get(settings.get("name", "")), "moves", False)
+
+
 @dataclass(frozen=True)
 class CropFlip:
     """A random crop of each picture, and its mirror image half of the time.
@@ -42,6 +47,7 @@ class CropFlip:
     smallest: float = 0.6
     flip: bool = True
     kinds = ("image", "video")
+    moves = True
 
     def __post_init__(self) -> None:
         check(0 < self.smallest <= 1, f"smallest: expected a share of at most 1, found {self.smallest}.")

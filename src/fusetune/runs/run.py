@@ -239,7 +239,7 @@ def unimodal_metrics(
     if not task.fuses or task.speaks:
         return found, used
     for name in data.modalities:
-        if set(task.required_modalities()) - {name}:
+        if not task.answers_from({name: data.modalities[name].kind}):
             continue  # nothing to look through
         alone = data.alone(name)
         experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone", lengths)

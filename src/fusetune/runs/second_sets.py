@@ -21,7 +21,16 @@ from fusetune.manifest.checks import ValidationSettings
 from fusetune.manifest.contents import digest_column, with_constants, with_digests
 from fusetune.manifest.second_sets import SecondSet
 from fusetune.plan.adapted import AdaptedModel
-from fusetune.training.data import DataSettings, derives, faults_of, make_task, streams_of, task_columns, with_derived
+from fusetune.training.data import (
+    DataSettings,
+    check_places,
+    derives,
+    faults_of,
+    make_task,
+    streams_of,
+    task_columns,
+    with_derived,
+)
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.predicting import Split, predict
 
@@ -98,6 +107,7 @@ def sound_rows(
 
     where, task = f"evaluate_on.{name}", make_task(data.task)
     modalities = chosen.modalities(data.modalities, where)
+    check_places(task, chosen.changes, f"{where}.changes")
     table = with_constants(chosen.table(read, modalities, task.columns(), where), modalities)
     # what stops a run elsewhere costs the row here
     severity = {check: "quarantine" for check, level in settings.severity.items() if level == "error"}

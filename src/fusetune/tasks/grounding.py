@@ -41,6 +41,9 @@ class Grounding(Locating):
     dims, noun, unit = 2, "box", "pixels"
     thresholds = {"accuracy_at_50": 0.5}
 
+    def places_in(self) -> list[str]:
+        return [self.config.target]
+
     def corners(self, region: Sequence[float]) -> list[float]:
         if self.config.format == "xyxy":
             return list(region)

@@ -70,7 +70,7 @@ class GroundingInWords(Generation):
         self._size = tower.seen_size()
         self._written = self.config.words or OF_MODELS.get(tower.model_type, "shares")
 
-    def required_modalities(self) -> list[str]:
+    def places_in(self) -> list[str]:
         return [self.config.target]
 
     def measured_modalities(self) -> list[str]:

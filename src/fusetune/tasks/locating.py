@@ -15,6 +15,7 @@ from fusetune.errors import FusetuneError
 from fusetune.tasks.locating_head import NOWHERE, LocatingHead
 from fusetune.tasks.regions import brought, brought_back, centres, generalised_iou, iou, sizes
 from fusetune.tasks.task import HeadMaker, Task, extent_column
+from fusetune.tasks.token_times import WHOLE
 from fusetune.tokens import Lattice
 
 L1_WEIGHT, GIOU_WEIGHT = 5.0, 2.0  # of the loss, as in DETR (Carion et al., ECCV 2020)
@@ -60,8 +61,8 @@ class Locating(Task):
     def meet_towers(self, towers: Mapping[str, Any]) -> None:
         self._tower = towers.get(self.config.target)
 
-    def required_modalities(self) -> list[str]:
-        return [self.config.target]
+    def answers_from(self, kinds: Mapping[str, str]) -> bool:
+        return self.config.target in kinds
 
     def measured_modalities(self) -> list[str]:
         return [self.config.target]
@@ -105,8 +106,12 @@ class Locating(Task):
         target = self.config.target
         check(target in widths, f"data.task.target: no modality '{target}'. Known: {', '.join(widths)}.")
         check(self._tower is not None, "data.task: the encoder that is looked through isn't known yet (`meet_towers`).")
-        lattice = self._lattice()
-        return LocatingHead(target, lattice, self.usual, widths, make)
+        check(
+            self._tower.kind not in WHOLE,
+            f"data.task.target: '{target}' is a {self._tower.kind}, in which there are no places. Expected a picture, "
+            "a sound, a video or a sequence.",
+        )
+        return LocatingHead(target, self._lattice(), self.usual, widths, make)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         scores, regions, places = outputs.float().split([1, 2 * self.dims, self.dims], -1)

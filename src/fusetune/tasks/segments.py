@@ -17,7 +17,7 @@ from fusetune.manifest.labels import label_text
 from fusetune.tasks.class_metrics import macro_f1
 from fusetune.tasks.joined_head import frozen
 from fusetune.tasks.task import HeadMaker, Task
-from fusetune.tasks.token_times import in_segments
+from fusetune.tasks.token_times import WHOLE, in_segments
 from fusetune.tokens import Lattice, Tokens
 
 METRICS = ("segment_accuracy", "event_accuracy")
@@ -98,6 +98,9 @@ class Segments(Task):
     def meet_towers(self, towers: Mapping[str, Any]) -> None:
         self._towers = towers
 
+    def answers_from(self, kinds: Mapping[str, str]) -> bool:
+        return any(kind not in WHOLE for kind in kinds.values())
+
     def columns(self) -> list[str]:
         return [name for name in (self.config.labels, self.config.question_type) if name]
 
@@ -147,7 +150,7 @@ class Segments(Task):
         return torch.tensor(rows)
 
     def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
-        timed = {n: t for n, t in self._towers.items() if n in widths and t.kind not in ("text", "vector")}
+        timed = {n: t for n, t in self._towers.items() if n in widths and t.kind not in WHOLE}
         check(
             bool(timed), f"data.task: none of {', '.join(widths)} has a time. Expected a sound, a video or a sequence."
         )

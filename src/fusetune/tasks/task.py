@@ -86,9 +86,14 @@ class Task(ABC):
         """Know the encoders by modality, where answers are about what their tokens stand for."""
         del towers
 
-    def required_modalities(self) -> list[str]:
-        """Modalities without which nothing can be answered."""
+    def places_in(self) -> list[str]:
+        """Modalities in whose pictures places are asked for: what would move them is refused."""
         return []
+
+    def answers_from(self, kinds: Mapping[str, str]) -> bool:
+        """Whether these modalities suffice for an answer, by name and kind (`manifest.schema.KINDS`)."""
+        del kinds
+        return True
 
     def contents(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """What `decode` has to know of samples, by modality, out of the columns of `targets`."""

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from fusetune.tokens import Lattice, Tokens
 
+WHOLE = ("text", "vector")  # kinds of modality without places or times of their own
+
 
 def token_times(mask: Tensor, lattice: Lattice | None) -> tuple[Tensor, Tensor, Tensor]:
     """The middle of each token's time, (batch, tokens); how long one time is, (batch, 1); which tokens have one.

@@ -15,6 +15,7 @@ from fusetune.backbones.tower import fingerprint
 from fusetune.config import build, check, to_plain
 from fusetune.errors import FusetuneError
 from fusetune.features.source import Source
+from fusetune.manifest.augmentations import moves
 from fusetune.manifest.schema import SPLITS, Modality
 from fusetune.tasks import tasks
 from fusetune.tasks.task import Task, content_column, extent_column
@@ -105,6 +106,15 @@ def derives(task: Task) -> bool:
     return type(task).derived is not Task.derived
 
 
+def check_places(task: Task, changes: Mapping[str, Mapping[str, Any]], where: str, behind: str = "") -> None:
+    """Raise FusetuneError where what a task asks for are places in a modality, and a change would move them."""
+    for name in task.places_in():
+        check(
+            not moves(changes.get(name, {})),
+            f"{where}.{name}{behind}: what is asked for are places in '{name}', and these would move. Leave it out.",
+        )
+
+
 def with_derived(task: Task, table: pa.Table, modalities: Mapping[str, Modality]) -> pa.Table:
     """With the columns that a task makes of others: answers in words are a stream."""
     if not derives(task):
@@ -159,12 +169,7 @@ class TaskRows:
         self.task = make_task(data.task)
         if backbone is not None:
             meet(self.task, backbone)
-        for name in self.task.required_modalities():
-            check(
-                name not in data.modalities or not data.modalities[name].augment,
-                f"data.modalities.{name}.augment: what is asked for are places in '{name}', and these would move. "
-                "Leave it out.",
-            )
+        check_places(self.task, {n: m.augment for n, m in data.modalities.items()}, "data.modalities", ".augment")
         self.table, self.data = with_derived(self.task, table, data.modalities), data
         self.source = Source(self.table, streams_of(data))
         split = table["split"].to_pylist()
