@@ -6,13 +6,19 @@ import json
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from fusetune.config import build
 from fusetune.errors import FusetuneError
+from fusetune.features.source import Source
+from fusetune.manifest.checks import ValidationSettings
 from fusetune.manifest.readers import readers
 from fusetune.manifest.readers.glyph_boxes import Laid, phrases
 from fusetune.manifest.readers.glyph_faces import glyphs
+from fusetune.manifest.validation import validate
+from fusetune.training.data import DataSettings, faults_of, make_task
 
 FACES = ["DejaVuSerif", "STIXGeneral"]
 
@@ -132,3 +138,76 @@ def test_a_phrase_means_one_character():
     assert order["the second small letter"] == order["the last small letter"] == 2
     assert order["the second latin letter"] == 1 and "the first capital letter" not in order
     assert "the largest character" not in dict(phrases(laid, "place"))  # 70 against 60: not clearly
+
+
+BAD = {
+    "grounding": {
+        "box.order": [[20.0, 5.0, 10.0, 9.0], [3.0, 3.0, 3.0, 9.0]],  # swapped, without an area
+        "box.outside": [[40.0, 5.0, 90.0, 9.0]],
+        "box.shape": [[1.0, 2.0, 3.0], [float("nan")] * 4],
+        "label.missing": [None],
+    },
+    "moments": {
+        "span.order": [[5.0, 2.0], [4.0, 4.0]],
+        "span.outside": [[0.0, 99.0], [-2.0, 3.0]],
+        "span.shape": [[1.0]],
+        "span.extent": [],
+        "label.missing": [None],
+    },
+    "segments": {
+        "segments.shape": [[None, "1"] + ["2"] * 8, []],
+        "segments.count": [["1", "2"]],
+        "label.missing": [None],
+    },
+}
+
+
+def of_task(name):
+    """A sound manifest, and how it is asked."""
+    small = {"train": 24, "val": 6, "test": 6}
+    if name == "segments":
+        rows = [{"sample_id": f"s{i}", "split": ["train", "val", "test"][i % 3], "group_id": f"g{i}",
+                 "sound": [[float(i + 1)]] * 4, "segments": [str(i % 3)] * 10} for i in range(36)]  # fmt: skip
+        return pa.Table.from_pylist(rows), {"sound": {"kind": "sequence"}}, "segments", {}
+    if name == "moments":
+        asked = {"target": "frames", "duration": "duration"}
+        return read("glyph_moments", faces=FACES, samples=small), {"frames": {"kind": "image"}}, "span", asked
+    return read("glyph_boxes", faces=FACES, samples=small), {"image": {"kind": "image"}}, "box", {}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_place_and_no_time_is_named_by_check_row_and_column(name):
+    table, modalities, column, settings = of_task(name)
+    data = build(DataSettings, {"modalities": modalities, "task": {"name": name, **settings}}, "data")
+    task = make_task(data.task)
+
+    def checked(table):
+        faults = faults_of(task, Source(table, data.modalities))
+        rules = build(ValidationSettings, {"max_quarantined": 1.0, "workers": 1}, "validate")
+        return validate(table, data.modalities, [], rules, needed=task.columns(), faults=faults)
+
+    assert not set(BAD[name]) & {c["check"] for c in checked(table).report["checks"]}
+    expected, cells = {}, table[column].to_pylist()
+    for check, bad in BAD[name].items():
+        for cell in bad:
+            row = 2 * sum(map(len, expected.values())) + 1
+            cells[row] = cell
+            expected.setdefault(check, []).append(row)
+    broken = table.set_column(table.column_names.index(column), column, pa.array(cells, table[column].type))
+    outcome = checked(broken)
+    found: dict[str, list[int]] = {}
+    for row in outcome.quarantine.to_pylist():
+        assert row["column"] == column
+        found.setdefault(row["check"], []).append(row["row"])
+    assert found == {check: rows for check, rows in expected.items() if rows}
+    assert outcome.sound.num_rows == table.num_rows - sum(map(len, expected.values()))
+
+
+def test_a_picture_that_can_not_be_read_has_no_size():
+    table, modalities, column, _ = of_task("grounding")
+    pictures = table["image"].to_pylist()
+    pictures[4] = [b"no picture"]
+    broken = table.set_column(table.column_names.index("image"), "image", pa.array(pictures, table["image"].type))
+    data = build(DataSettings, {"modalities": modalities, "task": {"name": "grounding"}}, "data")
+    told = faults_of(make_task(data.task), Source(broken, data.modalities))[column, "box.extent"]
+    assert [row for row, text in enumerate(told) if text] == [4] and "'image' is can't be read" in told[4]

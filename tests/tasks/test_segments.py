@@ -50,7 +50,7 @@ def test_what_is_no_list_of_labels_is_told_by_check():
     cells = [["a", "b", "c"], "a", [], ["a", None, "b"], ["a"], None]
     told = Segments(SegmentsConfig()).faults({"segments": cells})
     found = {name: [row for row, text in enumerate(texts) if text] for name, texts in told.items()}
-    assert found == {"segments.shape": [1, 2, 3], "segments.count": [2, 4]}
+    assert found == {"label.missing": [5], "segments.shape": [1, 2, 3], "segments.count": [4]}
     with pytest.raises(FusetuneError, match="column 'segments', row 0: label 'z' is in no training row"):
         made().targets({"segments": [["a", "z", "b"]]})
     assert made().known({"segments": [["a", "b", "b"], ["a"], ["z", "a", "a"], None]}) == [True, False, False, False]

@@ -78,7 +78,8 @@ class Locating(Task):
         extents, cells = self.extents(columns), columns[self.region_column]
         found = [self._fault(cell, extent) for cell, extent in zip(cells, extents, strict=True)]
         names = (f"{self.noun}.shape", f"{self.noun}.order", f"{self.noun}.outside", f"{self.noun}.extent")
-        return {name: [fault[1] if fault and fault[0] == name else None for fault in found] for name in names}
+        told = {name: [fault[1] if fault and fault[0] == name else None for fault in found] for name in names}
+        return {"label.missing": [f"no {self.noun}" if cell is None else None for cell in cells], **told}
 
     def known(self, columns: Mapping[str, Sequence[Any]]) -> list[bool]:
         rows = zip(columns[self.region_column], self.extents(columns), strict=True)

@@ -15,7 +15,6 @@ from fusetune.config import check
 from fusetune.errors import FusetuneError
 from fusetune.manifest.labels import label_text
 from fusetune.tasks.class_metrics import macro_f1
-from fusetune.tasks.joined_head import frozen
 from fusetune.tasks.task import HeadMaker, Task
 from fusetune.tasks.token_times import WHOLE, in_segments
 from fusetune.tokens import Lattice, Tokens
@@ -65,15 +64,14 @@ class SegmentsHead(nn.Module):
         self.segments, self.lattices, self.widths = segments, dict(lattices), dict(widths)
         self.norm = nn.LayerNorm(sum(widths.values()), elementwise_affine=False)
         self.head: Any = make(sum(widths.values()), labels)
-        self.prior = frozen(torch.zeros(labels))  # moves with the module, so that an absent stream has a device
 
     def forward(self, streams: Mapping[str, Tokens], pooled: Mapping[str, Tensor]) -> Tensor:
-        parts = []
+        parts, like = [], next(iter(pooled.values()))
         for name, width in self.widths.items():
             if name in streams and name in self.lattices:
                 parts.append(in_segments(streams[name], self.lattices[name], self.segments))
             else:
-                one = pooled[name] if name in pooled else next(iter(pooled.values()))[:, :1].expand(-1, width) * 0
+                one = pooled[name] if name in pooled else like.new_zeros(len(like), width)
                 parts.append(one[:, None].expand(-1, self.segments, -1))
         return self.head(self.norm(torch.cat(parts, -1)))
 
@@ -106,15 +104,17 @@ class Segments(Task):
 
     def faults(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[str | None]]:
         cells = columns[self.config.labels]
-        usual = Counter(len(cell) for cell in cells if isinstance(cell, list)).most_common(1)
+        shapes = [None if cell is None else _problem(cell) for cell in cells]
+        lengths = [0 if cell is None or shape else len(cell) for cell, shape in zip(cells, shapes, strict=True)]
+        usual = Counter(length for length in lengths if length).most_common(1)
         count = usual[0][0] if usual else 0
+        others = [length > 0 and length != count for length in lengths]
         return {
-            "segments.shape": [None if cell is None else _problem(cell) for cell in cells],
+            "label.missing": ["no labels" if cell is None else None for cell in cells],
+            "segments.shape": shapes,
             "segments.count": [
-                f"{len(cell)} labels where others have {count}"
-                if isinstance(cell, list) and len(cell) != count
-                else None
-                for cell in cells
+                f"{length} labels where others have {count}" if other else None
+                for length, other in zip(lengths, others, strict=True)
             ],
         }
 

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fusetune.config import build, check
+from fusetune.config import build
 from fusetune.manifest.readers.avdigits import sources as sources
 from fusetune.manifest.readers.ave import BACKGROUND, SECONDS
-from fusetune.manifest.readers.layouts import manifest, there
+from fusetune.manifest.readers.layouts import check_samples, manifest, there
 from fusetune.manifest.readers.spoken_moments import RATE, mel_frames, wave_of
 from fusetune.manifest.schema import SPLITS
 
@@ -43,10 +43,7 @@ class DigitStripSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(
-            set(self.samples) == set(SPLITS) and min(self.samples.values()) > 0,
-            f"samples: expected a positive count for train, val and test, found {dict(self.samples)}.",
-        )
+        check_samples(self.samples)
 
 
 def read(settings: Mapping[str, Any], where: str) -> pa.Table:

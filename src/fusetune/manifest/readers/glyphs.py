@@ -25,6 +25,7 @@ import pyarrow as pa
 from fusetune.config import build, check
 from fusetune.manifest.readers import glyph_faces, unicode_facts
 from fusetune.manifest.readers.glyph_faces import FACES, Glyph
+from fusetune.manifest.readers.layouts import check_samples
 from fusetune.manifest.schema import SPLITS
 
 ORDINALS = ("first", "second", "third", "fourth")
@@ -106,10 +107,7 @@ class GlyphSettings:
             tuple(self.splits) == SPLITS and abs(sum(self.splits.values()) - 1) < 1e-6,
             f"splits: expected shares of train, val and test that add up to 1, found {dict(self.splits)}.",
         )
-        check(
-            set(self.samples) == set(SPLITS) and min(self.samples.values()) > 0,
-            f"samples: expected a positive count for train, val and test, found {dict(self.samples)}.",
-        )
+        check_samples(self.samples)
         check(self.label in (None, *LABELS), f"label: expected one of {LABELS}, found '{self.label}'.")
 
 

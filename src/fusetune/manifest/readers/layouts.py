@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from fusetune.config import check
 from fusetune.errors import FusetuneError
+from fusetune.manifest.schema import SPLITS
 
 # all that numpy's own pickles name, in its old and its new modules
 _NUMPY = {
@@ -98,6 +100,14 @@ def manifest(rows: Sequence[Mapping[str, Any]], where: str) -> pa.Table:
         else:
             columns[name] = pa.array(values)
     return pa.table(columns)
+
+
+def check_samples(samples: Mapping[str, int]) -> None:
+    """Raise FusetuneError unless a setting `samples` has a positive count for each split."""
+    check(
+        set(samples) == set(SPLITS) and min(samples.values()) > 0,
+        f"samples: expected a positive count for train, val and test, found {dict(samples)}.",
+    )
 
 
 def ragged(arrays: Sequence[np.ndarray | None]) -> pa.Array:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fusetune.config import build, check
 from fusetune.manifest.readers.avdigits import sources as sources
-from fusetune.manifest.readers.layouts import manifest, there
+from fusetune.manifest.readers.layouts import check_samples, manifest, there
 from fusetune.manifest.schema import SPLITS
 
 RATE = 8000  # Hz, of the recordings
@@ -52,10 +52,7 @@ class SpokenMomentSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(
-            set(self.samples) == set(SPLITS) and min(self.samples.values()) > 0,
-            f"samples: expected a positive count for train, val and test, found {dict(self.samples)}.",
-        )
+        check_samples(self.samples)
 
 
 def read(settings: Mapping[str, Any], where: str) -> pa.Table:
