@@ -156,31 +156,31 @@ def _epoch(ensemble: Ensemble, split: Split, number: int, step: int, steps: int)
 @torch.no_grad()
 def _evaluated(ensemble: Ensemble, split: Split, epoch: int) -> list[Any]:
     """Metric and mean loss of each member, or what is wrong with its outputs."""
-    outputs = predict_together(ensemble, split)
-    task, size, count = ensemble.model.task, 4 * ensemble.settings[0].batch_size, len(split.targets)
+    outputs, losses = predict_together(ensemble, split)
+    task = ensemble.model.task
     found: list[Any] = []
-    for own in outputs:
+    for own, loss in zip(outputs, losses.tolist(), strict=True):
         try:
             check_finite(own, split, epoch)
         except FusetuneError as error:
             found.append(str(error))
             continue
-        parts = zip(own.split(size), split.targets.split(size), strict=True)
-        loss = sum(task.loss(part, targets).item() * len(part) for part, targets in parts) / count
         found.append((task.metrics(own, split.targets)[task.metric], loss))
     return found
 
 
 @torch.no_grad()
-def predict_together(ensemble: Ensemble, split: Split) -> Tensor:
-    """Outputs of every member for all rows, (members, rows, ...), float32 on the CPU."""
+def predict_together(ensemble: Ensemble, split: Split) -> tuple[Tensor, Tensor]:
+    """Outputs of every member for all rows, as the task keeps them, (members, rows, ...), float32 on the CPU; and the
+    mean losses, (members,)."""
     ensemble.model.eval()
-    features, size = split.features, 4 * ensemble.settings[0].batch_size
-    parts = [
-        ensemble.outputs(states, features.frontier).cpu()
-        for _, states in features.batches(batches(len(split.targets), size))
-    ]
-    return torch.cat(parts, 1)
+    task, features, size = ensemble.model.task, split.features, 4 * ensemble.settings[0].batch_size
+    parts, totals, weights = [], torch.zeros(len(ensemble)), task.row_weights(split.targets)
+    for index, states in features.batches(batches(len(split.targets), size)):
+        outputs, targets = ensemble.outputs(states, features.frontier).cpu(), split.targets[index]
+        totals += torch.tensor([task.loss(own, targets).item() for own in outputs]) * weights[index].sum()
+        parts.append(torch.stack([task.kept(own, targets) for own in outputs]))
+    return torch.cat(parts, 1), totals / weights.sum()
 
 
 def _by_member(tokens: Tokens, count: int) -> Tokens:
