@@ -211,3 +211,33 @@ def test_a_picture_that_can_not_be_read_has_no_size():
     data = build(DataSettings, {"modalities": modalities, "task": {"name": "grounding"}}, "data")
     told = faults_of(make_task(data.task), Source(broken, data.modalities))[column, "box.extent"]
     assert [row for row, text in enumerate(told) if text] == [4] and "'image' is can't be read" in told[4]
+
+
+def test_sizes_and_lengths_are_those_that_a_viewer_tells(tmp_path):
+    """By headers alone, of files and of bytes; a picture that its EXIF tag turns has its sides changed."""
+    from media import clip, jpeg, tone, wav
+
+    turned = Image.new("RGB", (60, 40))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "plain.jpg").write_bytes(jpeg(1))
+    (tmp_path / "clip.mp4").write_bytes(clip(1))
+    plain = Image.open(tmp_path / "plain.jpg").size
+    data = build(
+        DataSettings,
+        {"modalities": {"image": {"kind": "image", "root": str(tmp_path)}, "sound": {"kind": "audio"},
+                        "clip": {"kind": "video", "root": str(tmp_path)}}, "task": {"name": "grounding"}},
+        "data",
+    )  # fmt: skip
+    table = pa.table(
+        {"image": ["plain.jpg", "turned.jpg", "gone.jpg"], "sound": [wav(tone(1)), None, b"noise"],
+         "clip": ["clip.mp4", None, "gone.mp4"]}
+    )  # fmt: skip
+    source = Source(table, data.modalities)
+    assert source.extents("image") == [plain, (40, 60), None]
+    seconds = len(tone(1)) / 8000
+    assert source.extents("sound") == [(pytest.approx(seconds),), None, None]
+    found = source.extents("clip")
+    assert found[1:] == [None, None] and found[0][0] == pytest.approx(6 / 8)
+    assert source.decoded("image", [1])[0][0].size == (40, 60), "as it is decoded"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.errors import FusetuneError
-from fusetune.manifest.files import path_problem, read_media
+from fusetune.manifest.files import path_problem
 from fusetune.manifest.headers import duration, video_seconds
 from fusetune.manifest.pictures import shown_size
 from fusetune.manifest.schema import Audio, Modality
@@ -22,15 +22,20 @@ def extent_of_cell(modality: Modality, cell: Any, where: str) -> Extent | None:
         pictures = cell if isinstance(cell, list) else [cell]
         if len(pictures) != 1:
             raise FusetuneError(f"{where}: expected one picture, found {len(pictures)}.")
-        return shown_size(read_media(modality.root, pictures[0], where), where)
+        return shown_size(_file_or_bytes(modality, pictures[0], where), where)
     if modality.kind not in ("audio", "video"):
         return None
     seconds = duration if modality.kind == "audio" else video_seconds
-    if isinstance(cell, str):
-        if problem := path_problem(modality.root, cell):
-            raise FusetuneError(f"{where}: {problem[1]} ({problem[0]}).")
-        return (seconds(Path(modality.root, cell), where),)
-    return (seconds(cell, where),)
+    return (seconds(_file_or_bytes(modality, cell, where), where),)
+
+
+def _file_or_bytes(modality: Modality, cell: Any, where: str) -> Any:
+    """A path as a file below its root, of which a header alone is read."""
+    if not isinstance(cell, str):
+        return cell
+    if problem := path_problem(modality.root, cell):
+        raise FusetuneError(f"{where}: {problem[1]} ({problem[0]}).")
+    return Path(modality.root, cell)
 
 
 def extent_of_sample(sample: Any) -> Extent | None:

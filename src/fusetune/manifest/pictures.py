@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,19 +38,31 @@ def read_picture(data: bytes, where: str, background: str = "white") -> Any:
 
 
 @contextmanager
-def opened_picture(data: bytes, where: str) -> Iterator[Any]:
-    """The picture by its header, not decoded yet; what is wrong with it, now or within, is a FusetuneError."""
+def opened_picture(data: bytes | Path, where: str) -> Iterator[Any]:
+    """The picture by its header, not decoded yet; what is wrong with it, now or within, is a FusetuneError.
+
+    Args:
+        data: its bytes, or its file, of which no more is read than is asked for.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        yield Image.open(io.BytesIO(data))
+        if isinstance(data, bytes):
+            yield Image.open(io.BytesIO(data))
+        else:
+            with Image.open(data) as image:
+                yield image
     except UnidentifiedImageError:
-        raise FusetuneError(f"{where}: {len(data)} bytes are no readable image (of no format that is known).") from None
+        raise FusetuneError(f"{where}: {_told(data)} no readable image (of no format that is known).") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FusetuneError(f"{where}: {len(data)} bytes are no readable image ({error}).") from None
+        raise FusetuneError(f"{where}: {_told(data)} no readable image ({error}).") from None
 
 
-def shown_size(data: bytes, where: str) -> tuple[float, float]:
+def _told(data: bytes | Path) -> str:
+    return f"{len(data)} bytes are" if isinstance(data, bytes) else f"{data} is"
+
+
+def shown_size(data: bytes | Path, where: str) -> tuple[float, float]:
     """Width and height of a picture as a viewer shows it, by its header."""
     with opened_picture(data, where) as image:
         sides = float(image.width), float(image.height)
