@@ -18,6 +18,7 @@ from fusetune.pipelines.predict.pipeline import create_pipeline as predict_pipel
 from fusetune.pipelines.pretrain.pipeline import create_pipeline as pretrain_pipeline
 from fusetune.pipelines.promote.pipeline import create_pipeline as promote_pipeline
 from fusetune.pipelines.promote.pipeline import create_rollback_pipeline as rollback_pipeline
+from fusetune.pipelines.search.pipeline import create_pipeline as search_pipeline
 from fusetune.pipelines.train.pipeline import create_pipeline as train_pipeline
 from fusetune.pipelines.unimodal.pipeline import create_pipeline as unimodal_pipeline
 from fusetune.pipelines.validate.pipeline import create_pipeline as validate_pipeline
@@ -45,6 +46,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "rollback": rollback_pipeline(),
         "predict": predict_pipeline(),
         "continual": ready + continual_pipeline(methods),
+        "search": ready + search_pipeline(methods),
         "distil": ready + distil_pipeline(methods),
         "evaluate": validated + evaluate_pipeline(),
         "merge": merge_pipeline(),

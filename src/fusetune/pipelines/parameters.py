@@ -35,6 +35,7 @@ SCHEMAS: dict[str, str | None] = {
     "promote": "fusetune.pipelines.promote.nodes:PromoteSettings",
     "predict": "fusetune.pipelines.predict.nodes:PredictSettings",
     "continual": "fusetune.runs.continual:ContinualSettings",
+    "search": "fusetune.runs.placement_search:SearchSettings",
     "distil": "fusetune.runs.distilling:DistilSettings",
     "merge": "fusetune.pipelines.merge.nodes:MergePipelineSettings",
     "export": "fusetune.pipelines.export.nodes:ExportSettings",

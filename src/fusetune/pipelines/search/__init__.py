@@ -1,0 +1,1 @@
+"""What to place where, under a budget."""
