@@ -36,6 +36,7 @@ from fusetune.training.settings import TrainSettings, of_method
 
 NOTHING = "none"
 COSTS = ("parameters", "flops")
+OVER = "over the budget"
 
 
 @dataclass(frozen=True)
@@ -177,23 +178,16 @@ def search(ground: Ground, settings: SearchSettings, tell: Callable[[str], Any] 
 
     def one(trial: Any) -> tuple[float, float]:
         method = drawn(trial, stacks, fuses, settings)
-        made: dict[str, Any] = {"number": trial.number, "method": method, "metric": None}
+        seen = next((other for other in trials if other["method"] == method), None)
+        made = {**(seen or _tried(ground, method, settings, budget)), "number": trial.number}
         trials.append(made)
-        try:
-            experiment = ground.experiment(build(Plan, method, "search"), settings.seed, f"trial {trial.number}")
-            made["cost"] = cost = ground.cost(experiment, settings.cost)
-            trial.set_constraint("over the budget", cost - budget if settings.budget else -1.0)
-            if cost > budget:
-                made["why"] = "above the budget"
-                raise optuna.TrialPruned
-            chosen = replace(of_method(ground.train, {}, "search"), epochs=settings.epochs, seed=settings.seed)
-            epochs = ground.trained(experiment, chosen)[1]
-        except FusetuneError as error:
-            made["why"] = str(error)
-            raise optuna.TrialPruned from None
-        made["metric"] = max(epoch.val_metric for epoch in epochs)
-        tell(f"trial {trial.number}: {made['metric']:.3f} at {cost:,.0f} {settings.cost}, {_short(method)}")
-        return made["metric"], cost
+        if "cost" in made:
+            trial.set_constraint(OVER, made["cost"] - budget if settings.budget else -1.0)
+        if made["metric"] is None:
+            raise optuna.TrialPruned
+        what = f"{_short(method)}{' (as before)' if seen else ''}"
+        tell(f"trial {trial.number}: {made['metric']:.3f} at {made['cost']:,.0f} {settings.cost}, {what}")
+        return made["metric"], made["cost"]
 
     study = optuna.create_study(
         directions=["maximize", "minimize"],
@@ -209,6 +203,21 @@ def search(ground: Ground, settings: SearchSettings, tell: Callable[[str], Any] 
     told = {"metric": make_task(ground.data.task).metric, "cost": settings.cost, "budget": settings.budget,
             "trials": trials, "front": front, "best": best, "found": found, "presets": beside}  # fmt: skip
     return told | {"verdict": verdict(told)}
+
+
+def _tried(ground: Ground, method: dict[str, Any], settings: SearchSettings, budget: float) -> dict[str, Any]:
+    """A plan's cost and, within the budget, the validation metric that it reaches in a few epochs; why not, if not."""
+    made: dict[str, Any] = {"method": method, "metric": None}
+    try:
+        experiment = ground.experiment(build(Plan, method, "search"), settings.seed, "search")
+        made["cost"] = ground.cost(experiment, settings.cost)
+        if made["cost"] > budget:
+            return {**made, "why": "above the budget"}
+        chosen = replace(of_method(ground.train, {}, "search"), epochs=settings.epochs, seed=settings.seed)
+        epochs = ground.trained(experiment, chosen)[1]
+    except FusetuneError as error:
+        return {**made, "why": str(error)}
+    return {**made, "metric": max(epoch.val_metric for epoch in epochs)}
 
 
 def _presets(ground: Ground, settings: SearchSettings, budget: float, tell: Callable[[str], Any]) -> dict[str, Any]:
