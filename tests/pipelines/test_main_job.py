@@ -175,7 +175,7 @@ def test_the_same_command_in_another_place_gives_bitwise_the_same_adapter(traine
         (["--params", "trian.epochs=3"], "parameters: unknown key 'trian'. Did you mean 'train'?"),
         (["--params", "train.batch_size=0"], "train.batch_size: expected a whole number of at least 1, found 0"),
         (["--params", "train.device=tpu"], "device: expected auto, cpu, cuda or cuda:N, found 'tpu'"),
-        (["--params", "ingest.reader=glyfs"], "readers: 'glyfs' is unknown. Known: avdigits, ave, conversations"),
+        (["--params", "ingest.reader=glyfs"], "readers: 'glyfs' is unknown. Known: avdigits, ave, charades_sta"),
         (["--params", "backbone.source=/no/such/model"], "backbone '/no/such/model'"),
     ],
 )
