@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from fusetune.comparison.details import one_by_one
 from fusetune.report.figures import Figures, answers, compared, confusion_matrix, distributions, learning_curve
 from fusetune.report.located_figures import figure_of
 from fusetune.report.segment_figures import labels_on_a_line
@@ -39,7 +40,5 @@ def training_figures(result: TrainingResult) -> Figures:
         if isinstance(found[0], list):  # a label for each segment
             ids = [str(name) for name in predictions["sample_id"].to_pylist()]
             figures["segments"] = partial(labels_on_a_line, ids, targets, found, on_test)
-            targets, found = ([label for row in rows for label in row] for rows in (targets, found))
-        targets = [str(value) for value in targets]
-        figures["confusion_matrix"] = partial(confusion_matrix, targets, found, on_test)
+        figures["confusion_matrix"] = partial(confusion_matrix, one_by_one(targets), one_by_one(found), on_test)
     return Figures(figures)

@@ -103,14 +103,12 @@ class Learner:
         backbone = load_backbone(self.base, self.data[name])
         experiment = Experiment(self.table, backbone, self.data[name], plan, seed, name, self.lengths)
         experiment.begin(self.store, self.cache, self.progress)
-        begun = f"{seed}"
         if start is not None:
             _take_over(experiment, start)
-            begun = str(start.config["task_state"]) + str(sum(t.double().sum().item() for t in start.tensors.values()))
         features = experiment.extract(self.store, self.cache, self.progress, self.device)
         splits = {s: experiment.split(s, features, self.store, self.device) for s in ("train", "val", "test")}
-        key = experiment.key(features, settings) + begun
-        with _folder(self.checkpoints) as folder:
+        key = experiment.key(features, settings)
+        with _folder(self.checkpoints) as folder:  # its own: a checkpoint's key doesn't know `start`
             epochs = train(experiment.model, splits["train"], splits["val"], settings, key, folder, Reporter())
         result = tested(experiment, splits, epochs, settings, self.evaluation, name, {})
         return result.artifact, float(result.metrics["test"][result.metrics["metric"]])

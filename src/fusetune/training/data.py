@@ -80,8 +80,13 @@ def task_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | Non
     Args:
         keys: of contents, by modality, where they are known; None: they are read.
     """
-    own = {name: _column(source.table, name) for name in task.columns()} | sample_columns(task, source, keys)
+    own = _own_columns(task, source, keys)
     return own | task.derived(own)
+
+
+def _own_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
+    """The same without what the task makes of them."""
+    return {name: _column(source.table, name) for name in task.columns()} | sample_columns(task, source, keys)
 
 
 def sample_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
@@ -98,7 +103,7 @@ def faults_of(task: Task, source: Source) -> dict[tuple[str, str], list[str | No
     if any(name not in source.table.column_names for name in task.columns()):
         return {}
     column = getattr(task, "region_column", "")
-    return {(column, name): told for name, told in task.faults(task_columns(task, source)).items()}
+    return {(column, name): told for name, told in task.faults(_own_columns(task, source)).items()}
 
 
 def derives(task: Task) -> bool:
@@ -119,10 +124,9 @@ def with_derived(task: Task, table: pa.Table, modalities: Mapping[str, Modality]
     """With the columns that a task makes of others: answers in words are a stream."""
     if not derives(task):
         return table
-    columns = task_columns(task, Source(table, modalities))
-    for name in task.derived(columns):
+    for name, values in task.derived(_own_columns(task, Source(table, modalities))).items():
         check(name not in table.column_names, f"data.task: the manifest has a column '{name}'; its name is taken.")
-        table = table.append_column(name, pa.array(columns[name], pa.string()))
+        table = table.append_column(name, pa.array(values, pa.string()))
     return table
 
 

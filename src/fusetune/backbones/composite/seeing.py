@@ -160,7 +160,7 @@ class SeeingTower(Tower):
         family, config = self.composite.family, self.composite.model.config
         made = family.instructed or family.crossed or family.packed or "qformer" in family.connector
         tokens = self.tokens_at(self.depth)
-        height, width = self.shape[-2:] if len(self.shape) > 2 else (self.side or 0,) * 2
+        width, height = self.seen_size()
         found = None if made or getattr(config, "perceiver_config", None) else grid(tokens, height, width)
         check(
             found is not None,
