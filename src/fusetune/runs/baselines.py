@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fusetune.backbones.aligned_towers import AlignedAudio, AlignedImage, AlignedSettings
 from fusetune.manifest.schema import Modality
-from fusetune.runs.segment_baselines import fused, segment_outputs
+from fusetune.runs.segment_baselines import segment_numbers
 from fusetune.training.data import TaskRows
 
 MOST_ROWS = 10_000  # training rows; of more, these many, evenly spread
+STEPS, STEPS_OF_SEGMENTS = 1000, 300  # of a logistic regression, at most; a sample has many segments
 MOST_WORDS = 20_000  # n-grams of letters
 MEASURES = {"image": AlignedImage, "video": AlignedImage, "audio": AlignedAudio}  # whose plain numbers are taken
 MAJORITY, FUSION = "majority or mean", "their late fusion"
@@ -33,28 +34,27 @@ def plain_baselines(rows: TaskRows) -> dict[str, float]:
     train = train[:: -(-len(train) // MOST_ROWS)]
     splits = [train, rows.rows["val"], rows.rows["test"]]
     targets = [rows.targets(split) for split in splits]
+    if kind == "segments":  # each of them is a row of a classification
+        kind, wanted, steps = "classes", [part.flatten() for part in targets], STEPS_OF_SEGMENTS
+        numbers = segment_numbers(rows, splits, targets[0].shape[1])
+        raw = {name: [part.reshape(-1, part.shape[-1]) for part in parts] for name, parts in numbers.items()}
+    else:
+        wanted, raw, steps = targets, {name: _raw(rows, name, splits) for name in rows.data.modalities}, STEPS
 
     def scored(outputs: Sequence[Any]) -> float:
         val, test = (torch.from_numpy(np.asarray(part, np.float32)) for part in outputs)
+        if wanted is not targets:
+            val, test = (out.unflatten(0, part.shape) for out, part in zip((val, test), targets[1:], strict=True))
         task.settle(val, targets[1])
         return float(task.metrics(test, targets[2])[task.metric])
 
-    if kind == "segments":
-        counts = torch.bincount(targets[0].flatten(), minlength=len(task.labels)).double()  # type: ignore[attr-defined]
-        logs = (counts / counts.sum() + 1e-9).log().numpy()
-        shape = (task.count, len(task.labels))  # type: ignore[attr-defined]
-        found = {MAJORITY: scored([np.broadcast_to(logs, (len(part), *shape)) for part in targets[1:]])}
-        by_name = segment_outputs(rows, splits)
-        found |= {f"{NAMES[rows.data.modalities[n].kind]} of {n}": scored(parts) for n, parts in by_name.items()}
-        return found | ({FUSION: scored(fused(by_name))} if len(by_name) > 1 else {})
-    raw = {name: _raw(rows, name, splits) for name in rows.data.modalities}
     if kind == "pairs":
         return {"ridge from raw to raw": scored(_pairs(rows, raw))}
-    constant = _constant(kind, task, targets[0])
-    found = {MAJORITY: scored([np.repeat(constant, len(part), 0) for part in targets[1:]])}
+    constant = _constant(kind, task, wanted[0])
+    found = {MAJORITY: scored([np.repeat(constant, len(part), 0) for part in wanted[1:]])}
     outputs = {}
     for name, parts in raw.items():
-        outputs[name] = _linear(kind, task, parts, targets[0])
+        outputs[name] = _linear(kind, task, parts, wanted[0], steps)
         found[f"{NAMES[rows.data.modalities[name].kind]} of {name}"] = scored(outputs[name])
     if len(outputs) > 1:
         found[FUSION] = scored([_fused(kind, parts) for parts in zip(*outputs.values(), strict=True)])
@@ -71,7 +71,7 @@ def best_of(plain: Mapping[str, float]) -> tuple[str, float] | None:
     return max(plain.items(), key=lambda item: item[1], default=None)
 
 
-def _linear(kind: str, task: Any, parts: Sequence[Any], targets: Tensor) -> list[np.ndarray]:
+def _linear(kind: str, task: Any, parts: Sequence[Any], targets: Tensor, steps: int) -> list[np.ndarray]:
     """Outputs for validation and test, as the task's head would give them."""
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.multiclass import OneVsRestClassifier
@@ -81,7 +81,7 @@ def _linear(kind: str, task: Any, parts: Sequence[Any], targets: Tensor) -> list
     scaler = [] if hasattr(parts[0], "tocsr") else [StandardScaler()]
     wanted, more = targets.numpy(), parts[1:]
     if kind == "classes":
-        model = make_pipeline(*scaler, LogisticRegression(max_iter=1000)).fit(parts[0], wanted)
+        model = make_pipeline(*scaler, LogisticRegression(max_iter=steps)).fit(parts[0], wanted)
         outputs = []
         for part in more:
             logs = np.full((part.shape[0], len(task.labels)), np.log(1e-9))
@@ -89,7 +89,7 @@ def _linear(kind: str, task: Any, parts: Sequence[Any], targets: Tensor) -> list
             outputs.append(logs)
         return outputs
     if kind == "labels":
-        several = OneVsRestClassifier(LogisticRegression(max_iter=1000, class_weight="balanced"))
+        several = OneVsRestClassifier(LogisticRegression(max_iter=steps, class_weight="balanced"))
         model = make_pipeline(*scaler, several).fit(parts[0], wanted.astype(int))
         return [model.decision_function(part) for part in more]
     model = make_pipeline(*scaler, Ridge()).fit(parts[0], task.standardised(targets).numpy())

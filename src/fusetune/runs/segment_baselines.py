@@ -1,36 +1,22 @@
-"""Plain models of single segments of time: a logistic regression on what a stream is in a segment."""
+"""What a plain model of a single segment of time is fitted to: plain numbers of each stream in each segment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fusetune.backbones.aligned_towers import AlignedAudio, AlignedImage, AlignedSettings, segmented
+from fusetune.tasks.token_times import WHOLE
 from fusetune.training.data import TaskRows
 
 
-def segment_outputs(rows: TaskRows, splits: Sequence[Sequence[int]]) -> dict[str, list[np.ndarray]]:
-    """By modality with a time, log-probabilities (rows, segments, labels) of validation and test rows."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    task: Any = rows.task
-    found = {}
-    for name, modality in rows.data.modalities.items():
-        if modality.kind in ("text", "vector"):
-            continue
-        parts = [_numbers(modality.kind, rows.source.decoded(name, split), task.count) for split in splits]
-        wanted = rows.targets(splits[0]).numpy().reshape(-1)
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-        model.fit(parts[0].reshape(-1, parts[0].shape[-1]), wanted)
-        outputs = []
-        for part in parts[1:]:
-            logs = np.full((len(part) * task.count, len(task.labels)), np.log(1e-9))
-            logs[:, model.classes_] = np.log(model.predict_proba(part.reshape(-1, part.shape[-1])) + 1e-9)
-            outputs.append(logs.reshape(len(part), task.count, -1))
-        found[name] = outputs
-    return found
+def segment_numbers(rows: TaskRows, splits: Sequence[Sequence[int]], segments: int) -> dict[str, list[np.ndarray]]:
+    """By modality with a time, (rows, segments, numbers) of each split."""
+    return {
+        name: [_numbers(modality.kind, rows.source.decoded(name, split), segments) for split in splits]
+        for name, modality in rows.data.modalities.items()
+        if modality.kind not in WHOLE
+    }
 
 
 def _numbers(kind: str, samples: Sequence[Any], segments: int) -> np.ndarray:
@@ -49,8 +35,3 @@ def _of_one(kind: str, sample: Any, segments: int) -> np.ndarray:
         tower = AlignedImage(AlignedSettings(1, mlp=False))
         sample = np.stack([tower.numbers([picture]).numpy() for picture in sample])
     return segmented(np.asarray(sample, np.float32), segments).numpy().reshape(segments, -1)
-
-
-def fused(parts: Mapping[str, Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """The mean of the modalities' probabilities."""
-    return [np.log(np.mean([np.exp(part) for part in several], 0)) for several in zip(*parts.values(), strict=True)]
