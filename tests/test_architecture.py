@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "fusetune"
 KEDRO_SIDE = {"pipelines", "hooks.py", "settings.py", "pipeline_registry.py", "__main__.py"}
 FLOORS = [
     {"errors", "config", "registry", "tokens", "schedule", "filehash", "scratch", "device"},
-    {"manifest", "tasks"},
+    {"manifest", "tasks", "worlds"},
     {"backbones"},
     {"adapters", "features"},
     {"plan"},

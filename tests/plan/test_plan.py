@@ -142,8 +142,10 @@ def test_retrieval_trains_from_the_towers_and_has_nothing_to_say_of_one_side_alo
 
     from fusetune.config import build
     from fusetune.features.extraction import CacheSettings
+    from fusetune.features.storage import Store
     from fusetune.plan.plan import Plan
-    from fusetune.runs.run import unimodal_metrics
+    from fusetune.runs.alone import unimodal_metrics
+    from fusetune.runs.workplace import Workplace
 
     data = {"task": {"name": "retrieval", "query": "left", "target": "right"}, "use_trunk": False}
     settings = TrainSettings(epochs=3, batch_size=32, device="cpu")
@@ -153,5 +155,5 @@ def test_retrieval_trains_from_the_towers_and_has_nothing_to_say_of_one_side_alo
     epochs = train(experiment.model, splits["train"], splits["val"], settings, "k", tmp_path / "ck", Reporter())
     assert epochs[-1].train_loss < epochs[0].train_loss
     plan = build(Plan, {"placements": [{"where": "head", "adapter": "linear"}]}, "toy")
-    alone = (toy.table, toy.base, replace(toy.data, **data), plan, settings, CacheSettings(), toy.store, tmp_path)
-    assert unimodal_metrics(*alone, lambda *_: None)[0] == {}
+    work = Workplace(Store(toy.store), CacheSettings(), tmp_path, lambda *_: None, torch.device("cpu"))
+    assert unimodal_metrics(toy.table, toy.base, replace(toy.data, **data), plan, settings, work)[0] == {}

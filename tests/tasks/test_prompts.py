@@ -10,9 +10,12 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.config import build
 from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings
+from fusetune.features.storage import Store
 from fusetune.plan.plan import Plan
+from fusetune.runs.alone import unimodal_metrics
 from fusetune.runs.experiment import Experiment
-from fusetune.runs.run import train_and_test, unimodal_metrics
+from fusetune.runs.run import train_and_test
+from fusetune.runs.workplace import Workplace
 from fusetune.training.data import DataSettings, make_task
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
@@ -132,7 +135,10 @@ def test_each_modality_alone_is_asked_only_where_it_has_names(greys):
     assert "prompts" in data.alone("image").task and "prompts" not in data.alone("text").task
     found, _ = unimodal_metrics(
         table, folder / "model", data, build(Plan, {"placements": [HEAD]}, "p"), TrainSettings(epochs=2, batch_size=24),
-        CacheSettings(dtype="float32"), folder / "store", folder / "checkpoints", lambda *_: None,
+        Workplace(
+            Store(folder / "store"), CacheSettings(dtype="float32"), folder / "checkpoints", lambda *_: None,
+            torch.device("cpu"),
+        ),
     )  # fmt: skip
     assert set(found) == {"image", "text"} and found["image"] > found["text"]
 

@@ -1,7 +1,5 @@
 """A backbone: towers by modality and, where the model has one, a trunk; saved, loaded and fingerprinted as one."""
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fusetune.backbones import towers as tower_registry
-from fusetune.backbones.bases import FORMAT, INDEX, opened, read_index
 from fusetune.backbones.common_space import Space
 from fusetune.backbones.composite.loading import CompositeSource, load_parts, resolved
-from fusetune.backbones.sharing import separate, share, shared, twin
-from fusetune.backbones.sources import TowerSource, registered_tower, towers_from
+from fusetune.backbones.on_disk import read, write
+from fusetune.backbones.sharing import separate, share, shared
 from fusetune.backbones.tower import Tower, fingerprint
-from fusetune.backbones.trunk import Trunk
-from fusetune.config import digest, to_plain
+from fusetune.config import digest
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
-
-COMPOSITE = "composite"  # in an index: what the whole base is loaded from
 
 
 @dataclass(frozen=True)
@@ -48,11 +41,19 @@ class Backbone(nn.Module):
         towers: by modality.
         trunk: the fusion blocks on top, if any: a `trunk.Trunk`, or the language blocks of a composite model.
         origin: of a composite model, which is saved by reference as a whole.
+        beside: modalities with towers from elsewhere, whose streams pass by the trunk and meet the others behind it: a
+            robot's state beside a model of pictures and texts.
     """
 
-    def __init__(self, towers: Mapping[str, Tower], trunk: Any = None, origin: CompositeSource | None = None) -> None:
+    def __init__(
+        self,
+        towers: Mapping[str, Tower],
+        trunk: Any = None,
+        origin: CompositeSource | None = None,
+        beside: Iterable[str] = (),
+    ) -> None:
         super().__init__()
-        self.origin = origin
+        self.origin, self.beside = origin, tuple(beside)
         self.towers = nn.ModuleDict(towers)
         self.trunk = trunk
         self._fingerprints: dict[str, str] = {}
@@ -84,8 +85,16 @@ class Backbone(nn.Module):
 
     def sources(self) -> dict[str, str]:
         """The hub ids and folders that towers came from, by modality; of towers that were made here, none."""
-        origins: dict[str, Any] = {name: tower.origin or self.origin for name, tower in self.towers.items()}
+        origins = {name: self.origin_of(name) for name in self.towers}
         return {name: origin.source for name, origin in origins.items() if origin}
+
+    def in_trunk(self, streams: Mapping[str, Any]) -> dict[str, Any]:
+        """Those that the trunk takes."""
+        return {name: stream for name, stream in streams.items() if name not in self.beside}
+
+    def origin_of(self, name: str) -> Any:
+        """Where a tower came from; None: it was made here."""
+        return self.tower(name).origin or (None if name in self.beside else self.origin)
 
     def stack(self, name: str) -> nn.Module:
         """A tower by its modality, or the trunk."""
@@ -96,7 +105,8 @@ class Backbone(nn.Module):
     def widths(self, modalities: Sequence[str]) -> dict[str, int]:
         """Floats per token of each stream at the junction."""
         own = getattr(self.trunk, "own_widths", {})  # of what passes through a trunk as it is
-        return {m: own.get(m, self.trunk.width) if self.trunk else self.tower(m).width for m in modalities}
+        met = {m for m in modalities if self.trunk and m not in self.beside}
+        return {m: own.get(m, self.trunk.width) if m in met else self.tower(m).width for m in modalities}
 
     def spaces(self, modalities: Sequence[str]) -> dict[str, Space]:
         """The common space of each tower that has one; {} where the streams meet in a trunk first."""
@@ -139,13 +149,19 @@ class Backbone(nn.Module):
                 "data.task: answers in words need a model that speaks. Expected backbone.source: the hub id or folder "
                 "of a vision-language model (LLaVA, PaliGemma)."
             )
+        if self.beside:
+            raise FusetuneError(
+                f"data.task: answers in words are the model's own, and it never meets {', '.join(self.beside)}. Leave "
+                "it out of data.modalities, or expect a task with a head of its own."
+            )
         self.towers[name] = self.trunk.take_answers(name, most)
         return self
 
     def part(self, modalities: Sequence[str], use_trunk: bool = True) -> "Backbone":
         """A backbone of some of the towers, the very modules, with the trunk or without it."""
         trunk = self.trunk if use_trunk else None
-        part = Backbone({name: self.tower(name) for name in modalities}, trunk, self.origin)
+        beside = [name for name in self.beside if name in modalities]
+        part = Backbone({name: self.tower(name) for name in modalities}, trunk, self.origin, beside)
         part._fingerprints = self._fingerprints
         return part
 
@@ -160,7 +176,7 @@ class Backbone(nn.Module):
     def advance(self, streams: Mapping[str, Tokens], start: Frontier, stop: Frontier) -> dict[str, Tokens]:
         """Run towers, then trunk, from one frontier to another; `stop.trunk` > 0 needs every tower at its top."""
         states = self.advance_towers(streams, start.towers, stop.towers)
-        return self.trunk.advance(states, start.trunk, stop.trunk) if self.trunk else states
+        return states | self.trunk.advance(self.in_trunk(states), start.trunk, stop.trunk) if self.trunk else states
 
     def advance_towers(
         self, streams: Mapping[str, Tokens], start: Mapping[str, int], stop: Mapping[str, int]
@@ -173,33 +189,7 @@ class Backbone(nn.Module):
 
         A tower that was loaded from a hub id or a folder is named in the index, not copied.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        index: dict[str, Any] = {"format": FORMAT, "towers": {}, "trunk": None}
-        if self.origin:
-            kinds = {name: tower.kind for name, tower in self.towers.items()}
-            index[COMPOSITE] = {
-                **to_plain(self.origin),
-                "source": _seen_from(folder, self.origin.source),
-                "kinds": kinds,
-            }
-        for name, tower in self.towers.items():
-            origin: Any = tower.origin or self.origin
-            if not origin:
-                tower.save_pretrained(folder / _own(name))  # type: ignore[operator]
-            index["towers"][name] = {
-                "tower": getattr(tower, "registered", tower.kind),
-                "source": _seen_from(folder, origin.source) if origin else _own(name),
-                "options": tower.origin.options() if tower.origin else {},  # type: ignore[union-attr, operator]
-                "fingerprint": self.fingerprint_of(name),
-            }
-            if tower.probe:
-                index["towers"][name]["probe"] = tower.probe
-        if self.trunk:
-            if not self.origin:
-                self.trunk.save_pretrained(folder / "trunk")
-            index["trunk"], index["trunk_fingerprint"] = "trunk", self.fingerprint_of("trunk")
-        index["fingerprint"] = self.fingerprint()
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write(self, folder)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, modalities: Mapping[str, str] | None = None) -> "Backbone":
@@ -214,57 +204,14 @@ class Backbone(nn.Module):
         Raises:
             FusetuneError: no such tower, or a model that is referenced and has changed since.
         """
-        source = opened(source)
-        if not (Path(source) / INDEX).is_file():
-            kinds, chosen = modalities or {"image": "image", "text": "text"}, TowerSource(str(source))
-            return cls(towers_from(dict.fromkeys(kinds, chosen), kinds))
-        index = read_index(Path(source))
-        unknown = sorted(set(modalities or ()) - set(index["towers"]))
-        if unknown:
-            raise FusetuneError(f"{Path(source, INDEX)}: no tower for {unknown}; it holds {sorted(index['towers'])}.")
-        if COMPOSITE in index:
-            return cls._composite(index, modalities, Path(source, INDEX))
-        entries = {n: entry for n, entry in index["towers"].items() if modalities is None or n in modalities}
-        loaded: dict[str, Tower] = {}
-        first: dict[str, str] = {}  # modalities on the same weights, by what they say of them
-        for name, entry in entries.items():
-            own = entry["source"] == _own(name)
-            parts = [entry["tower"], entry["fingerprint"], None if own else entry["source"], entry.get("options")]
-            same = first.setdefault(digest(parts), name)
-            if same != name:
-                loaded[name] = twin(loaded[same])
-            elif own:
-                loaded[name] = tower_registry.get(entry["tower"]).from_pretrained(Path(source) / entry["source"])
-            else:
-                named = _found_from(Path(source), entry["source"])
-                loaded[name] = registered_tower(entry["tower"], named, entry.get("options", {}))
-            loaded[name].probe = entry.get("probe")
-        trunk = Trunk.from_pretrained(Path(source, index["trunk"])) if index["trunk"] else None
-        backbone = cls(loaded, trunk)
-        known: dict[str, str] = {}
-        for name in backbone.sources():
-            expected = entries[name]["fingerprint"]
-            found = known[expected] if expected in known else backbone.fingerprint_of(name)
-            backbone._fingerprints[name] = known[expected] = found
-            if found != expected:
-                raise FusetuneError(
-                    f"{Path(source, INDEX)}: '{entries[name]['source']}' has changed since; run `pretrain` again."
-                )
-        return backbone
+        return read(cls, source, modalities)
 
-    @classmethod
-    def _composite(cls, index: Mapping[str, Any], modalities: Mapping[str, str] | None, file: Path) -> "Backbone":
-        options = dict(index[COMPOSITE])
-        kinds = {n: kind for n, kind in options.pop("kinds").items() if modalities is None or n in modalities}
-        options["source"] = _found_from(file.parent, options["source"])
-        backbone = cls.from_composite(CompositeSource(**options), kinds)
-        backbone.remember_fingerprints()
-        expected = {name: index["towers"][name]["fingerprint"] for name in kinds} | {
-            "trunk": index["trunk_fingerprint"]
-        }
-        if backbone._fingerprints != expected:
-            raise FusetuneError(f"{file}: '{options['source']}' has changed since; run `pretrain` again.")
-        return backbone
+    def joined(self, others: "Backbone", order: Iterable[str]) -> "Backbone":
+        """A composite model with towers from elsewhere beside it, in this order of modalities."""
+        towers = {name: self.tower(name) if name in self.towers else others.tower(name) for name in order}
+        joined = Backbone(towers, self.trunk, self.origin, list(others.towers))
+        joined._fingerprints = {**others._fingerprints, **self._fingerprints}
+        return joined
 
     @classmethod
     def from_composite(cls, chosen: CompositeSource, kinds: Mapping[str, str]) -> "Backbone":
@@ -274,19 +221,3 @@ class Backbone(nn.Module):
         if chosen.quantise:
             backbone.trunk.quantise(chosen.quantise)
         return backbone
-
-
-def _seen_from(folder: Path, source: str) -> str:
-    """A source that lies beside a base's folder by its relative path, so that both can move; any other as it is."""
-    beside = Path(source).is_dir() and Path(source).resolve().parent == folder.resolve().parent
-    return f"../{Path(source).name}" if beside else source
-
-
-def _found_from(folder: Path, source: str) -> str:
-    """Inverse of `_seen_from`."""
-    return os.path.normpath(folder / source) if source.startswith("../") else source
-
-
-def _own(name: str) -> str:
-    """Where in a base's folder a tower of its own lies."""
-    return f"towers/{name}"

@@ -154,10 +154,12 @@ class BackboneSettings:
         return found
 
     def composite(self, kinds: Mapping[str, str]) -> CompositeSource | None:
-        """The composite model that all modalities come from together; None: each has a tower of its own.
+        """The composite model that modalities come from together; None: each has a tower of its own.
+
+        What has another source stands beside it: its stream meets the others behind the model.
 
         Raises:
-            FusetuneError: some come from a composite model and others don't, or a prompt for no such model.
+            FusetuneError: two composite models, or a prompt for none.
         """
         chosen = self.sources(kinds)
         asked: dict[str, set[str]] = {}
@@ -172,15 +174,20 @@ class BackboneSettings:
             )
         if not whole:
             return None
-        others = [name for name in chosen if name not in whole]
         sources = {(one.source, one.revision) for one in whole.values()}
         check(
-            not others and len(sources) == 1,
-            f"backbone: {', '.join(whole)} of '{next(iter(sources))[0]}', a composite model, stand beside "
-            f"{', '.join(others) or 'another one'}. Expected all modalities from it, or `part` for one encoder alone.",
+            len(sources) == 1,
+            f"backbone: {', '.join(whole)} are of several composite models, "
+            f"{' and '.join(sorted(source for source, _ in sources))}. Expected one, and `part` for one encoder alone "
+            "of another.",
         )
         limit = next((one.max_tokens for one in whole.values() if one.max_tokens), None)
         return CompositeSource(*next(iter(sources)), self.prompt, limit, self.picture_side, self.system, self.quantise)
+
+    def beside(self, kinds: Mapping[str, str]) -> list[str]:
+        """The modalities that stand beside the composite model; all, where there is none."""
+        chosen, whole = self.sources(kinds), self.composite(kinds)
+        return [n for n, one in chosen.items() if whole is None or one.part or one.source != whole.source]
 
     def is_embedded(self, kinds: Mapping[str, str]) -> bool:
         """Whether the data take the embedded base as it is, its trunk included."""

@@ -252,8 +252,11 @@ class Bank:
         missing = {name: modality.kind for name, modality in data.modalities.items() if name not in have}
         if missing:
             more = Backbone.from_pretrained(self.base, missing)
-            trunk = self._whole.trunk if self._whole else more.trunk
-            self._whole = Backbone(have | dict(more.towers), trunk, more.origin).to(self.device)
+            trunk, origin, beside = more.trunk, more.origin, more.beside
+            if self._whole:
+                trunk, origin = self._whole.trunk or trunk, self._whole.origin or origin
+                beside = (*self._whole.beside, *beside)
+            self._whole = Backbone(have | dict(more.towers), trunk, origin, beside).to(self.device)
         assert self._whole
         return answering(self._whole.part(list(data.modalities), data.use_trunk), data)
 

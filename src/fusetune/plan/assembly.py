@@ -174,7 +174,7 @@ class Assembly:
                 del chosen[i]
             told = f"no {placement.adapter} behind trunk blocks {', '.join(map(str, late))}: there an answer is said"
             self.resolved.append(told)
-        streams = self._met_streams(self.streams)
+        streams = self._met_streams(self.backbone.in_trunk(self.streams))
         made = {}
         for i, rank in chosen.items():
             made[i] = cls(cls.sized(config, rank), streams)

@@ -35,7 +35,7 @@ def frontier(model: AdaptedModel, example: Mapping[str, Tokens]) -> Frontier:
             return Frontier(depths, 0)
         with torch.no_grad():
             streams = backbone.advance(example, Frontier(dict.fromkeys(example, 0)), Frontier(full.towers, 0))
-        reached = _first_trainable(backbone.trunk, streams)
+        reached = _first_trainable(backbone.trunk, backbone.in_trunk(streams))
         return Frontier(depths, reached if reached >= getattr(backbone.trunk, "first", 0) else 0)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from fusetune.comparison.details import one_by_one
 from fusetune.report.figures import Figures, answers, compared, confusion_matrix, distributions, learning_curve
 from fusetune.report.located_figures import figure_of
+from fusetune.report.rollout_figure import strips
 from fusetune.report.segment_figures import labels_on_a_line
 from fusetune.runs.run import TrainingResult
 
@@ -35,6 +36,9 @@ def training_figures(result: TrainingResult) -> Figures:
         )
     if result.located:
         figures["located"] = partial(figure_of, result.located, f"{method}: test samples")
+    if result.rollouts:
+        shown, numbers = result.rollouts.strips, result.rollouts.numbers
+        figures["rollouts"] = partial(strips, shown, numbers, f"{method} in its world")
     if "prediction" in predictions.column_names and "said" not in metrics:
         targets, found = (predictions[n].to_pylist() for n in (metrics["target_columns"][0], "prediction"))
         if isinstance(found[0], list):  # a label for each segment

@@ -109,9 +109,7 @@ def _constant(kind: str, task: Any, targets: Tensor) -> np.ndarray:
         return (counts / counts.sum() + 1e-9).log().numpy()[None]
     if kind == "labels":
         return targets.double().mean(0).clamp(1e-6, 1 - 1e-6).logit().numpy()[None]
-    if kind == "regions":
-        return task.standardised(targets).double().mean(0, keepdim=True).numpy()
-    return np.zeros((1, targets.shape[1]))
+    return task.standardised(targets).double().mean(0, keepdim=True).numpy()
 
 
 def _pairs(rows: TaskRows, raw: Mapping[str, Sequence[Any]]) -> list[np.ndarray]:

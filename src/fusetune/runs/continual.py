@@ -29,12 +29,11 @@ from fusetune.bank.merging import MergeSettings
 from fusetune.bank.task_vectors import merge
 from fusetune.config import check
 from fusetune.features.dataset import FeatureSet
-from fusetune.features.extraction import Progress, extract
-from fusetune.features.index import CacheSettings
-from fusetune.features.storage import Store
+from fusetune.features.extraction import extract
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.run import tested
+from fusetune.runs.workplace import Workplace
 from fusetune.training.data import DataSettings, TaskRows, load_backbone
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
@@ -84,11 +83,7 @@ class Learner:
     plan: Plan
     train: TrainSettings
     evaluation: EvaluationSettings
-    store: Store
-    cache: CacheSettings
-    checkpoints: Path
-    progress: Progress
-    device: torch.device
+    work: Workplace
     lengths: Mapping[str, int] | None = None
 
     def learned(
@@ -102,13 +97,13 @@ class Learner:
         plan, settings = replace(self.plan, orthogonal=orthogonal), replace(self.train, seed=seed)
         backbone = load_backbone(self.base, self.data[name])
         experiment = Experiment(self.table, backbone, self.data[name], plan, seed, name, self.lengths)
-        experiment.begin(self.store, self.cache, self.progress)
+        work = self.work
+        experiment.begin(work.store, work.cache, work.progress)
         if start is not None:
             _take_over(experiment, start)
-        features = experiment.extract(self.store, self.cache, self.progress, self.device)
-        splits = {s: experiment.split(s, features, self.store, self.device) for s in ("train", "val", "test")}
+        splits, features = work.splits(experiment)
         key = experiment.key(features, settings)
-        with _folder(self.checkpoints) as folder:  # its own: a checkpoint's key doesn't know `start`
+        with _folder(work.checkpoints) as folder:  # its own: a checkpoint's key doesn't know `start`
             epochs = train(experiment.model, splits["train"], splits["val"], settings, key, folder, Reporter())
         result = tested(experiment, splits, epochs, settings, self.evaluation, name, {})
         return result.artifact, float(result.metrics["test"][result.metrics["metric"]])
@@ -117,15 +112,15 @@ class Learner:
         """The test metric of an adapter on its task."""
         model = artifact.build(self.base)
         rows = TaskRows(self.table, self.data[name], model.backbone)
-        source = rows.source
+        source, work = rows.source, self.work
         found = extract(
-            model.backbone, source, artifact.frontier, self.store, replace(self.cache, views=0, part="1/1"),
-            self.progress, self.device,
+            model.backbone, source, artifact.frontier, work.store, replace(work.cache, views=0, part="1/1"),
+            work.progress, work.device,
         )  # fmt: skip
         picked = found.of_rows(rows.rows["test"], augmented=False)
         targets = model.task.targets(rows.columns_of(rows.rows["test"]))
-        split = Split({1: FeatureSet(picked, self.store, self.device)}, targets, "test")
-        outputs, _ = predict(model.to(self.device), split, BATCH)
+        split = Split({1: FeatureSet(picked, work.store, work.device)}, targets, "test")
+        outputs, _ = predict(model.to(work.device), split, BATCH)
         return float(model.task.metrics(outputs, targets)[model.task.metric])
 
 

@@ -5,7 +5,6 @@ manifest, and each student is an experiment of the task `distilled` on them. Of 
 students with the same seeds, one that is taught and one that has the labels alone.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,21 +17,18 @@ import torch
 from fusetune.bank.artifact import Artifact
 from fusetune.config import check, to_plain
 from fusetune.features.dataset import FeatureSet, batches
-from fusetune.features.extraction import Progress, extract
-from fusetune.features.index import CacheSettings, Features
+from fusetune.features.extraction import extract
 from fusetune.features.source import Source
-from fusetune.features.storage import Store
 from fusetune.manifest.readers.layouts import is_drawn
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
-from fusetune.runs.run import TrainingResult, tested
+from fusetune.runs.run import tested
+from fusetune.runs.workplace import Workplace
 from fusetune.tasks.distilled import DistilledConfig, Shares
 from fusetune.tasks.task import Task
 from fusetune.training.data import DataSettings, load_backbone
-from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.loop import train
 from fusetune.training.settings import TrainSettings
 
 BATCH = 256
@@ -87,10 +83,7 @@ def heard_teacher(
     model: AdaptedModel,
     table: pa.Table,
     data: DataSettings,
-    store: Store,
-    cache: CacheSettings,
-    progress: Progress,
-    device: torch.device,
+    work: Workplace,
     features: bool,
 ) -> dict[str, np.ndarray]:
     """Outputs, and pooled streams if they are wanted, of every row; from features at the teacher's frontier.
@@ -99,11 +92,10 @@ def heard_teacher(
         data: the teacher's, with the folders of this machine.
     """
     source = Source(table, data.modalities)
-    found = extract(
-        model.backbone, source, artifact.frontier, store, replace(cache, views=0, part="1/1"), progress, device
-    )
-    rows, outputs, pooled = FeatureSet(found, store, device), [], []
-    model.to(device).eval()
+    cache = replace(work.cache, views=0, part="1/1")
+    found = extract(model.backbone, source, artifact.frontier, work.store, cache, work.progress, work.device)
+    rows, outputs, pooled = FeatureSet(found, work.store, work.device), [], []
+    model.to(work.device).eval()
     hook = model.head.register_forward_pre_hook(lambda _, args: pooled.append(torch.cat(list(args[0].values()), -1)))
     try:
         for _, states in rows.batches(batches(len(source), BATCH)):
@@ -124,11 +116,7 @@ def taught_and_alone(
     settings: DistilSettings,
     train_settings: TrainSettings,
     evaluation: EvaluationSettings,
-    store: Store,
-    cache: CacheSettings,
-    checkpoints: Path,
-    progress: Progress,
-    device: torch.device,
+    work: Workplace,
     tell: Callable[[str], Any] = lambda _: None,
     lengths: Mapping[str, int] | None = None,
 ) -> Distilled:
@@ -173,10 +161,9 @@ def taught_and_alone(
             )
             for seed in settings.seeds:
                 experiment = Experiment(rows, load_backbone(base, chosen), chosen, plan, seed, settings.method, lengths)
-                experiment.begin(store, cache, progress)
-                features = experiment.extract(store, cache, progress, device)
                 own_settings = replace(train_settings, seed=seed)
-                result = _trained(experiment, features, own_settings, evaluation, store, checkpoints, device)
+                splits, epochs = work.trained(experiment, own_settings)
+                result = tested(experiment, splits, epochs, own_settings, evaluation, "student", {})
                 metric = result.metrics["metric"]
                 own[arm][str(seed)] = result.metrics["test"][metric]
                 told |= {"metric": metric, "student_parameters": result.metrics["trainable_parameters"]}
@@ -219,20 +206,3 @@ def plain_student(artifact: Artifact, data: DataSettings, names: Sequence[str]) 
         "kept_parameters": sum(value.numel() for value in tensors.values()),
     }
     return replace(artifact, config=config, tensors=tensors)
-
-
-def _trained(
-    experiment: Experiment,
-    features: Features,
-    settings: TrainSettings,
-    evaluation: EvaluationSettings,
-    store: Store,
-    checkpoints: Path,
-    device: torch.device,
-) -> TrainingResult:
-    splits = {name: experiment.split(name, features, store, device) for name in ("train", "val", "test")}
-    key = experiment.key(features, settings)
-    epochs = train(experiment.model, splits["train"], splits["val"], settings, key, checkpoints / key[:16], Reporter())
-    result = tested(experiment, splits, epochs, settings, evaluation, "student", {})
-    shutil.rmtree(checkpoints / key[:16], ignore_errors=True)
-    return result

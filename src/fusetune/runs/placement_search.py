@@ -7,7 +7,6 @@ plan that costs more than the budget is not trained. The best one within it is t
 the presets that the budget allows: it is said whether it beats them.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,24 +14,19 @@ from statistics import mean
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from fusetune.adapters import adapters
 from fusetune.backbones.backbone import Backbone
 from fusetune.config import build, check
 from fusetune.errors import FusetuneError
-from fusetune.features.extraction import Progress
-from fusetune.features.index import CacheSettings
-from fusetune.features.storage import Store
 from fusetune.plan.plan import Plan
 from fusetune.runs.account import account
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.run import tested
+from fusetune.runs.workplace import Workplace
 from fusetune.training.data import DataSettings, load_backbone, make_task
-from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
-from fusetune.training.loop import train
-from fusetune.training.settings import TrainSettings, of_method
+from fusetune.training.settings import of_method
 
 NOTHING = "none"
 COSTS = ("parameters", "flops")
@@ -89,11 +83,7 @@ class Ground:
     methods: Mapping[str, Any]
     train: Mapping[str, Any]
     evaluation: EvaluationSettings
-    store: Store
-    cache: CacheSettings
-    checkpoints: Path
-    progress: Progress
-    device: torch.device
+    work: Workplace
     lengths: Mapping[str, int] | None = None
 
     def experiment(self, plan: Plan, seed: int, where: str) -> Experiment:
@@ -102,19 +92,7 @@ class Ground:
     def cost(self, experiment: Experiment, of: str) -> float:
         if of == "parameters":
             return float(experiment.model.trainable_count())
-        return float(account(experiment, self.cache).flops)
-
-    def trained(self, experiment: Experiment, settings: TrainSettings) -> tuple[Any, Any]:
-        """Splits and epochs."""
-        experiment.begin(self.store, self.cache, self.progress)
-        features = experiment.extract(self.store, self.cache, self.progress, self.device)
-        splits = {n: experiment.split(n, features, self.store, self.device) for n in ("train", "val", "test")}
-        key = experiment.key(features, settings)
-        folder = self.checkpoints / key[:16]
-        try:
-            return splits, train(experiment.model, splits["train"], splits["val"], settings, key, folder, Reporter())
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        return float(account(experiment, self.work.cache).flops)
 
     def whole(self, name: str, method: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
         """Test and validation metrics of a method by seed, trained as it says itself."""
@@ -124,7 +102,7 @@ class Ground:
                 self.experiment(plan, seed, name),
                 replace(of_method(self.train, method, name), seed=seed),
             )
-            splits, epochs = self.trained(experiment, settings)
+            splits, epochs = self.work.trained(experiment, settings)
             metrics = tested(experiment, splits, epochs, settings, self.evaluation, name, {}).metrics
             found[str(seed)] = {"test": metrics["test"][metrics["metric"]], "validation": metrics["validation"]}
         return found
@@ -214,7 +192,7 @@ def _tried(ground: Ground, method: dict[str, Any], settings: SearchSettings, bud
         if made["cost"] > budget:
             return {**made, "why": "above the budget"}
         chosen = replace(of_method(ground.train, {}, "search"), epochs=settings.epochs, seed=settings.seed)
-        epochs = ground.trained(experiment, chosen)[1]
+        epochs = ground.work.trained(experiment, chosen)[1]
     except FusetuneError as error:
         return {**made, "why": str(error)}
     return {**made, "metric": max(epoch.val_metric for epoch in epochs)}

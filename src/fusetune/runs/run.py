@@ -11,21 +11,18 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fusetune.backbones.backbone import Frontier
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.card import card
 from fusetune.device import pick_device
 from fusetune.features.dataset import FeatureSet, padding
-from fusetune.features.extraction import Progress
-from fusetune.features.index import CacheSettings, Features
+from fusetune.features.index import Features
 from fusetune.features.storage import Store
-from fusetune.plan.plan import Plan
 from fusetune.runs.baselines import best_of, metric_key
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.located import Located, located
+from fusetune.runs.rollouts import RolledOut, rolled_out, success
 from fusetune.runs.said import Shown, said
 from fusetune.tasks.joined_head import joined_heads
-from fusetune.training.data import DataSettings, load_backbone, make_task
 from fusetune.training.epochs import Epoch, Reporter, counted
 from fusetune.training.evaluation import EvaluationSettings, evaluate
 from fusetune.training.loop import train
@@ -52,6 +49,7 @@ class TrainingResult:
         validated: outputs of the validation split.
         pictures: of the samples in `metrics["shown"]`.
         located: test samples of a task that asks where or when.
+        rollouts: episodes of a task that says what to do, in its world.
         scores: of each validation and test sample, with its group and its targets: what decides who is better; None
             where nobody asks.
     """
@@ -67,6 +65,7 @@ class TrainingResult:
     scores: pa.Table | None = None
     pictures: Sequence[Any] = ()
     located: Sequence[Located] = ()
+    rollouts: RolledOut | None = None
 
     def scalars(self) -> dict[str, float]:
         """The metrics that are single numbers, for a tracker."""
@@ -94,6 +93,8 @@ class TrainingResult:
         if "before_training" in self.metrics:
             alone += f"{', ' if alone else ''}before any training {self.metrics['before_training']:.3f}"
             alone += "" if self.metrics["best_epoch"] else ", which no epoch beats on validation: it is kept as it was"
+        if acted := self.metrics.get("rolled_out"):
+            alone += f"{', ' if alone else ''}rolled out: {success(acted)}"
         if spoken := self.metrics.get("said"):
             closest = ", ".join(f"{m} {spoken[m]:.3f}" for m in ("exact_match", "token_f1", "rouge_l", "cider_d"))
             alone += f"{', ' if alone else ''}word by word on {spoken['samples']} samples: {closest}"
@@ -169,11 +170,12 @@ def tested(
     kind = getattr(task.config, "question_type", None)
     kinds, groups = experiment.column(kind, "test") if kind else None, experiment.column("group_id", "test")
     reached = max(counted(epochs, model.stages()[-1]), key=lambda e: e.val_metric)
-    metrics = {
+    test = evaluate(task, outputs, splits["test"].targets, evaluation, kinds, groups)
+    metrics: dict[str, Any] = {
         "method": method,
         "metric": task.metric,
         "target_columns": task.columns(),
-        "test": evaluate(task, outputs, splits["test"].targets, evaluation, kinds, groups),
+        "test": test,
         "validation": task.metrics(validated, splits["val"].targets)[task.metric],
         "unimodal": dict(unimodal),
         "plain": dict(plain or {}),
@@ -185,6 +187,18 @@ def tested(
         "test_samples": len(splits["test"].targets),
         "seed": settings.seed,
     }
+    batch = settings.batch_size
+    rollouts = rolled_out(
+        model,
+        experiment.data.modalities,
+        evaluation.rollouts,
+        evaluation.confidence,
+        batch,
+        pick_device(settings.device),
+    )
+    if rollouts:
+        metrics["rolled_out"] = dict(rollouts.numbers)
+        metrics["test"] = {**test, **rollouts.flat()}
     words: list[str | None] | None = None
     if task.speaks:
         metrics["said"], words = said(experiment, kinds, groups, settings, evaluation)
@@ -213,48 +227,8 @@ def tested(
         epochs,
         outputs,
         validated,
+        rollouts=rollouts,
     )
-
-
-def unimodal_metrics(
-    table: pa.Table,
-    base: Path,
-    data: DataSettings,
-    plan: Plan,
-    settings: TrainSettings,
-    cache: CacheSettings,
-    store: Store | Path | str,
-    checkpoints: Path,
-    progress: Progress,
-    lengths: Mapping[str, int] | None = None,
-) -> tuple[dict[str, float], Features]:
-    """The test metric of `plan` when one modality is given and no other, for each; {} where the task compares two,
-    and where the model answers in words: nothing would be trained.
-
-    Also returns what was cached for it, all modalities in one.
-    """
-    found: dict[str, float] = {}
-    used = Features(Frontier({}), {}, {})
-    task = make_task(data.task)
-    if not task.fuses or task.speaks:
-        return found, used
-    for name in data.modalities:
-        if not task.answers_from({name: data.modalities[name].kind}):
-            continue  # nothing to look through
-        alone = data.alone(name)
-        experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone", lengths)
-        device = pick_device(settings.device)
-        experiment.begin(store, cache, progress)
-        features = experiment.extract(store, cache, progress, device)
-        splits = {s: experiment.split(s, features, store, device) for s in ("train", "val", "test")}
-        key = experiment.key(features, settings)
-        train(experiment.model, splits["train"], splits["val"], settings, key, checkpoints / key[:16], Reporter())
-        mix(experiment.model, splits["val"], settings)
-        outputs, _ = predict(experiment.model, splits["test"], settings.batch_size)
-        found[name] = experiment.task.metrics(outputs, splits["test"].targets)[experiment.task.metric]
-        shutil.rmtree(checkpoints / key[:16], ignore_errors=True)
-        used = used.joined(features)
-    return found, used
 
 
 def _told(features: FeatureSet, settings: TrainSettings) -> Iterator[str]:

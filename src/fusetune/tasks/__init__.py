@@ -16,6 +16,7 @@ tasks = Registry(
         "grounding": "fusetune.tasks.grounding:Grounding",
         "grounding_in_words": "fusetune.tasks.grounding_in_words:GroundingInWords",
         "segments": "fusetune.tasks.segments:Segments",
+        "actions": "fusetune.tasks.actions:Actions",
         "moments": "fusetune.tasks.moments:Moments",
         "retrieval": "fusetune.tasks.retrieval:Retrieval",
     },

@@ -11,6 +11,7 @@ from fusetune.config import digest
 from fusetune.tasks.task import HeadMaker
 
 CLIP = 5.0  # standard deviations
+FEW = 16  # numbers of all streams: a norm takes mean and scale from them, which of so few is much of what they say
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class JoinedHead(nn.Module):
     def __init__(self, widths: Mapping[str, int], outputs: int, make: HeadMaker) -> None:
         super().__init__()
         self.widths = dict(widths)
-        self.norm = nn.LayerNorm(sum(widths.values()), elementwise_affine=False)
+        total = sum(widths.values())
+        self.norm = nn.LayerNorm(total, elementwise_affine=False) if total > FEW else nn.Identity()
         self.head: Any = make(sum(widths.values()), outputs)
         self.mean = nn.ParameterDict({n: frozen(torch.zeros(width)) for n, width in widths.items()})
         self.scale = nn.ParameterDict({n: frozen(torch.ones(width)) for n, width in widths.items()})

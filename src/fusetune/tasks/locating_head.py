@@ -57,7 +57,7 @@ class LocatingHead(nn.Module):
         asked = self.ask(self.asked_norm(torch.cat(parts, -1)))[:, None]
         values = self.norm(tokens.values)
         raw = self.head(torch.cat([values, asked.expand_as(values), values * asked], -1))
-        places, real = self.places(tokens.mask)
+        places, real = token_places(self.target, tokens.mask, self.lattice, len(self.usual))  # type: ignore[arg-type]
         usual: Any = self.usual
         offset, growth = raw[..., 1:].chunk(2, -1)
         middle = places.to(raw) + offset * usual
@@ -65,24 +65,29 @@ class LocatingHead(nn.Module):
         scores = raw[..., :1].masked_fill(~real[..., None], NOWHERE)
         return torch.cat([scores, middle - half, middle + half, places.to(raw).expand_as(middle)], -1)
 
-    def places(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Where tokens stand in shares of what is seen, (batch or 1, tokens, d), and which of them do, (batch, tokens).
 
-        Raises:
-            FusetuneError: there are other tokens than the encoder's own, or several pictures where one is looked
-                through.
-        """
-        lattice, dims = self.lattice or Lattice(), len(self.usual)  # type: ignore[arg-type]
-        count, each = mask.shape[1], lattice.tokens
-        check(
-            count % each == 0 and (dims == 1 or count == each),
-            f"data.task: '{self.target}' has {count} tokens where its encoder gives {each} for one picture; what "
-            "stands for no place can't be located. Expected one picture a sample, and a method that adds no tokens.",
-        )
-        if dims == 1:
-            middle, _, real = token_times(mask, lattice)
-            return middle[..., None], real
-        inside = torch.arange(count, device=mask.device) - lattice.lead
-        row, column = inside // lattice.columns, inside % lattice.columns
-        places = torch.stack([(column + 0.5) / lattice.columns, (row + 0.5) / lattice.rows], -1)
-        return places[None], mask & (inside >= 0)
+def token_places(stream: str, mask: Tensor, lattice: Lattice | None, dims: int) -> tuple[Tensor, Tensor]:
+    """Where tokens stand in shares of what is seen, (batch or 1, tokens, d), and which of them do, (batch, tokens).
+
+    Args:
+        stream: whose tokens they are.
+        lattice: of the stream's tokens; None: they follow one another in time.
+        dims: d, 1 for time, 2 for a picture.
+
+    Raises:
+        FusetuneError: there are other tokens than the encoder's own, or several pictures where one is looked through.
+    """
+    lattice = lattice or Lattice()
+    count, each = mask.shape[1], lattice.tokens
+    check(
+        count % each == 0 and (dims == 1 or count == each),
+        f"data.task: '{stream}' has {count} tokens where its encoder gives {each} for one picture; what stands for no "
+        "place can't be located. Expected one picture a sample, and a method that adds no tokens.",
+    )
+    if dims == 1:
+        middle, _, real = token_times(mask, lattice)
+        return middle[..., None], real
+    inside = torch.arange(count, device=mask.device) - lattice.lead
+    row, column = inside // lattice.columns, inside % lattice.columns
+    places = torch.stack([(column + 0.5) / lattice.columns, (row + 0.5) / lattice.rows], -1)
+    return places[None], mask & (inside >= 0)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,31 @@ MOST_LABELS = 40  # more are unreadable on a page: the most frequent stay
 
 
 @dataclass(frozen=True)
+class RolloutSettings:
+    """
+    Attributes:
+        world: name in the registry of worlds in which what was trained acts; None: it doesn't.
+        settings: the world's own.
+        shifts: by name, what of the settings is otherwise: from what was trained in to what is real.
+        episodes: in each of them, the same ones for every method.
+        execute: steps of an answer that are carried out before it is asked again; 0: all that it has.
+        seed: of the episodes.
+    """
+
+    world: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    shifts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    episodes: int = 200
+    execute: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.episodes > 0, f"episodes: expected at least 1, found {self.episodes}.")
+        check(self.execute >= 0, f"execute: expected 0 or a number of steps, found {self.execute}.")
+        check("" not in self.shifts, "shifts: expected a name for each.")
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """
     Attributes:
@@ -28,6 +53,7 @@ class EvaluationSettings:
         shown: validation samples that such a model answers after every epoch, the same ones: what it says is shown.
         watched: validation samples that it answers after every so many epochs (`every`): a curve of what is right.
         every: epochs.
+        rollouts: the world in which a model that says what to do does it.
     """
 
     bootstrap_samples: int = 1000
@@ -37,6 +63,7 @@ class EvaluationSettings:
     shown: int = 4
     watched: int = 0
     every: int = 5
+    rollouts: RolloutSettings = field(default_factory=RolloutSettings)
 
     def __post_init__(self) -> None:
         for name in ("answered", "shown", "watched"):

@@ -22,6 +22,8 @@ readers = Registry(
         "glyph_moments": "fusetune.manifest.readers.glyph_moments:read",
         "spoken_moments": "fusetune.manifest.readers.spoken_moments:read",
         "glyph_boxes": "fusetune.manifest.readers.glyph_boxes:read",
+        "glyph_reaching": "fusetune.manifest.readers.glyph_reaching:read",
+        "lerobot": "fusetune.manifest.readers.lerobot:read",
         "avdigits": "fusetune.manifest.readers.avdigits:read",
         "conversations": "fusetune.manifest.readers.conversations:read",
         "hf": "fusetune.manifest.readers.hf:read",

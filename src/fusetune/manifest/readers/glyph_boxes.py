@@ -124,7 +124,10 @@ def phrases(laid: Sequence[Laid], kind: str) -> list[tuple[str, int]]:
     return found
 
 
-def _scene(pools: Sequence[Sequence[Glyph]], kind: str, rng: random.Random) -> dict[str, Any]:
+def draw_scene(
+    pools: Sequence[Sequence[Glyph]], kind: str, rng: random.Random
+) -> tuple[NDArray[np.uint8], list[Laid], str, int]:
+    """The picture, its characters, a phrase of the type, and the number of the one that it means."""
     while True:
         drawn = rng.sample(rng.choice(pools), len(ORDINALS))
         canvas = np.zeros((SIDE, SIDE), np.uint8)
@@ -133,7 +136,12 @@ def _scene(pools: Sequence[Sequence[Glyph]], kind: str, rng: random.Random) -> d
             break
     words = sorted({text for text, _ in meant})
     text = rng.choice(words)
-    target = laid[dict(meant)[text]]
+    return canvas, laid, text, dict(meant)[text]
+
+
+def _scene(pools: Sequence[Sequence[Glyph]], kind: str, rng: random.Random) -> dict[str, Any]:
+    canvas, laid, text, number = draw_scene(pools, kind, rng)
+    target = laid[number]
     return {
         "group_id": code(target.glyph.char),
         "image": [pgm(canvas)],
@@ -141,7 +149,7 @@ def _scene(pools: Sequence[Sequence[Glyph]], kind: str, rng: random.Random) -> d
         "box": list(target.box),
         "question_type": kind,
         "face": target.glyph.face.name,
-        "characters": "".join(glyph.char for glyph in drawn),
+        "characters": "".join(one.glyph.char for one in laid),
     }
 
 

@@ -41,6 +41,7 @@ def make_continual(methods: Sequence[str]):
         from fusetune.report.figures import Figures
         from fusetune.runs.continual import ContinualSettings, Learner
         from fusetune.runs.continual import continual as learned
+        from fusetune.runs.workplace import Workplace
         from fusetune.training.data import DataSettings
         from fusetune.training.evaluation import EvaluationSettings
         from fusetune.training.settings import of_method
@@ -55,10 +56,11 @@ def make_continual(methods: Sequence[str]):
         )
         by_name = {name: replace(own, task=dict(task)) for name, task in tasks.items()}
         with ExtractionProgress() as progress:
+            device, caching = pick_device(train.get("device", "auto")), build(CacheSettings, cache, "cache")
+            work = Workplace(Store(store), caching, checkpoints, progress, device)
             learner = Learner(
                 manifest, base, by_name, build(Plan, method, chosen.method), of_method(train, method, chosen.method),
-                build(EvaluationSettings, evaluate, "evaluate"), Store(store), build(CacheSettings, cache, "cache"),
-                checkpoints, progress, pick_device(train.get("device", "auto")), lengths,
+                build(EvaluationSettings, evaluate, "evaluate"), work, lengths,
             )  # fmt: skip
             found = learned(learner, chosen, lambda text: logger.info("continual: %s", text))
         log_dict(found, "continual.json")

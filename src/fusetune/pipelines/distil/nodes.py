@@ -42,6 +42,7 @@ def make_distil(methods: Sequence[str]):
         from fusetune.report.distilled_figure import students
         from fusetune.report.figures import Figures
         from fusetune.runs.distilling import DistilSettings, heard_teacher, taught_and_alone
+        from fusetune.runs.workplace import Workplace
         from fusetune.training.data import DataSettings, with_roots
         from fusetune.training.evaluation import EvaluationSettings
         from fusetune.training.settings import of_method
@@ -53,17 +54,17 @@ def make_distil(methods: Sequence[str]):
         teacher, own = artifact.build(artifact.base_in(bases)), build(DataSettings, data, "data")
         caching, device = build(CacheSettings, cache, "cache"), pick_device(train.get("device", "auto"))
         with ExtractionProgress() as progress:
+            work = Workplace(Store(store), caching, checkpoints, progress, device)
             heard = heard_teacher(
-                artifact, teacher, manifest, with_roots(artifact.data(), data), Store(store), caching, progress, device,
-                chosen.shares.of_features,
+                artifact, teacher, manifest, with_roots(artifact.data(), data), work, chosen.shares.of_features
             )  # fmt: skip
             teacher.detach()
             method = known[chosen.method]
             plan, how = build(Plan, method, chosen.method), of_method(train, method, chosen.method)
             found = taught_and_alone(
                 manifest, Path(chosen.base) if chosen.base else base, own, plan, heard, teacher.task, chosen,
-                how, build(EvaluationSettings, evaluate, "evaluate"), Store(store),
-                caching, checkpoints, progress, device, lambda text: logger.info("distil: %s", text),
+                how, build(EvaluationSettings, evaluate, "evaluate"), work,
+                lambda text: logger.info("distil: %s", text),
                 None if chosen.base else lengths,
             )  # fmt: skip
         told = {"teacher": reference, "teacher_parameters": artifact.config["kept_parameters"], **found.told}

@@ -74,18 +74,21 @@ def make_base(
         return _embedded(source_manifest, bases, pretrain)
     if settings.source == EMBEDDED_LLAVA:
         settings = replace(settings, source=str(_embedded_llava(source_manifest, bases, pretrain_llava)))
+    others, base = settings.beside(kinds), None
     if whole := settings.composite(kinds):
-        return save_base(Backbone.from_composite(whole, kinds), bases)
+        base = Backbone.from_composite(whole, {name: kind for name, kind in kinds.items() if name not in others})
+        if not others:
+            return save_base(base, bases)
     rows = _fitting_rows(manifest, unlabelled, data)
     with StepProgress() as progress:
         made = compose(
-            chosen,
+            {name: chosen[name] for name in others},
             rows,
             lambda: Backbone.from_pretrained(_embedded(source_manifest, bases, pretrain)),
             build(AlignSettings, align, "align"),
             progress,
         )
-    return save_base(made, bases)
+    return save_base(base.joined(made, kinds) if base else made, bases)
 
 
 def _source_files(inputs: Mapping[str, Any]) -> list[str]:

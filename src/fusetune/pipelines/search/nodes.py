@@ -39,14 +39,16 @@ def make_search(methods: Sequence[str]):
         from fusetune.report.searched_figure import front
         from fusetune.runs.placement_search import Ground, SearchSettings
         from fusetune.runs.placement_search import search as searched
+        from fusetune.runs.workplace import Workplace
         from fusetune.training.data import DataSettings
         from fusetune.training.evaluation import EvaluationSettings
 
         with ExtractionProgress() as progress:
+            device, caching = pick_device(train.get("device", "auto")), build(CacheSettings, cache, "cache")
+            work = Workplace(Store(store), caching, checkpoints, progress, device)
             ground = Ground(
                 manifest, base, build(DataSettings, data, "data"), dict(zip(methods, settings, strict=True)), train,
-                build(EvaluationSettings, evaluate, "evaluate"), Store(store), build(CacheSettings, cache, "cache"),
-                checkpoints, progress, pick_device(train.get("device", "auto")), lengths,
+                build(EvaluationSettings, evaluate, "evaluate"), work, lengths,
             )  # fmt: skip
             told = searched(
                 ground, build(SearchSettings, search, "search"), lambda text: logger.info("search: %s", text)

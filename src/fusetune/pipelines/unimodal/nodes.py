@@ -21,14 +21,18 @@ def test_each_alone(
 ) -> tuple[dict[str, float], Any]:
     """Test metric of the `late_fusion` method with one modality and nothing else, by modality; and its features."""
     from fusetune.config import build
+    from fusetune.device import pick_device
     from fusetune.features.index import CacheSettings
+    from fusetune.features.storage import Store
     from fusetune.pipelines.progress import ExtractionProgress
     from fusetune.plan.plan import Plan
-    from fusetune.runs.run import unimodal_metrics
+    from fusetune.runs.alone import unimodal_metrics
+    from fusetune.runs.workplace import Workplace
     from fusetune.training.data import DataSettings
     from fusetune.training.settings import of_method
 
     settings = of_method(train, late_fusion, "late_fusion")
+    device = pick_device(settings.device)
     with ExtractionProgress() as progress:
         metrics, features = unimodal_metrics(
             manifest,
@@ -36,10 +40,7 @@ def test_each_alone(
             build(DataSettings, data, "data"),
             build(Plan, late_fusion, "late_fusion"),
             settings,
-            build(CacheSettings, cache, "cache"),
-            store,
-            checkpoints,
-            progress,
+            Workplace(Store(store), build(CacheSettings, cache, "cache"), checkpoints, progress, device),
             lengths,
         )
     logger.info("each modality alone: %s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
