@@ -6,6 +6,7 @@ from fusetune.pipelines.cache_features.pipeline import create_pipeline as cache_
 from fusetune.pipelines.compare.pipeline import create_pipeline as compare_pipeline
 from fusetune.pipelines.conf_source import conf_env, conf_source, method_names
 from fusetune.pipelines.continual.pipeline import create_pipeline as continual_pipeline
+from fusetune.pipelines.cross_lingual.pipeline import create_pipeline as cross_lingual_pipeline
 from fusetune.pipelines.distil.pipeline import create_pipeline as distil_pipeline
 from fusetune.pipelines.evaluate.pipeline import create_pipeline as evaluate_pipeline
 from fusetune.pipelines.export.pipeline import create_pipeline as export_pipeline
@@ -47,6 +48,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "predict": predict_pipeline(),
         "continual": ready + continual_pipeline(methods),
         "search": ready + search_pipeline(methods),
+        "cross_lingual": ready + cross_lingual_pipeline(methods),
         "distil": ready + distil_pipeline(methods),
         "evaluate": validated + evaluate_pipeline(),
         "merge": merge_pipeline(),

@@ -57,6 +57,10 @@ METHODS = {
     "adalora": Row([placement("towers", "adalora", rank=1, initial_rank=3, every=2)], merges=True),
     "vera": Row([placement("towers", "vera", rank=4)], merges=True),
     "ia3": Row([placement("towers", "ia3")], merges=True),
+    "language": Row([placement("towers", "language", bottleneck_dim=4)]),
+    "language below an adapter": Row(
+        [placement("towers", "language", bottleneck_dim=3), placement("towers", "bottleneck", bottleneck_dim=4)]
+    ),
     "adapter, pfeiffer": Row([placement("towers", "bottleneck", bottleneck_dim=4)]),
     "adapter, houlsby": Row([placement("towers", "bottleneck", LEFT, position="houlsby")]),
     "adapter, parallel": Row([placement("towers", "bottleneck", position="parallel", scale=2.0)]),

@@ -159,6 +159,12 @@ BAD = {
         "segments.count": [["1", "2"]],
         "label.missing": [None],
     },
+    "actions": {
+        "action.shape": [[[1.0, 2.0], [1.0]], []],
+        "action.width": [[[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], [[1.0, 2.0]]],
+        "action.finite": [[[1.0, float("nan")], [1.0, 2.0]]],
+        "label.missing": [None],
+    },
 }
 
 
@@ -172,6 +178,9 @@ def of_task(name):
     if name == "moments":
         asked = {"target": "frames", "duration": "duration"}
         return read("glyph_moments", faces=FACES, samples=small), {"frames": {"kind": "image"}}, "span", asked
+    if name == "actions":
+        table = read("glyph_reaching", faces=FACES, samples=small, chunk=2)
+        return table, {"image": {"kind": "image"}, "state": {"kind": "vector"}}, "action", {}
     return read("glyph_boxes", faces=FACES, samples=small), {"image": {"kind": "image"}}, "box", {}
 
 

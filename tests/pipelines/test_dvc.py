@@ -18,7 +18,18 @@ pytest.importorskip("dvc")
 ENV = "base"
 SIDE_EFFECT = "mlflow"  # registration is of this machine's MLflow, not of a commit's bytes
 # of this machine's registry, or of adapters that a user names: no step of the chain
-ON_DEMAND = {"promote", "rollback", "predict", "evaluate", "merge", "export", "distil", "continual", "search"}
+ON_DEMAND = {
+    "promote",
+    "rollback",
+    "predict",
+    "evaluate",
+    "merge",
+    "export",
+    "distil",
+    "continual",
+    "search",
+    "cross_lingual",
+}
 
 
 @pytest.fixture(scope="module")

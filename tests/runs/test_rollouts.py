@@ -116,7 +116,7 @@ def test_what_was_learned_is_done_and_what_was_not_is_not(trained):
     assert found.flat()["success_pushed"] == pushed[SUCCESS] and found.flat()["success_low"] == whole["low"]
     assert success(found.numbers).startswith(f"success {whole[SUCCESS]:.3f} (")
     _, outcome, frames = found.strips[0]
-    assert outcome in whole["outcomes"] and len(frames) == 5 and len(found.strips) == 8
+    assert outcome in whole["outcomes"] and len(frames) == 5 and len(found.strips) == 6
     assert strips(found.strips, found.numbers, "policy").get_axes()
     again = played(experiment, execute=1, shifts={"pushed": {"push": 0.3}})
     assert again.numbers == found.numbers

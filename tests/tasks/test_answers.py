@@ -208,9 +208,11 @@ def test_a_number_that_is_none_is_named():
         RegressionConfig()
 
 
-def test_several_tasks_are_of_classes():
-    tasks = {"kind": {"name": "classification", "label": "kind"}, "price": {"name": "regression", "label": "price"}}
+def test_several_tasks_of_which_one_at_most_looks_through_tokens():
+    tasks = {"where": {"name": "grounding"}, "when": {"name": "moments", "target": "sound"}}
     with pytest.raises(
-        FusetuneError, match="data.task.tasks.price: several tasks are of classes; this one is of numbers"
+        FusetuneError, match="data.task.tasks: where and when look through tokens; of several tasks one"
     ):
         MultiTask(MultiTaskConfig(tasks))
+    with pytest.raises(FusetuneError, match="data.task.tasks.said: expected a task with a head of its own"):
+        MultiTask(MultiTaskConfig(dict(list(tasks.items())[:1], said={"name": "generation", "answer": "a"})))

@@ -8,7 +8,7 @@ import torch
 
 from fusetune.errors import FusetuneError
 from fusetune.tasks.grounding import Grounding, GroundingConfig
-from fusetune.tasks.locating_head import NOWHERE, LocatingHead
+from fusetune.tasks.locating_head import NOWHERE, LocatingHead, token_places
 from fusetune.tasks.moments import Moments, MomentsConfig
 from fusetune.tasks.regions import brought, brought_back, generalised_iou, iou
 from fusetune.tasks.task import extent_column
@@ -59,23 +59,23 @@ def head_of(dims, lattice, widths):
 
 def test_tokens_stand_where_a_picture_has_them():
     head = head_of(2, Lattice(lead=1, rows=2, columns=3), {"image": 4})
-    places, real = head.places(torch.ones(1, 7, dtype=torch.bool))
+    places, real = token_places("image", torch.ones(1, 7, dtype=torch.bool), head.lattice, 2)
     assert real.tolist() == [[False] + [True] * 6]
     expected = [[x, y] for y in (0.25, 0.75) for x in (1 / 6, 0.5, 5 / 6)]
     assert np.allclose(places[0, 1:], expected)
     with pytest.raises(FusetuneError, match="'image' has 14 tokens where its encoder gives 7 for one picture"):
-        head.places(torch.ones(1, 14, dtype=torch.bool))
+        token_places("image", torch.ones(1, 14, dtype=torch.bool), head.lattice, 2)
 
 
 def test_tokens_stand_when_a_clip_has_them():
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    places, _ = head_of(1, None, {"video": 4}).places(mask)
+    places, _ = token_places("video", mask, None, 1)
     assert np.allclose(places[..., 0], [[0.125, 0.375, 0.625, 0.875], [0.25, 0.75, 1.25, 1.75]])
     frames = Lattice(lead=1, rows=1, columns=2)  # two pictures of three tokens each
-    places, real = head_of(1, frames, {"video": 4}).places(torch.ones(1, 6, dtype=torch.bool))
+    places, real = token_places("video", torch.ones(1, 6, dtype=torch.bool), frames, 1)
     assert np.allclose(places[0, :, 0], [0.25] * 3 + [0.75] * 3) and real.tolist() == [[False, True, True] * 2]
     tubes = Lattice(times=2, rows=1, columns=2)
-    places, _ = head_of(1, tubes, {"video": 4}).places(torch.ones(1, 8, dtype=torch.bool))
+    places, _ = token_places("video", torch.ones(1, 8, dtype=torch.bool), tubes, 1)
     assert np.allclose(places[0, :, 0], [0.125, 0.125, 0.375, 0.375, 0.625, 0.625, 0.875, 0.875])
 
 
@@ -135,7 +135,9 @@ def test_a_head_learns_to_find_what_is_asked(dims):
         size = torch.rand(count) * 0.2 + 0.1
         values = kinds[shown]
         values[rows, at, -1] = size * 10
-        places = head.places(torch.ones(count, 16, dtype=torch.bool))[0].expand(count, 16, dims)[rows, at]
+        places = token_places(head.target, torch.ones(count, 16, dtype=torch.bool), head.lattice, dims)[0].expand(
+            count, 16, dims
+        )[rows, at]
         region = torch.cat([places - size[:, None] / 2, places + size[:, None] / 2], -1)[:, None]
         tokens = Tokens(values, torch.ones(count, 16, dtype=torch.bool))
         return tokens, kinds[which[:, 0]], region

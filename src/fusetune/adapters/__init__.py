@@ -31,6 +31,7 @@ adapters = Registry(
         "adalora": "fusetune.adapters.adalora:AdaLoRA",
         "vera": "fusetune.adapters.peft_tuners:VeRA",
         "ia3": "fusetune.adapters.peft_tuners:IA3",
+        "language": "fusetune.adapters.language:LanguageAdapter",
         "bottleneck": "fusetune.adapters.bottleneck:BottleneckAdapter",
         "prefix": "fusetune.adapters.prefix:PrefixAdapter",
         "modality_prefix": "fusetune.adapters.prefix:ModalityPrefixAdapter",

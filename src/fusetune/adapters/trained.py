@@ -58,6 +58,8 @@ def self_contained(plan: Any) -> Any:
     Their tensors go with the artifact.
     """
     if isinstance(plan, Mapping):
+        if plan.get("adapter") == "language" and (plan.get("config") or {}).get("trained"):
+            return {**plan, "config": {**plan["config"], "trained": None, "frozen": True}}
         if isinstance(plan.get("trained"), str):
             placement = _first_at_junction(plan["trained"], read_folder(plan["trained"])[0])
             return {"adapter": placement["adapter"], "config": self_contained(placement["config"]), "frozen": True}

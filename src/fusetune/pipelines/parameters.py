@@ -36,6 +36,7 @@ SCHEMAS: dict[str, str | None] = {
     "predict": "fusetune.pipelines.predict.nodes:PredictSettings",
     "continual": "fusetune.runs.continual:ContinualSettings",
     "search": "fusetune.runs.placement_search:SearchSettings",
+    "cross_lingual": "fusetune.runs.language_rows:CrossLingualSettings",
     "distil": "fusetune.runs.distilling:DistilSettings",
     "merge": "fusetune.pipelines.merge.nodes:MergePipelineSettings",
     "export": "fusetune.pipelines.export.nodes:ExportSettings",

@@ -80,14 +80,12 @@ class AdaptedModel(nn.Module):
             return self.head(_pooled(streams), embedded, entered)
         if getattr(self.head, "takes_tokens", False):
             return self.head(streams, _pooled(streams))
-        if not self.branches:
+        if not hasattr(self.head, "apart"):
             return heard(self.head, _pooled(streams), entered)
-        parts = dict.fromkeys(self.head.tasks, _pooled(streams))  # type: ignore[arg-type]
+        parts = dict.fromkeys(self.head.tasks, streams)  # type: ignore[arg-type]
         for task, adapters in self.branches.items():
-            own = streams
             for adapter in adapters:  # type: ignore[attr-defined]
-                own = adapter(own) if adapter.active else own
-            parts[task] = _pooled(own)
+                parts[task] = adapter(parts[task]) if adapter.active else parts[task]
         return self.head.apart(parts, entered)  # type: ignore[operator]
 
     def _met(self, states: Mapping[str, Tokens], start: Frontier) -> dict[str, Tokens]:

@@ -9,7 +9,7 @@ from fusetune.report.located_figures import FOUND, RIGHT
 from fusetune.worlds.world import SUCCESS
 
 FRAMES = 9  # of a strip; of more, evenly spread, the last among them
-SHOWN = 10  # strips
+SHOWN = 12  # strips
 CHARACTERS = 24
 
 

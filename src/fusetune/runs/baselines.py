@@ -28,6 +28,8 @@ NAMES = {"text": "TF-IDF", "image": "pixels", "video": "pixels", "audio": "log-m
 def plain_baselines(rows: TaskRows) -> dict[str, float]:
     """The task's main metric on the test split, by what it is reached with; {} for a task that has no plain model."""
     task, kind = rows.task, rows.task.plain
+    if several := getattr(task, "tasks", None):
+        return _mean([plain_baselines(rows.of(one)) for one in several.values()])
     if kind is None:
         return {}
     train = rows.rows["train"]
@@ -59,6 +61,12 @@ def plain_baselines(rows: TaskRows) -> dict[str, float]:
     if len(outputs) > 1:
         found[FUSION] = scored([_fused(kind, parts) for parts in zip(*outputs.values(), strict=True)])
     return found
+
+
+def _mean(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of what there is for all of several tasks."""
+    names = [name for name in several[0] if all(name in one for one in several)]
+    return {name: float(np.mean([one[name] for one in several])) for name in names}
 
 
 def metric_key(name: str) -> str:

@@ -23,7 +23,7 @@ from fusetune.worlds import worlds
 from fusetune.worlds.world import SUCCESS, Episode, World
 
 logger = logging.getLogger(__name__)
-SHOWN = 4  # episodes of each kind of world that are kept as pictures
+SHOWN = 3  # episodes of each kind of world that are kept as pictures
 Act = Callable[[Sequence[Episode]], list[np.ndarray | None]]  # steps of actions, (steps, numbers), of each; or none
 
 

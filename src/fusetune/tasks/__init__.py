@@ -10,6 +10,8 @@ tasks = Registry(
         "regression": "fusetune.tasks.regression:Regression",
         "multi_label": "fusetune.tasks.multi_label:MultiLabel",
         "vqa": "fusetune.tasks.vqa:VQA",
+        "translated": "fusetune.tasks.translated:Translated",
+        "masked_words": "fusetune.tasks.masked_words:MaskedWords",
         "distilled": "fusetune.tasks.distilled:Distilled",
         "multi_task": "fusetune.tasks.multi_task:MultiTask",
         "generation": "fusetune.tasks.generation:Generation",

@@ -138,7 +138,7 @@ class JoinedHead(nn.Module):
 
 def heard(head: nn.Module, pooled: Mapping[str, Tensor], entered: Mapping[str, Tensor] | None) -> Tensor:
     """A head's outputs; one that knows no linear models takes what leaves the junction alone."""
-    return head(pooled, entered) if hasattr(head, "shares") or hasattr(head, "apart") else head(pooled)
+    return head(pooled, entered) if hasattr(head, "shares") else head(pooled)
 
 
 def joined_heads(head: nn.Module) -> list[Any]:

@@ -135,6 +135,13 @@ class Locating(Task):
         whole = torch.cat([torch.zeros_like(chosen[:, : self.dims]), torch.ones_like(chosen[:, : self.dims])], -1)
         return torch.where((scores > NOWHERE / 2)[:, None], chosen, whole)
 
+    @property
+    def token_outputs(self) -> int:  # type: ignore[override]
+        return 1 + 3 * self.dims
+
+    def as_head_gives(self, flat: Tensor) -> Tensor:
+        return flat if flat.shape[1] == 2 * self.dims else flat.unflatten(1, (-1, self.token_outputs))
+
     def standardised(self, targets: Tensor) -> Tensor:
         """The first right region of each row, as outputs are."""
         return targets[:, 0]

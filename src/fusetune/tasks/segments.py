@@ -157,6 +157,13 @@ class Segments(Task):
         lattices = {name: tower.lattice() for name, tower in timed.items()}
         return SegmentsHead(self.count, len(self.labels), lattices, widths, make)
 
+    @property
+    def head_times(self) -> int:  # type: ignore[override]
+        return self.count
+
+    def as_head_gives(self, flat: Tensor) -> Tensor:
+        return flat.unflatten(1, (self.count, -1))
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 

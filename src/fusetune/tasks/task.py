@@ -52,6 +52,9 @@ class Task(ABC):
         plain: what a plain baseline predicts: ``classes``, ``labels``, ``numbers`` or ``pairs``; None: there is none.
         by_row: whether what `decode` says of a row depends on that row alone.
         speaks: whether the model's own head answers in words: outputs are logits of a vocabulary.
+        token_outputs: of a head that says something of each token, how many numbers; 0: its outputs are as many for
+            all batches.
+        head_times: how often a row goes through the head that is made for it, one behind another.
     """
 
     metric: str
@@ -59,6 +62,8 @@ class Task(ABC):
     fuses: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
     speaks: ClassVar[bool] = False
+    token_outputs: int = 0
+    head_times: int = 1
     plain: ClassVar[str | None] = None
     Config: ClassVar[type[Any]]
 
@@ -172,6 +177,10 @@ class Task(ABC):
         """
         del targets
         return outputs
+
+    def as_head_gives(self, flat: Tensor) -> Tensor:
+        """Outputs, or what `kept` made of them, that were flattened, (rows, numbers), in their own shape again."""
+        return flat
 
     def settle(self, outputs: Tensor, targets: Tensor) -> None:
         """Choose what is chosen after training (a threshold), by outputs of validation rows."""

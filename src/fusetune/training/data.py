@@ -1,6 +1,7 @@
 """The data of an experiment: a manifest's rows by split, and the targets that a task makes of them."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -102,8 +103,12 @@ def faults_of(task: Task, source: Source) -> dict[tuple[str, str], list[str | No
     business."""
     if any(name not in source.table.column_names for name in task.columns()):
         return {}
-    column = getattr(task, "region_column", "")
-    return {(column, name): told for name, told in task.faults(_own_columns(task, source)).items()}
+    found: dict[tuple[str, str], list[str | None]] = {}
+    columns = _own_columns(task, source)
+    for one in getattr(task, "tasks", {"": task}).values():
+        column = getattr(one, "region_column", "")
+        found |= {(column, name): told for name, told in one.faults(columns).items()}
+    return found
 
 
 def derives(task: Task) -> bool:
@@ -191,6 +196,12 @@ class TaskRows:
     def targets(self, rows: Sequence[int]) -> Tensor:
         """Targets of some rows of the manifest."""
         return self.task.targets(self.columns_of(rows))
+
+    def of(self, task: Task) -> "TaskRows":
+        """The same rows, for one of the tasks that `task` has several of."""
+        other = copy(self)
+        other.task = task
+        return other
 
     @cached_property
     def rows_digest(self) -> str:

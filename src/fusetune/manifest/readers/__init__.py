@@ -20,6 +20,7 @@ readers = Registry(
         "qvhighlights": "fusetune.manifest.readers.qvhighlights:read",
         "digit_strips": "fusetune.manifest.readers.digit_strips:read",
         "glyph_moments": "fusetune.manifest.readers.glyph_moments:read",
+        "spoken_commands": "fusetune.manifest.readers.spoken_commands:read",
         "spoken_moments": "fusetune.manifest.readers.spoken_moments:read",
         "glyph_boxes": "fusetune.manifest.readers.glyph_boxes:read",
         "glyph_reaching": "fusetune.manifest.readers.glyph_reaching:read",

@@ -154,18 +154,24 @@ def _scene(pools: Sequence[Sequence[Glyph]], kind: str, rng: random.Random) -> d
 
 
 def _put(canvas: NDArray[np.uint8], glyph: Glyph, number: int, rng: random.Random) -> Laid:
-    """Draw a character somewhere in its quarter of the canvas."""
+    return Laid(glyph, put_ink(canvas, glyph.cell, number, rng))
+
+
+def put_ink(
+    canvas: NDArray[np.uint8], drawn: NDArray[np.uint8], number: int, rng: random.Random, largest: float = 1.0
+) -> tuple[float, float, float, float]:
+    """Draw somewhere in one of the canvas' quarters, at `SMALLEST` to 1 of the largest scale; the box of the ink."""
     from PIL import Image
 
-    top, left, bottom, right = _ink(glyph.cell)
-    ink, scale = glyph.cell[top:bottom, left:right], rng.uniform(SMALLEST, 1.0)
+    top, left, bottom, right = _ink(drawn)
+    ink, scale = drawn[top:bottom, left:right], largest * rng.uniform(SMALLEST, 1.0)
     width, height = (max(2, round(side * scale)) for side in (right - left, bottom - top))
     scaled = np.asarray(Image.fromarray(ink).resize((width, height), Image.Resampling.BILINEAR))
     x = (number % 2) * CELL + rng.randint(0, CELL - width)
     y = (number // 2) * CELL + rng.randint(0, CELL - height)
     canvas[y : y + height, x : x + width] = scaled
     top, left, bottom, right = _ink(scaled)
-    return Laid(glyph, (float(x + left), float(y + top), float(x + right), float(y + bottom)))
+    return float(x + left), float(y + top), float(x + right), float(y + bottom)
 
 
 def _ink(pixels: NDArray[np.uint8]) -> tuple[int, int, int, int]:

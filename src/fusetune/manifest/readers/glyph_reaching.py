@@ -36,8 +36,8 @@ class DemonstrationSettings:
 
     faces: tuple[str, ...]
     splits: Mapping[str, float] = field(default_factory=lambda: {"train": 0.7, "val": 0.1, "test": 0.2})
-    samples: Mapping[str, int] = field(default_factory=lambda: {"train": 4000, "val": 500, "test": 500})
-    steps: int = 4
+    samples: Mapping[str, int] = field(default_factory=lambda: {"train": 6400, "val": 600, "test": 600})
+    steps: int = 3
     chunk: int = 1
     seed: int = 0
 

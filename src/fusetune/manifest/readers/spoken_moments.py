@@ -80,7 +80,7 @@ def read(settings: Mapping[str, Any], where: str) -> pa.Table:
             speaker = rng.choice(sorted(said[split]))
             digits = [rng.randrange(len(WORDS)) for _ in range(rng.randint(*DIGITS))]
             parts = [wave_by_name(rng.choice(said[split][speaker][d])) for d in digits]
-            wave, spans = _strung(parts, rng)
+            wave, spans = strung(parts, rng)
             asked = rng.choice(digits)
             rows.append(
                 {
@@ -117,7 +117,7 @@ def mel_frames(wave: NDArray[np.float32], step: float) -> NDArray[np.float32]:
     return np.stack([frames[i : i + each].mean(0) for i in range(0, len(frames), each)]).astype(np.float32)
 
 
-def _strung(parts: Sequence[NDArray[np.float32]], rng: random.Random) -> tuple[NDArray[np.float32], list[list[float]]]:
+def strung(parts: Sequence[NDArray[np.float32]], rng: random.Random) -> tuple[NDArray[np.float32], list[list[float]]]:
     """One behind another with pauses of silence, and where each stands, in seconds."""
     pieces, spans, at = [], [], 0
     for part in parts:

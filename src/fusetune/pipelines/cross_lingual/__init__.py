@@ -1,0 +1,1 @@
+"""A task that has labels in one language, asked in others."""
