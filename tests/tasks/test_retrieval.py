@@ -121,3 +121,72 @@ def test_the_contrastive_loss_is_cross_entropy_where_all_groups_differ():
         torch.nn.functional.cross_entropy(logits, diagonal) + torch.nn.functional.cross_entropy(logits.T, diagonal)
     ) / 2
     torch.testing.assert_close(task.loss(outputs, diagonal), expected)
+
+
+def test_several_streams_of_a_side_are_fused_there_and_nowhere_else(tmp_path):
+    """A query is found by what only both streams of the other side know together, and by none of its own."""
+    from fusetune.backbones.backbone import Backbone
+    from fusetune.backbones.given_features import TOWERS
+    from fusetune.bank.artifact import Artifact
+    from fusetune.config import build
+    from fusetune.features.index import CacheSettings
+    from fusetune.features.storage import Store
+    from fusetune.plan.plan import Plan
+    from fusetune.runs.experiment import Experiment
+    from fusetune.runs.run import tested
+    from fusetune.runs.workplace import Workplace
+    from fusetune.training.data import DataSettings
+    from fusetune.training.evaluation import EvaluationSettings
+    from fusetune.training.settings import TrainSettings
+
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(240, 6)).astype(np.float32), rng.normal(size=(240, 6)).astype(np.float32)
+    whole = (left @ rng.normal(size=(6, 6)) + right @ rng.normal(size=(6, 6))).astype(np.float32)  # neither is told
+    names = [f"s{i}" for i in range(240)]
+    table = pa.table(
+        {"sample_id": names, "group_id": names, "split": ["train"] * 160 + ["val"] * 40 + ["test"] * 40,
+         "asked": whole.tolist(), "left": left.tolist(),
+         "right": [None if i == 3 else row for i, row in enumerate(right.tolist())]}
+    )  # fmt: skip
+    modalities = {
+        "asked": {"kind": "vector"},
+        "left": {"kind": "vector"},
+        "right": {"kind": "vector", "optional": True},
+    }
+    vectors = {"asked": whole, "left": left, "right": right}
+    towers = {n: TOWERS["vector"].fitted([row[None] for row in values], n) for n, values in vectors.items()}
+    Backbone(towers).save_pretrained(tmp_path / "base")
+    wander = {"where": "junction", "adapter": "wander", "config": {"bottleneck_dim": 4}}
+    work = Workplace(Store(tmp_path), CacheSettings(dtype="float32"), tmp_path, lambda *_: None, torch.device("cpu"))
+    found = {}
+    for name, extra, placements in (("one", (), []), ("both", ("right",), []), ("fused", ("right",), [wander])):
+        task = {
+            "name": "retrieval",
+            "query": "asked",
+            "target": "left",
+            "target_with": list(extra),
+            "embedding_dim": 16,
+        }
+        used = {key: value for key, value in modalities.items() if key != "right" or extra}
+        data = build(DataSettings, {"modalities": used, "task": task, "use_trunk": False}, "data")
+        plan = build(Plan, {"placements": [*placements, {"where": "head", "adapter": "linear"}]}, "plan")
+        backbone = Backbone.from_pretrained(tmp_path / "base", dict.fromkeys(used, "vector"))
+        experiment = Experiment(table, backbone, data, plan, 0, name)
+        settings = TrainSettings(epochs=40, batch_size=40, learning_rate=0.01, patience=40)
+        splits, epochs = work.trained(experiment, settings)
+        found[name] = tested(experiment, splits, epochs, settings, EvaluationSettings(), name, {})
+    recalls = {name: result.metrics["test"]["recall_at_1"] for name, result in found.items()}
+    assert recalls["both"] > recalls["one"] + 0.2, recalls
+    model, state = experiment.model, splits["test"].features.batch(torch.arange(8))
+    before = model(state, splits["test"].features.frontier)
+    with torch.no_grad():
+        for parameter in model.junction[0].parameters():
+            parameter.add_(0.3)
+    after = model(state, splits["test"].features.frontier)
+    assert torch.equal(before[:, 0], after[:, 0]) and not torch.allclose(before[:, 1], after[:, 1], atol=1e-3)
+    assert "of left, right" in " ".join(model.resolved)
+    found["fused"].artifact.save_pretrained(tmp_path / "adapter")
+    again = Artifact.from_pretrained(tmp_path / "adapter").build(tmp_path / "base")
+    assert torch.allclose(again(state, splits["test"].features.frontier), before, atol=1e-6)
+    with pytest.raises(FusetuneError, match="retrieval: each modality is of one side; found a, b, c, b"):
+        RetrievalConfig(query="a", query_with=("b",), target="c", target_with=("b",))

@@ -18,6 +18,7 @@ from fusetune.adapters.adapter import (
     StreamAdapter,
 )
 from fusetune.adapters.behind_blocks import BehindBlocks
+from fusetune.adapters.one_side import OneSide
 from fusetune.adapters.peft_tuners import LoRA
 from fusetune.backbones.backbone import Backbone
 from fusetune.config import build, check
@@ -112,7 +113,7 @@ class Assembly:
             self._done(placement, number, adapter, "backbone", f"all of {', '.join(opened)}")
         elif issubclass(cls, BlockAdapter):
             self._in_blocks(cls, config, placement, number, at)
-        elif not self.task.fuses:
+        elif not self.task.fuses and not (placement.where == "junction" and self.task.fused_apart()):
             raise FusetuneError(f"{at}: '{placement.adapter}' mixes the streams that this task compares.")
         elif placement.where == "connector":
             self._connector(cls(config, self._tower_streams()), placement, number, at)
@@ -218,9 +219,12 @@ class Assembly:
         if placement.task is None:
             if self.branches:
                 raise FusetuneError(f"{at}: what all tasks share stands before what is of one task.")
-            adapter = cls(config, streams)
-            self.junction.append(adapter)
-            self._done(placement, number, adapter, "junction", "at the junction")
+            for names in [None] if self.task.fuses else self.task.fused_apart():
+                own = streams if names is None else {name: streams[name] for name in names}
+                adapter = cls(config, own) if names is None else OneSide(cls(config, own), names)
+                self.junction.append(adapter)
+                told = "at the junction" + (f", of {', '.join(names)}" if names else "")
+                self._done(placement, number, adapter, "junction", told)
             return
         tasks = getattr(self.task, "tasks", {})
         if placement.task not in tasks:

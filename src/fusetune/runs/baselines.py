@@ -127,7 +127,10 @@ def _pairs(rows: TaskRows, raw: Mapping[str, Sequence[Any]]) -> list[np.ndarray]
     from sklearn.preprocessing import StandardScaler, normalize
 
     config = rows.task.config
-    query, target = ([_dense(part) for part in raw[name]] for name in (config.query, config.target))
+    query, target = (
+        [np.hstack(several) for several in zip(*([_dense(p) for p in raw[name]] for name in names), strict=True)]
+        for names in config.sides.values()
+    )
     model = make_pipeline(StandardScaler(), Ridge(alpha=100.0)).fit(query[0], target[0])
     return [
         np.stack([normalize(model.predict(ask)), normalize(there)], 1)

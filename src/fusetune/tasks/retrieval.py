@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusetune.config import check
-from fusetune.tasks.joined_head import LinearStart, frozen
-from fusetune.tasks.linear_space import compared
+from fusetune.tasks.retrieval_heads import ManySidedHead, OwnSpaceHead, TwoSidedHead
 from fusetune.tasks.task import HeadMaker, LinearPart, Task, content_column
 
 RECALLS = (1, 5, 10)
@@ -24,7 +23,9 @@ ROUNDING = 1e-6  # share of the largest score within which two scores are equal
 class RetrievalConfig:
     """
     Attributes:
-        query, target: the two modalities.
+        query, target: the two modalities. What is the same item goes by their contents.
+        query_with, target_with: further modalities of that side: the experts of a video, its sound. A fusion at the
+            junction acts within a side.
         group: the column that says which rows are the same thing; each query looks for any target of its group.
         embedding_dim: width of the common space, where it is learned.
         space: own: the two towers' own, with its scale (CLIP, SigLIP), from which training starts; learned: a new one;
@@ -34,6 +35,8 @@ class RetrievalConfig:
 
     query: str = "image"
     target: str = "text"
+    query_with: tuple[str, ...] = ()
+    target_with: tuple[str, ...] = ()
     group: str = "group_id"
     embedding_dim: int = 128
     space: str = "auto"
@@ -42,82 +45,14 @@ class RetrievalConfig:
     def __post_init__(self) -> None:
         check(self.embedding_dim > 0, f"embedding_dim: expected a positive width, found {self.embedding_dim}.")
         check(self.space in SPACES, f"space: expected one of {', '.join(SPACES)}, found '{self.space}'.")
+        named = [self.query, *self.query_with, self.target, *self.target_with]
+        check(len(set(named)) == len(named), f"retrieval: each modality is of one side; found {', '.join(named)}.")
         check(self.best > 0, f"best: expected at least 1, found {self.best}.")
 
-
-class _TwoSidedHead(nn.Module):
-    """Two spaces side by side: the linear one of the frozen streams (`linear_space`), and the one that is trained.
-
-    While it is trained the second has the whole share; afterwards validation rows say (`training.mixing`).
-    """
-
-    def __init__(self, config: RetrievalConfig, widths: Mapping[str, int], make: HeadMaker) -> None:
-        super().__init__()
-        self.sides, dim = (config.query, config.target), config.embedding_dim
-        self.heads = nn.ModuleDict({side: make(widths[side], dim) for side in self.sides})
-        self.log_scale = nn.Parameter(torch.tensor(2.3))  # log of 10, as in CLIP
-        self.mean = nn.ParameterDict({side: frozen(torch.zeros(widths[side])) for side in self.sides})
-        self.std = nn.ParameterDict({side: frozen(torch.ones(widths[side])) for side in self.sides})
-        self.weight = nn.ParameterDict({side: frozen(torch.zeros(dim, widths[side])) for side in self.sides})
-        self.shares = frozen(torch.tensor([0.0, 1.0]))  # of the linear space, of the trained one
-        self.begun = False
-
-    @torch.no_grad()
-    def begin(self, start: LinearStart) -> None:
-        """Know this space; it is heard as soon as it has a share."""
-        self.begun = True
-        for side in self.sides:
-            self.mean[side].copy_(start.mean[side])
-            self.std[side].copy_(start.std[side])
-            self.weight[side].copy_(start.weight[side])
-
-    def forward(self, pooled: Mapping[str, Tensor], entered: Mapping[str, Tensor] | None = None) -> Tensor:
-        """(batch, 2, 2 embedding_dim): of each space unit length times its share, and times the square root of the
-        scale that is trained; dot products are logits.
-
-        Args:
-            pooled: behind the junction.
-            entered: in front of it; None: nothing stands between.
-        """
-        known = compared(self, {side: (entered or pooled)[side] for side in self.sides})
-        trained = [F.normalize(self.heads[side](pooled[side]), dim=-1) for side in self.sides]
-        scale = self.log_scale.exp().clamp(max=100) ** 0.5
-        return torch.cat([self.shares[0] * known, self.shares[1] * scale * torch.stack(trained, 1)], -1)
-
-
-class _OwnSpaceHead(nn.Module):
-    """What the towers' own space says, and what is learned beside it: nothing at first.
-
-    Attributes:
-        embeds: the modalities that it is given in their space.
-    """
-
-    def __init__(self, config: RetrievalConfig, space: Any, widths: Mapping[str, int], make: HeadMaker) -> None:
-        super().__init__()
-        self.embeds = (config.query, config.target)
-        self.heads = nn.ModuleDict({side: make(widths[side], space.width) for side in self.embeds})
-        self.gain = nn.ParameterDict({side: nn.Parameter(torch.zeros(space.width)) for side in self.embeds})
-        self.log_scale = nn.Parameter(torch.zeros(()))
-        self.space = space
-        self.forget()
-
-    @torch.no_grad()
-    def forget(self) -> None:
-        """Everything that was learned: the space is as the checkpoint has it."""
-        for gain in self.gain.values():
-            gain.zero_()
-        self.log_scale.fill_(self.space.log_scale)
-
-    def forward(
-        self, pooled: Mapping[str, Tensor], embedded: Mapping[str, Tensor], entered: Mapping[str, Tensor]
-    ) -> Tensor:
-        """As `_TwoSidedHead` has it."""
-        del entered
-        sides = [
-            F.normalize(embedded[side] + self.gain[side] * self.heads[side](pooled[side]), dim=-1)
-            for side in self.embeds
-        ]
-        return torch.stack(sides, 1) * (self.log_scale.exp().clamp(max=100) ** 0.5)
+    @property
+    def sides(self) -> dict[str, tuple[str, ...]]:
+        """By the modality that a side is named after, all of its own."""
+        return {self.query: (self.query, *self.query_with), self.target: (self.target, *self.target_with)}
 
 
 class Retrieval(Task):
@@ -143,6 +78,9 @@ class Retrieval(Task):
     def content_modalities(self) -> list[str]:
         return [self.config.query, self.config.target]
 
+    def fused_apart(self) -> list[tuple[str, ...]]:
+        return [own for own in self.config.sides.values() if len(own) > 1]
+
     def fit(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Nothing is learned: groups are only compared for equality."""
 
@@ -153,9 +91,11 @@ class Retrieval(Task):
         return torch.stack([_numbered(groups), *(_numbered(items) for items in sides)], 1)
 
     def head(self, widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
-        for side in (self.config.query, self.config.target):
-            check(side in widths, f"retrieval: no modality '{side}'. Known: {', '.join(widths)}.")
-        return _TwoSidedHead(self.config, widths, make)
+        for name in (name for own in self.config.sides.values() for name in own):
+            check(name in widths, f"retrieval: no modality '{name}'. Known: {', '.join(widths)}.")
+        if self.fused_apart():
+            return ManySidedHead(self.config, widths, make)
+        return TwoSidedHead(self.config, widths, make)
 
     def head_in(self, spaces: Mapping[str, Any], widths: Mapping[str, int], make: HeadMaker) -> nn.Module:
         query, target = (spaces.get(side) for side in self.content_modalities())
@@ -165,12 +105,12 @@ class Retrieval(Task):
             f"data.task.space: '{self.config.query}' and '{self.config.target}' have no common space of their own. "
             "Expected towers of one dual encoder (CLIP, SigLIP), or space: learned.",
         )
-        if shared and self.config.space != "learned":
-            return _OwnSpaceHead(self.config, query, widths, make)
+        if shared and self.config.space != "learned" and not self.fused_apart():
+            return OwnSpaceHead(self.config, query, widths, make)
         return self.head(widths, make)
 
     def linear_parts(self) -> dict[str, LinearPart]:
-        return {"": LinearPart(self, self.config.embedding_dim, pairs=True)}
+        return {} if self.fused_apart() else {"": LinearPart(self, self.config.embedding_dim, pairs=True)}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         logits, same = outputs[:, 0] @ outputs[:, 1].T, _together(targets, targets)

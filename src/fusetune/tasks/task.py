@@ -100,6 +100,10 @@ class Task(ABC):
         del kinds
         return True
 
+    def fused_apart(self) -> list[tuple[str, ...]]:
+        """Of a task that compares streams, those that belong to one side and may meet before the head."""
+        return []
+
     def contents(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """What `decode` has to know of samples, by modality, out of the columns of `targets`."""
         found = {name: columns.get(content_column(name)) for name in self.content_modalities()}
