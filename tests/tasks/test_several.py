@@ -105,3 +105,27 @@ def test_all_right_wants_answers_that_are_right_or_wrong():
         given = {"sound": streams(3)["sound"]}
         task.per_sample(head.apart(dict.fromkeys(tasks, given)).detach(), targets)
     assert task.problems()["price"]("dear") == "'dear' is no number"
+
+
+def test_a_plain_model_of_several_tasks_is_right_where_it_is_right_of_all():
+    """One label is told by the numbers, the other by nothing: 1 and a half, so 3/4 as a mean, and a half together."""
+    import pyarrow as pa
+
+    from fusetune.config import build
+    from fusetune.runs.baselines import plain_baselines
+    from fusetune.training.data import DataSettings, TaskRows
+
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(400, 3))
+    table = pa.table(
+        {"sample_id": [f"s{i}" for i in range(400)], "group_id": [f"s{i}" for i in range(400)],
+         "split": ["train"] * 250 + ["val"] * 50 + ["test"] * 100, "numbers": numbers.tolist(),
+         "told": ["yes" if row[0] > 0 else "no" for row in numbers], "untold": rng.choice(["a", "b"], 400).tolist()}
+    )  # fmt: skip
+    found = {}
+    for metric in ("accuracy", "all_right"):
+        tasks = {name: {"name": "classification", "label": name, "metric": "accuracy"} for name in ("told", "untold")}
+        task = {"name": "multi_task", "tasks": tasks, "metric": metric}
+        data = build(DataSettings, {"modalities": {"numbers": {"kind": "vector"}}, "task": task}, "data")
+        found[metric] = plain_baselines(TaskRows(table, data))["numbers of numbers"]
+    assert found["accuracy"] > 0.65 and found["all_right"] == pytest.approx(2 * found["accuracy"] - 1, abs=0.06)

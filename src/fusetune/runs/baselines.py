@@ -4,7 +4,7 @@ scikit-learn's models with their usual settings, once for a data set. They stand
 below one of them needs another base.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,20 @@ NAMES = {"text": "TF-IDF", "image": "pixels", "video": "pixels", "audio": "log-m
 
 def plain_baselines(rows: TaskRows) -> dict[str, float]:
     """The task's main metric on the test split, by what it is reached with; {} for a task that has no plain model."""
+    whole: Any = rows.task
+    if several := getattr(whole, "tasks", None):
+        own = {name: _scored(rows.of(one), one.per_sample) for name, one in several.items()}
+        first = next(iter(own.values()))
+        known = [name for name in first if all(name in scores for scores in own.values())]
+        together = {n: whole.together({task: scores[n] for task, scores in own.items()}) for n in known}
+        return {name: float(scores[whole.metric].mean()) for name, scores in together.items()}
+    found = _scored(rows, whole.metrics)
+    return {name: float(metrics[whole.metric]) for name, metrics in found.items()}
+
+
+def _scored(rows: TaskRows, score: Callable[[Tensor, Tensor], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What `score` says of outputs and targets of the test split, by what they are reached with."""
     task, kind = rows.task, rows.task.plain
-    if several := getattr(task, "tasks", None):
-        return _mean([plain_baselines(rows.of(one)) for one in several.values()])
     if kind is None:
         return {}
     train = rows.rows["train"]
@@ -43,12 +54,12 @@ def plain_baselines(rows: TaskRows) -> dict[str, float]:
     else:
         wanted, raw, steps = targets, {name: _raw(rows, name, splits) for name in rows.data.modalities}, STEPS
 
-    def scored(outputs: Sequence[Any]) -> float:
+    def scored(outputs: Sequence[Any]) -> dict[str, Any]:
         val, test = (torch.from_numpy(np.asarray(part, np.float32)) for part in outputs)
         if wanted is not targets:
             val, test = (out.unflatten(0, part.shape) for out, part in zip((val, test), targets[1:], strict=True))
         task.settle(val, targets[1])
-        return float(task.metrics(test, targets[2])[task.metric])
+        return score(test, targets[2])
 
     if kind == "pairs":
         return {"ridge from raw to raw": scored(_pairs(rows, raw))}
@@ -61,12 +72,6 @@ def plain_baselines(rows: TaskRows) -> dict[str, float]:
     if len(outputs) > 1:
         found[FUSION] = scored([_fused(kind, parts) for parts in zip(*outputs.values(), strict=True)])
     return found
-
-
-def _mean(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of what there is for all of several tasks."""
-    names = [name for name in several[0] if all(name in one for one in several)]
-    return {name: float(np.mean([one[name] for one in several])) for name in names}
 
 
 def metric_key(name: str) -> str:

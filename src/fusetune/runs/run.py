@@ -261,12 +261,13 @@ def _predictions(
 ) -> pa.Table:
     decoded = experiment.answers(outputs, "test")
     columns: dict[str, list[Any]] = {"sample_id": experiment.column("sample_id", "test")}
-    for name in experiment.task.columns():
+    truths = experiment.task.columns()
+    for name in truths:
         columns[name] = experiment.column(name, "test")
     if words is not None:
         columns["prediction"] = words
-    for name in decoded[0]:
-        columns[name] = [row[name] for row in decoded]
+    for name in decoded[0]:  # an answer that is called as the truth is (a box) doesn't take its place
+        columns[f"predicted_{name}" if name in truths else name] = [row[name] for row in decoded]
     scores = experiment.task.per_sample(outputs, test.targets)[experiment.task.metric]
     for name, values in observed.items():
         columns[name] = (values[:, 0] if values.shape[1] == 1 else values).tolist()

@@ -174,10 +174,16 @@ class MultiTask(Task):
             self.tasks[name].settle(out, self.targets_of(name, targets))
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
-        scores: dict[str, np.ndarray] = {}
-        for name, out in self._apart(outputs):
-            own = self.tasks[name].per_sample(out, self.targets_of(name, targets))
-            scores |= {f"{name}_{metric}": values for metric, values in own.items()}
+        return self.together(
+            {
+                name: self.tasks[name].per_sample(out, self.targets_of(name, targets))
+                for name, out in self._apart(outputs)
+            }
+        )
+
+    def together(self, own: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Scores of each sample, of all tasks, from those of each by name."""
+        scores = {f"{name}_{metric}": values for name, of_task in own.items() for metric, values in of_task.items()}
         main = np.stack([scores[f"{name}_{task.metric}"] for name, task in self.tasks.items()]).astype(float)
         whole = {"accuracy": main.mean(0)}
         if np.isin(main, (0, 1)).all():
