@@ -13,6 +13,7 @@ from fusetune.features.index import CacheSettings
 from fusetune.features.storage import Store
 from fusetune.plan.plan import Plan
 from fusetune.runs.placement_search import Ground, SearchSettings, _beats, search, verdict
+from fusetune.runs.workplace import Workplace
 from fusetune.training.data import load_backbone
 from fusetune.training.evaluation import EvaluationSettings
 
@@ -47,8 +48,11 @@ def test_a_verdict_names_the_preset_that_validation_chooses():
 def ground(toy, folder):
     return Ground(
         toy.table, toy.base, toy.data, {"linear_probe": PROBE, "wander": WANDER}, {"epochs": 3, "device": "cpu"},
-        EvaluationSettings(bootstrap_samples=50), Store(toy.store), build(CacheSettings, {"dtype": "float32"}, "cache"),
-        folder, lambda *_: None, torch.device("cpu"),
+        EvaluationSettings(bootstrap_samples=50),
+        Workplace(
+            Store(toy.store), build(CacheSettings, {"dtype": "float32"}, "cache"), folder, lambda *_: None,
+            torch.device("cpu"),
+        ),
     )  # fmt: skip
 
 
@@ -61,6 +65,10 @@ def test_a_search_keeps_its_budget_and_says_what_it_drew(toy, tmp_path):
     over = [trial for trial in told["trials"] if trial.get("why") == "above the budget"]
     assert len(told["trials"]) == 14 and trained and over, "the case has to be there"
     assert max(trial["cost"] for trial in trained) <= 3000 < min(trial["cost"] for trial in over)
+    kinds = [{p["adapter"] for p in trial["method"]["placements"]} - {"linear"} for trial in told["trials"]]
+    first = [next(iter(own)) for own in kinds[:5] if len(own) == 1]
+    assert len(first) == len(set(first)) >= 4, "each kind by itself first, once"
+    assert all("metric" in trial and trial["metric"] is not None for trial in told["trials"][: len(first)])
     front = [trial for trial in trained if trial["number"] in told["front"]]
     for trial in trained:
         beaten = any(_beats(other, trial) for other in trained)

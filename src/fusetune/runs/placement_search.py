@@ -2,13 +2,15 @@
 
 A plan is drawn site by site: for each tower and the trunk nothing, LoRA or a bottleneck in its upper blocks, of some
 rank; at the junction nothing or a fusion of some rank; a head. Two things count, the validation metric and the cost,
-and the sampler (TPE with several objectives, Ozaki et al., GECCO 2020) looks for plans that no other beats in both. A
-plan that costs more than the budget is not trained. The best one within it is then trained whole, with seeds, beside
-the presets that the budget allows: it is said whether it beats them.
+and the sampler (TPE with several objectives, Ozaki et al., GECCO 2020) looks for plans that no other beats in both;
+with a budget it looks for the best metric within it, and a plan that costs more is not trained. Each kind of adapter is
+tried by itself first, as large as the budget allows. The best plan is then trained whole, with seeds, beside the
+presets that the budget allows: it is said whether it beats them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -59,7 +61,7 @@ class SearchSettings:
     inside: tuple[str, ...] = ("lora", "bottleneck")
     junction: tuple[str, ...] = ("wander", "cross_modal", "lmf")
     heads: tuple[str, ...] = ("linear", "mlp")
-    ranks: tuple[int, ...] = (4, 8, 16, 32)
+    ranks: tuple[int, ...] = (4, 8, 16, 32, 64)
     presets: tuple[str, ...] = ("linear_probe", "late_fusion", "wander", "cross_modal", "lora", "bottleneck")
     seeds: tuple[int, ...] = (0, 1, 2)
     seed: int = 0
@@ -150,11 +152,12 @@ def search(ground: Ground, settings: SearchSettings, tell: Callable[[str], Any] 
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     stacks = sites(load_backbone(ground.base, ground.data), ground.data)
-    fuses = make_task(ground.data.task).fuses
+    task = make_task(ground.data.task)
+    fuses = task.fuses or bool(task.fused_apart())
     budget = settings.budget or float("inf")
     trials: list[dict[str, Any]] = []
 
-    def one(trial: Any) -> tuple[float, float]:
+    def one(trial: Any) -> float | tuple[float, float]:
         method = drawn(trial, stacks, fuses, settings)
         seen = next((other for other in trials if other["method"] == method), None)
         made = {**(seen or _tried(ground, method, settings, budget)), "number": trial.number}
@@ -165,12 +168,14 @@ def search(ground: Ground, settings: SearchSettings, tell: Callable[[str], Any] 
             raise optuna.TrialPruned
         what = f"{_short(method)}{' (as before)' if seen else ''}"
         tell(f"trial {trial.number}: {made['metric']:.3f} at {made['cost']:,.0f} {settings.cost}, {what}")
-        return made["metric"], made["cost"]
+        return made["metric"] if settings.budget else (made["metric"], made["cost"])
 
     study = optuna.create_study(
-        directions=["maximize", "minimize"],
+        directions=["maximize"] if settings.budget else ["maximize", "minimize"],
         sampler=optuna.samplers.TPESampler(seed=settings.seed, n_startup_trials=settings.startup),
     )
+    for begun in alone(stacks, fuses, settings, partial(_cost, ground, settings.cost), budget):
+        study.enqueue_trial(begun)
     study.optimize(one, settings.trials)
     ended = [trial for trial in trials if trial["metric"] is not None]
     check(bool(ended), f"search: none of {len(trials)} plans could be trained: {trials[-1].get('why')}.")
@@ -181,6 +186,53 @@ def search(ground: Ground, settings: SearchSettings, tell: Callable[[str], Any] 
     told = {"metric": make_task(ground.data.task).metric, "cost": settings.cost, "budget": settings.budget,
             "trials": trials, "front": front, "best": best, "found": found, "presets": beside}  # fmt: skip
     return told | {"verdict": verdict(told)}
+
+
+def alone(
+    stacks: Mapping[str, int],
+    fuses: bool,
+    settings: SearchSettings,
+    cost: Callable[[Mapping[str, Any]], float],
+    budget: float,
+) -> list[dict[str, Any]]:
+    """What is tried first: each kind of adapter by itself, as large as the budget allows, where it allows it at all."""
+    nothing: dict[str, Any] = {f"{name}: adapter": NOTHING for name in stacks} | {
+        "junction: adapter": NOTHING,
+        "head": "linear",
+    }
+    several = [
+        [
+            nothing | {f"{name}: {key}": value for name, depth in stacks.items()
+                       for key, value in (("adapter", kind), ("blocks", depth), ("rank", rank))}
+            for rank in sorted(settings.ranks, reverse=True)
+        ]
+        for kind in settings.inside if stacks
+    ]  # fmt: skip
+    several += [
+        [nothing | {"junction: adapter": kind, "junction: rank": rank} for rank in sorted(settings.ranks, reverse=True)]
+        for kind in settings.junction
+        if fuses
+    ]
+    found = [
+        next((one for one in sizes if cost(_drawn(one, stacks, fuses, settings)) <= budget), None) for sizes in several
+    ]
+    return [one for one in found if one is not None]
+
+
+def _drawn(
+    chosen: Mapping[str, Any], stacks: Mapping[str, int], fuses: bool, settings: SearchSettings
+) -> dict[str, Any]:
+    from optuna.trial import FixedTrial
+
+    return drawn(FixedTrial(dict(chosen)), stacks, fuses, settings)
+
+
+def _cost(ground: Ground, of: str, method: Mapping[str, Any]) -> float:
+    """Infinite, of a plan that doesn't fit the data."""
+    try:
+        return ground.cost(ground.experiment(build(Plan, method, "search"), 0, "search"), of)
+    except FusetuneError:
+        return float("inf")
 
 
 def _tried(ground: Ground, method: dict[str, Any], settings: SearchSettings, budget: float) -> dict[str, Any]:
