@@ -66,9 +66,10 @@ def test_a_search_keeps_its_budget_and_says_what_it_drew(toy, tmp_path):
     assert len(told["trials"]) == 14 and trained and over, "the case has to be there"
     assert max(trial["cost"] for trial in trained) <= 3000 < min(trial["cost"] for trial in over)
     kinds = [{p["adapter"] for p in trial["method"]["placements"]} - {"linear"} for trial in told["trials"]]
-    first = [next(iter(own)) for own in kinds[:5] if len(own) == 1]
-    assert len(first) == len(set(first)) >= 4, "each kind by itself first, once"
-    assert all("metric" in trial and trial["metric"] is not None for trial in told["trials"][: len(first)])
+    assert kinds[:4] == [{"lora"}, {"bottleneck"}, {"wander"}, {"lmf"}], (
+        "each by itself first; cross_modal is too large"
+    )
+    assert all(trial["metric"] is not None for trial in told["trials"][:4])
     front = [trial for trial in trained if trial["number"] in told["front"]]
     for trial in trained:
         beaten = any(_beats(other, trial) for other in trained)

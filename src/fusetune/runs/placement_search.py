@@ -17,12 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from fusetune.adapters import adapters
 from fusetune.backbones.backbone import Backbone
 from fusetune.config import build, check
 from fusetune.errors import FusetuneError
 from fusetune.plan.plan import Plan
 from fusetune.runs.account import account
+from fusetune.runs.drawn_plans import alone, drawn
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.run import tested
 from fusetune.runs.workplace import Workplace
@@ -30,7 +30,6 @@ from fusetune.training.data import DataSettings, load_backbone, make_task
 from fusetune.training.evaluation import EvaluationSettings
 from fusetune.training.settings import of_method
 
-NOTHING = "none"
 COSTS = ("parameters", "flops")
 OVER = "over the budget"
 
@@ -117,31 +116,6 @@ def sites(backbone: Backbone, data: DataSettings) -> dict[str, int]:
     return {n: len(s.blocks()) for n, s in stacks.items() if s.roles()}  # type: ignore[operator]
 
 
-def drawn(trial: Any, stacks: Mapping[str, int], fuses: bool, settings: SearchSettings) -> dict[str, Any]:
-    """A method, as its file would have it."""
-    placements: list[dict[str, Any]] = []
-    for name, depth in stacks.items():
-        kind = trial.suggest_categorical(f"{name}: adapter", [NOTHING, *settings.inside])
-        if kind != NOTHING:
-            count = trial.suggest_int(f"{name}: blocks", 1, depth)
-            blocks = {"take": "top", "count": count} | ({"modalities": [name]} if name != "trunk" else {})
-            where = "trunk" if name == "trunk" else "towers"
-            config = _sized(kind, trial.suggest_categorical(f"{name}: rank", list(settings.ranks)))
-            placements.append({"where": where, "adapter": kind, "blocks": blocks, "config": config})
-    if fuses and settings.junction:
-        kind = trial.suggest_categorical("junction: adapter", [NOTHING, *settings.junction])
-        if kind != NOTHING:
-            config = _sized(kind, trial.suggest_categorical("junction: rank", list(settings.ranks)))
-            placements.append({"where": "junction", "adapter": kind, "config": config})
-    placements.append({"where": "head", "adapter": trial.suggest_categorical("head", list(settings.heads))})
-    return {"placements": placements}
-
-
-def _sized(adapter: str, rank: int) -> dict[str, int]:
-    key = adapters.get(adapter).rank_key
-    return {key: rank} if key else {}
-
-
 def search(ground: Ground, settings: SearchSettings, tell: Callable[[str], Any] = lambda _: None) -> dict[str, Any]:
     """JSON-ready: every plan that was drawn, the front of those that nothing beats, and the best beside the presets.
 
@@ -186,45 +160,6 @@ def search(ground: Ground, settings: SearchSettings, tell: Callable[[str], Any] 
     told = {"metric": make_task(ground.data.task).metric, "cost": settings.cost, "budget": settings.budget,
             "trials": trials, "front": front, "best": best, "found": found, "presets": beside}  # fmt: skip
     return told | {"verdict": verdict(told)}
-
-
-def alone(
-    stacks: Mapping[str, int],
-    fuses: bool,
-    settings: SearchSettings,
-    cost: Callable[[Mapping[str, Any]], float],
-    budget: float,
-) -> list[dict[str, Any]]:
-    """What is tried first: each kind of adapter by itself, as large as the budget allows, where it allows it at all."""
-    nothing: dict[str, Any] = {f"{name}: adapter": NOTHING for name in stacks} | {
-        "junction: adapter": NOTHING,
-        "head": "linear",
-    }
-    several = [
-        [
-            nothing | {f"{name}: {key}": value for name, depth in stacks.items()
-                       for key, value in (("adapter", kind), ("blocks", depth), ("rank", rank))}
-            for rank in sorted(settings.ranks, reverse=True)
-        ]
-        for kind in settings.inside if stacks
-    ]  # fmt: skip
-    several += [
-        [nothing | {"junction: adapter": kind, "junction: rank": rank} for rank in sorted(settings.ranks, reverse=True)]
-        for kind in settings.junction
-        if fuses
-    ]
-    found = [
-        next((one for one in sizes if cost(_drawn(one, stacks, fuses, settings)) <= budget), None) for sizes in several
-    ]
-    return [one for one in found if one is not None]
-
-
-def _drawn(
-    chosen: Mapping[str, Any], stacks: Mapping[str, int], fuses: bool, settings: SearchSettings
-) -> dict[str, Any]:
-    from optuna.trial import FixedTrial
-
-    return drawn(FixedTrial(dict(chosen)), stacks, fuses, settings)
 
 
 def _cost(ground: Ground, of: str, method: Mapping[str, Any]) -> float:
