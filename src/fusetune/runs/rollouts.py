@@ -17,7 +17,7 @@ from fusetune.config import build, check
 from fusetune.features.source import Source
 from fusetune.manifest.schema import Modality
 from fusetune.plan.adapted import AdaptedModel
-from fusetune.tasks.actions import PREDICTED
+from fusetune.tasks.actions import PREDICTED, Actions
 from fusetune.training.evaluation import RolloutSettings
 from fusetune.worlds import worlds
 from fusetune.worlds.world import SUCCESS, Episode, World
@@ -64,7 +64,7 @@ def rolled_out(
     if settings.world is None:
         return None
     check(
-        model.task.config.__class__.__name__ == "ActionsConfig",
+        isinstance(model.task, Actions),
         f"evaluate.rollouts.world: '{settings.world}' wants actions; expected data.task.name: actions.",
     )
     act = _trained(model, modalities, settings.execute, batch_size, device)
