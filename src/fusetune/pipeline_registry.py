@@ -19,6 +19,7 @@ from fusetune.pipelines.predict.pipeline import create_pipeline as predict_pipel
 from fusetune.pipelines.pretrain.pipeline import create_pipeline as pretrain_pipeline
 from fusetune.pipelines.promote.pipeline import create_pipeline as promote_pipeline
 from fusetune.pipelines.promote.pipeline import create_rollback_pipeline as rollback_pipeline
+from fusetune.pipelines.rollout.pipeline import create_pipeline as rollout_pipeline
 from fusetune.pipelines.search.pipeline import create_pipeline as search_pipeline
 from fusetune.pipelines.train.pipeline import create_pipeline as train_pipeline
 from fusetune.pipelines.unimodal.pipeline import create_pipeline as unimodal_pipeline
@@ -45,6 +46,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "compare": ready + unimodal_pipeline() + compare_pipeline(methods),
         "promote": promote_pipeline(),
         "rollback": rollback_pipeline(),
+        "rollout": rollout_pipeline(),
         "predict": predict_pipeline(),
         "continual": ready + continual_pipeline(methods),
         "search": ready + search_pipeline(methods),

@@ -151,3 +151,20 @@ def test_every_chart_has_axes_and_a_caption_is_valid_and_nothing_is_fetched():
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=", page), "all of it is in the page"
     assert "<title>a &amp; b</title>" in page and "<script>no" not in page and "&lt;b&gt;" in page
     assert "@@" not in head and "prefers-color-scheme" in page
+
+
+def test_who_acts_is_told_of_and_who_does_not_is_not():
+    from fusetune.comparison import acting
+
+    def row(**rates):
+        return {"other_metrics": rates}
+
+    own = {"success": 0.4, "success_low": 0.3, "success_high": 0.5, "success_noise": 0.2, "success_noise_low": 0.1,
+           "success_noise_high": 0.3}  # fmt: skip
+    rows = {"wander": row(**own), "lora": row(**{**own, "success": 0.6})}
+    assert acting.told(rows) == [
+        "In its world wander succeeds in 40% of the episodes (interval of a seed 30% to 50%); noise 20%. Most often "
+        "lora does, in 60%."
+    ]
+    assert acting.told({"lora": rows["lora"], "wander": rows["wander"]})[0].endswith("; noise 20%.")
+    assert acting.told({"wander": row(accuracy=0.5)}) == []

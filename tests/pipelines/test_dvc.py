@@ -29,6 +29,7 @@ ON_DEMAND = {
     "continual",
     "search",
     "cross_lingual",
+    "rollout",
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fusetune.comparison import acting
 from fusetune.comparison.cells import Cell
 from fusetune.comparison.details import by_class
 from fusetune.comparison.measures import BINS
@@ -105,6 +106,7 @@ def summarize(
     law = power_law(*([p[key] for p in points] for key in ("size", "samples", "error"))) if points else None
     best = next(one for one in compared if one.name == next(iter(rows)))
     told = sentences(metric, rows, pairs, unimodal, plain or {}, settings.confidence)
+    told += acting.told(rows)
     told += told_of(elsewhere or {}, rows, settings.confidence)
     count = next(iter(matrices.values())).shape[1]
     return Summary(metric, count, rows, errors, pairs, told, points, law, (best.name, _adapter(best)), elsewhere or {})

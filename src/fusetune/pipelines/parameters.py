@@ -37,6 +37,7 @@ SCHEMAS: dict[str, str | None] = {
     "continual": "fusetune.runs.continual:ContinualSettings",
     "search": "fusetune.runs.placement_search:SearchSettings",
     "cross_lingual": "fusetune.runs.language_rows:CrossLingualSettings",
+    "rollout": "fusetune.pipelines.rollout.nodes:RolloutPipelineSettings",
     "distil": "fusetune.runs.distilling:DistilSettings",
     "merge": "fusetune.pipelines.merge.nodes:MergePipelineSettings",
     "export": "fusetune.pipelines.export.nodes:ExportSettings",

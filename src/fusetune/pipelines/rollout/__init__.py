@@ -1,0 +1,1 @@
+"""A registered adapter acts in a world."""
