@@ -147,7 +147,16 @@ def test_on_text_alone_and_with_a_few_labels(made, found):
     told, _ = cross_lingual(speakers(made, objective="masked_words", bottleneck_dim=8, epochs=6, blocks=1, labels=0.2))
     assert set(told["adapters"]) == {"en", "de"} and told["adapters"]["de"]["left_out"] == 0
     assert told["adapters"]["de"]["accuracy"] > 0.2, "of eight words, that stand in classes of three"
+    assert told["languages"]["en"][BARE]["0"] > 0.7, "with or without labels elsewhere"
+    assert told["languages"]["de"][SWAPPED]["0"] > 0.45, "goes on with the few, on top of its adapter"
     assert told["languages"]["de"][BARE]["0"] > found[0]["languages"]["de"][BARE]["0"] + 0.1, "labels in German help"
+
+
+def test_too_few_labels_are_told(made):
+    with pytest.raises(
+        FusetuneError, match="labels: 0.001 of the (train|val) rows is none of them. Expected a larger share"
+    ):
+        cross_lingual(speakers(made, bottleneck_dim=4, epochs=1, labels=0.001))
 
 
 def test_masks_stand_where_their_words_stood(tmp_path):

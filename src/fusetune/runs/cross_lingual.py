@@ -137,10 +137,17 @@ class Speakers:
         return torch.cat(found).numpy()
 
     def taught(
-        self, table: pa.Table, plan: Plan, seed: int, languages: Sequence[dict[str, Tensor]] = ()
+        self,
+        table: pa.Table,
+        plan: Plan,
+        seed: int,
+        languages: Sequence[dict[str, Tensor]] = (),
+        start: Experiment | None = None,
     ) -> tuple[Experiment, TrainingResult]:
-        """An experiment, trained and tested; on top of the given language's adapters."""
+        """An experiment, trained and tested; on top of the given language's adapters, from where another one ended."""
         experiment = Experiment(table, load_backbone(self.base, self.data), self.data, plan, seed, self.settings.method)
+        if start is not None:
+            go_on(experiment, start)
         take(experiment, languages)
         settings = replace(self.train, seed=seed)
         splits, epochs = self.work.trained(experiment, settings)
@@ -150,9 +157,7 @@ class Speakers:
         """The metric of what was trained, on test rows in another language, by that one's adapters."""
         table, backbone = self.languages.rows(language), load_backbone(self.base, self.data)
         other = Experiment(table, backbone, self.data, experiment.model.plan, 0, language)
-        with torch.no_grad():
-            for name, value in other.model.kept().items():
-                value.copy_(experiment.model.kept()[name])
+        go_on(other, experiment)
         take(other, tensors)
         other.task.restore(experiment.task.state())
         splits, _ = self.work.splits(other)
@@ -166,6 +171,19 @@ class Speakers:
         modalities[self.text] = {**modalities[self.text], "column": self.settings.languages[language]}
         config = {**artifact.config, "data": {**artifact.config["data"], "modalities": modalities}}
         return replace(artifact, config=config, tensors={**artifact.tensors, **own})
+
+
+@torch.no_grad()
+def go_on(experiment: Experiment, start: Experiment) -> None:
+    """Have what another model of the same plan has come to."""
+    known = start.model.kept()
+    for name, value in experiment.model.kept().items():
+        check(
+            value.shape == known[name].shape,
+            f"cross_lingual.labels: '{name}' has shape {tuple(value.shape)}, {tuple(known[name].shape)} where "
+            "labels are many: the few rows don't have every one. Expected a larger share.",
+        )
+        value.copy_(known[name])
 
 
 def take(experiment: Experiment, tensors: Sequence[Mapping[str, Tensor]]) -> None:
@@ -187,8 +205,8 @@ def cross_lingual(speakers: Speakers, tell: Callable[[str], Any] = lambda _: Non
         tell(f"adapter of {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in told["adapters"][name].items()))
     artifacts = ByLanguage()
     for name in settings.languages:
-        plain = plain_baselines(TaskRows(speakers.languages.asked_in(name), speakers.data))
-        told["languages"][name] = {"plain": plain, BARE: {}, SWAPPED: {}, OWN: {}}
+        baselines = plain_baselines(TaskRows(speakers.languages.asked_in(name), speakers.data))
+        told["languages"][name] = {"plain": baselines, BARE: {}, SWAPPED: {}, OWN: {}}
     here = trained.get(source, ())
     for seed in settings.seeds:
         of_source = speakers.languages.rows(source)
@@ -196,18 +214,19 @@ def cross_lingual(speakers: Speakers, tell: Callable[[str], Any] = lambda _: Non
         stacked, result = speakers.taught(of_source, speakers.stacked(), seed, here)
         told["metric"] = result.metrics["metric"]
         for name in settings.languages:
-            own = told["languages"][name]
+            own, there = told["languages"][name], trained.get(name, ())
+            plain, swapped, final = bare, stacked, result
             if settings.labels and name in others:
-                table = speakers.languages.with_labels(name)
-                bare, _ = speakers.taught(table, speakers.plan, seed)
-                stacked, result = speakers.taught(table, speakers.stacked(), seed, here)
-            own[BARE][str(seed)] = speakers.asked(bare, name)
-            own[SWAPPED][str(seed)] = speakers.asked(stacked, name, trained.get(name, ()))
+                plain, _ = speakers.taught(speakers.languages.with_labels(name), speakers.plan, seed)
+                few = speakers.languages.labelled(name)
+                swapped, final = speakers.taught(few, speakers.stacked(), seed, there, stacked)
+            own[BARE][str(seed)] = speakers.asked(plain, name)
+            own[SWAPPED][str(seed)] = speakers.asked(swapped, name, there)
             if name in others:
                 itself, _ = speakers.taught(speakers.languages.rows(name), speakers.plan, seed)
                 own[OWN][str(seed)] = speakers.asked(itself, name)
             if seed == settings.seeds[0]:
-                artifacts[name] = speakers.adapter_of(result.artifact, name, trained.get(name, ()))
+                artifacts[name] = speakers.adapter_of(final.artifact, name, there)
             reached = (f"{arm} {own[arm][str(seed)]:.3f}" for arm in (BARE, SWAPPED, OWN) if own[arm])
             tell(f"{name}, seed {seed}: {', '.join(reached)}")
     return told, artifacts

@@ -105,15 +105,28 @@ class Languages:
 
     def with_labels(self, language: str) -> pa.Table:
         """The source's rows, and some training rows again in another language."""
-        source, share = self.rows(self.settings.source), self.settings.labels
-        ids = zip(self.table["sample_id"].to_pylist(), self.table["split"].to_pylist(), strict=True)
-        more = [i for i, (name, split) in enumerate(ids) if split == "train" and is_drawn(f"label {name}", share)]
-        if not more:
-            return source
+        source, more = self.rows(self.settings.source), self._labelled("train")
         again = self.rows(language).take(more)
         names = pa.array([f"{name} ({language})" for name in again["sample_id"].to_pylist()])
         again = again.set_column(again.column_names.index("sample_id"), "sample_id", names)
         return pa.concat_tables([source, again])
+
+    def labelled(self, language: str) -> pa.Table:
+        """All rows in a language, but of training and validation those alone whose label is known in it."""
+        splits = self.table["split"].to_pylist()
+        test = [i for i, split in enumerate(splits) if split == "test"]
+        return self.rows(language).take(sorted([*self._labelled("train"), *self._labelled("val"), *test]))
+
+    def _labelled(self, split: str) -> list[int]:
+        """Rows of a split whose label is known in the language that is asked."""
+        ids = zip(self.table["sample_id"].to_pylist(), self.table["split"].to_pylist(), strict=True)
+        share = self.settings.labels
+        found = [i for i, (name, own) in enumerate(ids) if own == split and is_drawn(f"label {name}", share)]
+        check(
+            bool(found),
+            f"cross_lingual.labels: {share:g} of the {split} rows is none of them. Expected a larger share.",
+        )
+        return found
 
     def masked(self, name: str, tower: Any) -> tuple[pa.Table, int]:
         """Each text masked several times over, and how many texts can't be."""

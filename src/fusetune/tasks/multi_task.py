@@ -216,6 +216,10 @@ class MultiTask(Task):
             for key, found in self.tasks[name].probabilities(out).items()
         }
 
+    def outputs_of(self, name: str, outputs: Tensor) -> Tensor:
+        """Those of one task, out of all, as its head gives them."""
+        return dict(self._apart(outputs))[name]
+
     def targets_of(self, name: str, targets: Tensor) -> Tensor:
         """Those of one task, out of all."""
         widths = {one: int(np.prod(shape)) for one, (_, shape) in self._targets.items()}
