@@ -75,8 +75,7 @@ def test_a_box_from_raw_data_to_a_served_answer(project):
     assert metrics["test"]["accuracy_at_50"] > 0.5 > 2 * plain, metrics
     assert list(metrics["unimodal"]) == ["image"], "a text alone has no place to look at"
     assert (reported / "figures/located.png").stat().st_size > 10_000
-    (predictions,) = project.glob("data/07_model_output/boxes/lora/*.parquet")
-    table = pq.read_table(predictions)
+    table = pq.read_table(project / "data/07_model_output/boxes/lora/predictions.parquet")
     assert {"box", "predicted_box"} <= set(table.column_names)
     assert table["box"].to_pylist() != table["predicted_box"].to_pylist(), (
         "what is right stands beside what was answered"
