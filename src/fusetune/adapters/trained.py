@@ -58,7 +58,7 @@ def self_contained(plan: Any) -> Any:
     Their tensors go with the artifact.
     """
     if isinstance(plan, Mapping):
-        if plan.get("adapter") == "language" and (plan.get("config") or {}).get("trained"):
+        if isinstance((plan.get("config") or {}).get("trained"), str):  # a placement that takes one as it is
             return {**plan, "config": {**plan["config"], "trained": None, "frozen": True}}
         if isinstance(plan.get("trained"), str):
             placement = _first_at_junction(plan["trained"], read_folder(plan["trained"])[0])

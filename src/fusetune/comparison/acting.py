@@ -13,8 +13,6 @@ def told(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         rows: of the summary, the winner first.
     """
     rates = {name: row["other_metrics"] for name, row in rows.items() if SUCCESS in row["other_metrics"]}
-    if not rates:
-        return []
     winner = next(iter(rows))
     if winner not in rates:
         return []
@@ -23,10 +21,9 @@ def told(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"In its world {winner} succeeds in {own[SUCCESS]:.0%} of the episodes (interval of a seed "
         f"{own[f'{SUCCESS}_low']:.0%} to {own[f'{SUCCESS}_high']:.0%})"
     )
-    shifts = [name.removeprefix(f"{SUCCESS}_") for name in own if name.startswith(f"{SUCCESS}_")]
-    shifts = [name for name in shifts if not name.endswith(("low", "high"))]
+    shifts = [name for name in own if name.startswith(f"{SUCCESS}_") and f"{name}_low" in own]
     if shifts:
-        text += "; " + ", ".join(f"{name} {own[f'{SUCCESS}_{name}']:.0%}" for name in shifts)
+        text += "; " + ", ".join(f"{name.removeprefix(f'{SUCCESS}_')} {own[name]:.0%}" for name in shifts)
     if best != winner:
         text += f". Most often {best} does, in {rates[best][SUCCESS]:.0%}"
     return [text + "."]

@@ -40,9 +40,11 @@ def unimodal_metrics(
             continue  # nothing to look through
         alone = data.alone(name)
         experiment = Experiment(table, load_backbone(base, alone), alone, plan, settings.seed, f"{name} alone", lengths)
-        splits, _ = work.trained(experiment, settings)
+        experiment.begin(work.store, work.cache, work.progress)
+        splits, features = work.splits(experiment)
+        work.fitted(experiment, settings, splits, features)
         mix(experiment.model, splits["val"], settings)
         outputs, _ = predict(experiment.model, splits["test"], settings.batch_size)
         found[name] = experiment.task.metrics(outputs, splits["test"].targets)[experiment.task.metric]
-        used = used.joined(work.splits(experiment)[1])
+        used = used.joined(features)
     return found, used

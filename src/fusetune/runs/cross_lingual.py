@@ -9,6 +9,7 @@ adapter, and what it reaches where labels are in the language itself.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Speakers:
         if self.settings.objective == "translations":
             table = self.languages.rows(name)
             task = to_plain(TranslatedConfig(self.text))
-            table = table.append_column(task["vector"], pa.array(list(self.vectors())))
+            table = table.append_column(task["vector"], pa.array(list(self.vectors)))
             alone = replace(alone, task={"name": "translated", **task})
         else:
             tower = load_backbone(self.base, alone).tower(self.text)
@@ -125,6 +126,7 @@ class Speakers:
             for adapter in languages_in(experiment.model)
         ], told
 
+    @cached_property
     @torch.no_grad()
     def vectors(self) -> np.ndarray:
         """(rows, width): what the bare encoder makes of the source's text."""

@@ -43,8 +43,14 @@ class Workplace:
         """An experiment from its beginning to its end."""
         experiment.begin(self.store, self.cache, self.progress)
         splits, features = self.splits(experiment)
+        return splits, self.fitted(experiment, settings, splits, features)
+
+    def fitted(
+        self, experiment: Experiment, settings: TrainSettings, splits: Mapping[str, Split], features: Features
+    ) -> list[Epoch]:
+        """Trained on features that are there already."""
         key = experiment.key(features, settings)
         folder = self.checkpoints / key[:16]
         epochs = train(experiment.model, splits["train"], splits["val"], settings, key, folder, Reporter())
         shutil.rmtree(folder, ignore_errors=True)
-        return splits, epochs
+        return epochs
