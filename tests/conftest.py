@@ -110,6 +110,7 @@ class Toy:
         from fusetune.training.data import DataSettings
 
         torch.manual_seed(0)
+        self.device = torch.device(os.environ.get("FUSETUNE_TEST_DEVICE", "cpu"))  # of features and training
         self.folder, self.base, self.store = folder, folder / "base", folder / "store"
         towers = {
             "left": SequenceTower(FeatureTowerSettings(4, 16, 2, 2, 8)),
@@ -152,20 +153,14 @@ class Toy:
         return Experiment(self.table, load_backbone(self.base, settings), settings, made, seed, "toy")
 
     def features(self, experiment):
-        import torch
-
         from fusetune.features.extraction import CacheSettings
 
         settings = CacheSettings(dtype="float32", batch_size=32, cut="frontier")
-        return experiment.extract(self.store, settings, lambda *_: None, torch.device("cpu"))
+        return experiment.extract(self.store, settings, lambda *_: None, self.device)
 
     def splits(self, experiment):
-        import torch
-
         features = self.features(experiment)
-        return {
-            name: experiment.split(name, features, self.store, torch.device("cpu")) for name in ("train", "val", "test")
-        }
+        return {name: experiment.split(name, features, self.store, self.device) for name in ("train", "val", "test")}
 
 
 WANDER = {"where": "junction", "adapter": "wander", "config": {"bottleneck_dim": 4}}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,9 +30,16 @@ class Tokens:
         return Tokens(self.values.to(device, cast, non_blocking=True), self.mask.to(device, non_blocking=True))
 
     def pooled(self) -> Tensor:
-        """Mean of the real tokens, (batch, width); zeros where there is none."""
-        weights = self.mask.to(self.values.dtype).unsqueeze(-1)
-        return (self.values * weights).sum(1) / weights.sum(1).clamp(min=1)
+        """Mean of the real tokens, (batch, width); zeros where there is none. Computed once."""
+        return self._pooled
+
+    @cached_property
+    def _pooled(self) -> Tensor:
+        values, weights = self.values, self.mask.to(self.values.dtype)
+        counts = weights.sum(1, keepdim=True).clamp(min=1)
+        if values.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            return torch.bmm(weights.unsqueeze(1), values).squeeze(1) / counts  # one pass, no product in memory
+        return (values * weights.unsqueeze(-1)).sum(1) / counts
 
     def ragged(self) -> list[Tensor]:
         """The real tokens of each sample: a list of (tokens_i, width)."""

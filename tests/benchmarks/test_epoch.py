@@ -15,9 +15,9 @@ from fusetune.device import pick_device
 from fusetune.features.index import CacheSettings
 from fusetune.runs.account import account
 from fusetune.training.epochs import Reporter
-from fusetune.training.loop import _train_epoch
 from fusetune.training.optimizer import make_optimizer
 from fusetune.training.settings import TrainSettings
+from fusetune.training.steps import Steps
 
 pytestmark = pytest.mark.benchmark
 OPEN = {"where": "backbone", "adapter": "unfreeze"}
@@ -44,10 +44,11 @@ def test_epoch_from_the_cache(tmp_path):
             split = made.split("train", features, tmp_path, device)
             settings = TrainSettings(batch_size=8 if device.type == "cpu" else 64, autocast=False)
             model = made.model.to(device)
-            optimizer = make_optimizer(model, settings)
+            scaler = torch.amp.GradScaler(device.type, enabled=False)
+            steps = Steps(model, split, make_optimizer(model, settings), scaler, settings, 1000, Reporter())
 
-            def epoch(model=model, split=split, optimizer=optimizer, settings=settings):
-                _train_epoch(model, split, optimizer, settings, 0, 0, 1000, Reporter())
+            def epoch(steps=steps):
+                steps.epoch(0, 0)
                 if device.type == "cuda":
                     torch.cuda.synchronize()
 

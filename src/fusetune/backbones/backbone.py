@@ -56,6 +56,7 @@ class Backbone(nn.Module):
         self.origin, self.beside = origin, tuple(beside)
         self.towers = nn.ModuleDict(towers)
         self.trunk = trunk
+        self.folder: str | Path | None = None  # or hub id, that it was loaded from
         self._fingerprints: dict[str, str] = {}
         self.requires_grad_(False)
         self.eval()
@@ -204,7 +205,9 @@ class Backbone(nn.Module):
         Raises:
             FusetuneError: no such tower, or a model that is referenced and has changed since.
         """
-        return read(cls, source, modalities)
+        found: Backbone = read(cls, source, modalities)
+        found.folder = source
+        return found
 
     def joined(self, others: "Backbone", order: Iterable[str]) -> "Backbone":
         """A composite model with towers from elsewhere beside it, in this order of modalities."""

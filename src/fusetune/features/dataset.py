@@ -7,6 +7,7 @@ GPU a thread gathers them into pinned memory meanwhile.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune.device import keep_freed_memory
 from fusetune.features.ahead import ahead, delayed
 from fusetune.features.index import Features
 from fusetune.features.mapping import named
@@ -39,6 +41,7 @@ class FeatureSet:
 
     def __init__(self, features: Features, store: Store | Path | str, device: torch.device) -> None:
         """Open the rows; raises FusetuneError if some were never cached or, where all are read, if one has changed."""
+        keep_freed_memory()
         store = Store(store)
         self.frontier, self.device, self.views = features.frontier, device, len(features.views)
         mappings = features.views or [features.keys]
@@ -77,6 +80,29 @@ class FeatureSet:
     def batch(self, index: Tensor, view: int = 0) -> dict[str, Tokens]:
         """Padded tokens of the given rows (a CPU index), float32 on the device; integer ids stay integers."""
         return self._arrived(self._gathered(index, view))
+
+    def fixed_batch(self, index: Tensor, view: Tensor) -> dict[str, Tokens]:
+        """The same, of resident features by an index and a view on the device, padded to the longest row of all.
+
+        Nothing of it is read by the CPU, so that it can be recorded and replayed.
+        """
+        place = index + (view % self.views * self.count if self.views else 0)
+        found = {n: packed.padded(self._there[n][place], packed.longest) for n, packed in self._packed.items()}
+        return self._arrived(found)
+
+    @cached_property
+    def _there(self) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(where).to(self.device) for name, where in self._where.items()}
+
+    def fixed_length_costs(self, size: int) -> float:
+        """Times the tokens of random batches of `size` rows that batches padded to the longest row of all have."""
+        lengths = self.lengths()
+        random = sum(
+            v.sum() / max(1e-9, 1 - share)
+            for v, share in zip(lengths.values(), padding(lengths, size).values(), strict=True)
+        )
+        fixed = sum(max(1, values.max(initial=0)) * len(values) for values in lengths.values())
+        return float(fixed / max(1, random))
 
     def batches(self, indices: Iterable[Tensor], view: int = 0) -> Iterator[tuple[Tensor, dict[str, Tokens]]]:
         """Each index with its batch, gathered ahead of time where that takes a copy."""
@@ -131,26 +157,31 @@ class FeatureSet:
 
 
 class _Packed:
-    """All rows of one stream in one tensor; a batch is one gather."""
+    """All rows of one stream in one tensor, and a last token of zeros for padding; a batch is one gather."""
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
         found = [rows[i] for i in range(len(rows))]
-        values = torch.cat(found) if found else torch.zeros(0, 1)
+        found.append(found[0].new_zeros(1, found[0].shape[1]) if found else torch.zeros(1, 1))
+        values = torch.cat(found)
         # int8 comes off the map as float32; half of that holds all that is in it
         self.values = (values.half() if rows.coded else values).to(device)
-        self.lengths = torch.from_numpy(rows.length)
+        self.counts = torch.from_numpy(rows.length)
+        self.lengths = self.counts.to(device)
         self.starts = self.lengths.cumsum(0) - self.lengths
+        self.longest = max(1, int(self.counts.max())) if len(self.counts) else 1
 
     def gather(self, index: Tensor) -> Tokens:
-        lengths = self.lengths[index]
-        positions = torch.arange(max(1, int(lengths.max())))
-        mask = positions < lengths[:, None]  # (batch, tokens)
-        where = (self.starts[index][:, None] + positions).clamp(max=max(0, len(self.values) - 1))
-        device = self.values.device
-        mask, where = mask.to(device, non_blocking=True), where.to(device, non_blocking=True)
-        if not len(self.values):
-            return Tokens(self.values.new_zeros(*mask.shape, self.values.shape[1]), mask)
-        return Tokens(self.values[where] * mask.unsqueeze(-1), mask)
+        """Rows by a CPU index, padded to the longest of them."""
+        device, tokens = self.values.device, max(1, int(self.counts[index].max()))
+        return self.padded(index.to(device, non_blocking=True), tokens)
+
+    def padded(self, index: Tensor, tokens: int) -> Tokens:
+        """Rows by an index on their device, padded to so many tokens."""
+        positions = torch.arange(tokens, device=index.device)
+        mask = positions < self.lengths[index][:, None]  # (batch, tokens)
+        where = torch.where(mask, self.starts[index][:, None] + positions, len(self.values) - 1)
+        # several times as fast on a CPU as an index of two dimensions
+        return Tokens(self.values.index_select(0, where.flatten()).unflatten(0, where.shape), mask)
 
 
 def gather(rows: Rows, which: np.ndarray, pinned: bool = False) -> Tokens:

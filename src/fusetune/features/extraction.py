@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from fusetune.backbones.backbone import Backbone, Frontier
+from fusetune.device import keep_freed_memory
 from fusetune.errors import FusetuneError
 from fusetune.features.chunks import Gathered, Progress, chunks
 from fusetune.features.index import CacheSettings, Features, describe
@@ -48,6 +49,7 @@ def extract(
 
         extract_with_ray(backbone, source, features, todo, store, settings, progress, device)
         return features
+    keep_freed_memory()
     backbone = backbone.to(device)
     total = sum(len(chunk.rows) for chunk in todo)
     done = written = 0

@@ -2,6 +2,8 @@
 
     python -m fusetune.runs --method wander --manifest data/03_primary/vqa/manifest.parquet \\
         --base data/06_models/vqa/base.json --store data/04_feature/store --conf conf/base --out /tmp/wander
+
+Behind `torchrun --nproc_per_node N`, the N processes train it together.
 """
 
 import argparse
@@ -9,6 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +49,10 @@ def run(options: argparse.Namespace) -> None:
     from fusetune.plan.plan import Plan
     from fusetune.report.training_figures import training_figures
     from fusetune.runs.experiment import Experiment
+    from fusetune.runs.ranks import fitted, splits_of
     from fusetune.runs.run import train_and_test
     from fusetune.training.data import DataSettings, load_backbone
+    from fusetune.training.distributed import joined
     from fusetune.training.epochs import Epoch, Reporter
     from fusetune.training.evaluation import EvaluationSettings
     from fusetune.training.settings import of_method
@@ -83,26 +88,40 @@ def run(options: argparse.Namespace) -> None:
         settings.seed,
         options.method,
     )
-    device = pick_device(settings.device)
-    print(f"device {device}, frontier at {experiment.frontier}", flush=True)
 
     def cached(done: int, total: int, written: int) -> None:
         if done == total:
             print(f"cached {done} of {total}", flush=True)
 
-    experiment.begin(options.store, cache, cached)
-    features = experiment.extract(options.store, cache, cached, device)
-    result = train_and_test(
-        experiment,
-        features,
-        options.store,
-        settings,
-        build(EvaluationSettings, parameters["evaluate"], "evaluate"),
-        options.out / "checkpoints",
-        Printer(),
-        options.method,
-        {},
-    )
+    checkpoints = options.out / "checkpoints"
+    with joined(settings.devices) as group:
+        device = pick_device(settings.device)
+        if not group.rank:
+            print(f"device {device}, {group.size} in all, frontier at {experiment.frontier}", flush=True)
+        if group.size > 1:  # each its part of what is to be cached
+            own = replace(cache, part=f"{group.rank + 1}/{group.size}")
+            experiment.extract(options.store, own, cached, device)
+            group.wait()
+        experiment.begin(options.store, cache, cached)
+        group.wait()
+        features = experiment.extract(options.store, cache, cached, device)
+        if group.rank:
+            splits = splits_of(experiment, features, options.store, settings)
+            fitted(experiment, splits, features, settings, checkpoints, Reporter(), group)
+            return
+        evaluation = build(EvaluationSettings, parameters["evaluate"], "evaluate")
+        result = train_and_test(
+            experiment,
+            features,
+            options.store,
+            settings,
+            evaluation,
+            checkpoints,
+            Printer(),
+            options.method,
+            {},
+            group=group,
+        )
     result.artifact.save_pretrained(options.out / "adapter")
     training_figures(result).save_pretrained(options.out / "figures")
     (options.out / "metrics.json").write_text(json.dumps(result.metrics, indent=2) + "\n")

@@ -58,6 +58,7 @@ class Experiment(TaskRows):
         torch.manual_seed(seed)
         self.model = AdaptedModel(backbone, plan, self.task, self._streams(backbone, lengths), where)
         self.starts: dict[str, str] = {}  # digests
+        self.begun_with: CacheSettings | None = None
         self.frontiers: dict[int, Frontier] = {}  # by the epoch from which on
         example = self.example(PROBED)
         for epoch in self.model.stages():
@@ -79,6 +80,7 @@ class Experiment(TaskRows):
 
         A retrieval that starts in the towers' own space has no use for them; a classification by prompts has both.
         """
+        self.begun_with = cache
         head: Any = self.model.head
         if starts_trained(self.model) and not self.task.prompt_texts():
             return
@@ -145,7 +147,7 @@ class Experiment(TaskRows):
             [
                 self.model.plan,
                 [remembered_sha256(Path(folder, WEIGHTS)) for folder in folders_in(to_plain(self.model.plan))],
-                settings,
+                replace(settings, devices=1, graph=True),  # how the same steps are computed
                 without_roots(self.data),
                 [[f.entries, f.keys, f.views] for f in (features, *features.later.values())],
                 self.task.state(),

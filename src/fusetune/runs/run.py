@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from fusetune.features.storage import Store
 from fusetune.runs.baselines import best_of, metric_key
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.located import Located, located
+from fusetune.runs.ranks import fitted, ranks, splits_of
 from fusetune.runs.rollouts import RolledOut, rolled_out, success
 from fusetune.runs.said import Shown, said
 from fusetune.tasks.joined_head import joined_heads
+from fusetune.training.distributed import Group
 from fusetune.training.epochs import Epoch, Reporter, counted
 from fusetune.training.evaluation import EvaluationSettings, evaluate
-from fusetune.training.loop import train
 from fusetune.training.mixing import linear_models_alone, mix
 from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
@@ -126,16 +128,21 @@ def train_and_test(
     method: str,
     unimodal: Mapping[str, float],
     plain: Mapping[str, float] | None = None,
+    group: Group | None = None,
 ) -> TrainingResult:
-    """Train, evaluate on the test split, and put everything that a user keeps into one result."""
-    model, device = experiment.model, pick_device(settings.device)
-    splits = {name: experiment.split(name, features, store, device) for name in ("train", "val", "test")}
+    """Train, evaluate on the test split, and put everything that a user keeps into one result.
+
+    Args:
+        group: whose first this process is; None: it starts the others itself, where `settings.devices` asks for them.
+    """
+    model, splits = experiment.model, splits_of(experiment, features, store, settings)
     for text in (*model.resolved, *_told(splits["train"].features, settings)):
         logger.info("%s: %s", method, text)
-    key = experiment.key(features, settings)
-    folder = checkpoints / key[:16]
+    folder = checkpoints / experiment.key(features, settings)[:16]
     shown = Shown(experiment, settings, evaluation, folder, reporter)
-    epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter, shown)
+    several = ranks(experiment, features, store, settings, checkpoints, method)
+    with several if group is None else nullcontext(group) as group:
+        epochs = fitted(experiment, splits, features, settings, checkpoints, reporter, group, shown)
     result = tested(experiment, splits, epochs, settings, evaluation, method, unimodal, plain)
     if told := shown.told():
         result = replace(result, metrics={**result.metrics, "shown": told}, pictures=shown.pictures())

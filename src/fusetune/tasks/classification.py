@@ -126,6 +126,9 @@ class Classification(Task):
         weight = outputs.new_tensor(self.weights) if self.weights else None
         return F.cross_entropy(outputs, targets, weight, label_smoothing=self.config.label_smoothing)
 
+    def row_weights(self, targets: Tensor) -> Tensor:
+        return torch.tensor(self.weights)[targets] if self.weights else super().row_weights(targets)
+
     def per_sample(self, outputs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
         right = (outputs.argmax(-1) == targets) & finite_rows(outputs)
         found = {"accuracy": right.float().cpu().numpy()}

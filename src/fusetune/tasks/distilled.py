@@ -103,6 +103,7 @@ class Distilled(Task):
     """
 
     Config = DistilledConfig
+    by_sample = False  # the mean over those whose label is known, and relations between samples
 
     def __init__(self, config: DistilledConfig) -> None:
         from fusetune.tasks import tasks

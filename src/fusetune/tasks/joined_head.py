@@ -96,6 +96,11 @@ class JoinedHead(nn.Module):
         self.prior = frozen(torch.zeros(outputs))
         self.shares = frozen(torch.tensor([0.0, 1.0]))  # of the linear models, of what is trained
         self.begun = False
+        self._both = True  # whether the linear models have a share; looked up where training or evaluation begins
+
+    def train(self, mode: bool = True) -> "JoinedHead":
+        self._both = bool(self.shares[0] != 0)
+        return super().train(mode)
 
     @torch.no_grad()
     def begin(self, start: LinearStart) -> None:
@@ -115,7 +120,8 @@ class JoinedHead(nn.Module):
             pooled: behind the junction.
             entered: in front of it; None: nothing stands between.
         """
-        return self.shares[0] * self.known(entered or pooled) + self.shares[1] * self.trained(pooled)
+        trained = self.shares[1] * self.trained(pooled)
+        return self.shares[0] * self.known(entered or pooled) + trained if self._both else trained
 
     def known(self, entered: Mapping[str, Tensor]) -> Tensor:
         """What the linear models say."""

@@ -88,6 +88,7 @@ class MaskedWords(Task):
 
     Config = MaskedWordsConfig
     metric = "accuracy"
+    by_sample = False  # the mean over those tokens that are asked for
 
     def __init__(self, config: MaskedWordsConfig) -> None:
         self.config = config

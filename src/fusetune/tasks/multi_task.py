@@ -94,6 +94,10 @@ class MultiTask(Task):
             len(places) < 2,
             f"data.task.tasks: {' and '.join(places)} look through tokens; of several tasks one may.",
         )
+        weighted = [
+            name for name, task in self.tasks.items() if getattr(task.config, "class_weights", "none") != "none"
+        ]
+        self.by_sample = not weighted and all(task.by_sample for task in self.tasks.values())
         self._outputs: dict[str, int] = {}  # of each head but that over tokens
         self._targets: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}  # what those of one row are
 

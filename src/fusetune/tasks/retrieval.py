@@ -66,6 +66,7 @@ class Retrieval(Task):
     metric = "recall_at_1"
     fuses = False
     by_row = False
+    by_sample = False
     plain = "pairs"
     Config = RetrievalConfig
 

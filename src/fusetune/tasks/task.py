@@ -51,6 +51,7 @@ class Task(ABC):
         fuses: whether the streams may meet before the head; a task that compares them must keep them apart.
         plain: what a plain baseline predicts: ``classes``, ``labels``, ``numbers`` or ``pairs``; None: there is none.
         by_row: whether what `decode` says of a row depends on that row alone.
+        by_sample: whether the loss of a batch is the mean of its samples' own.
         speaks: whether the model's own head answers in words: outputs are logits of a vocabulary.
         token_outputs: of a head that says something of each token, how many numbers; 0: its outputs are as many for
             all batches.
@@ -61,6 +62,7 @@ class Task(ABC):
     config: Any
     fuses: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
+    by_sample: bool = True
     speaks: ClassVar[bool] = False
     token_outputs: int = 0
     head_times: int = 1

@@ -53,5 +53,6 @@ def restore_optimizer(
         held = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
         if held:
             optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in held.items()
+                key: value.to(parameter.device) if parameter.is_cuda or key != "step" else value
+                for key, value in held.items()
             }

@@ -170,7 +170,7 @@ class TaskRows:
     """A manifest's rows by split, and the task, fitted to the training rows.
 
     Args:
-        table: the validated manifest.
+        table: the validated manifest; it stays as it was in `given`.
         backbone: of a task that answers in words, whose words they are; its answers are a stream then.
     """
 
@@ -179,7 +179,8 @@ class TaskRows:
         if backbone is not None:
             meet(self.task, backbone)
         check_places(self.task, {n: m.augment for n, m in data.modalities.items()}, "data.modalities", ".augment")
-        self.table, self.data = with_derived(self.task, table, data.modalities), data
+        self.given, self.data = table, data
+        self.table = with_derived(self.task, table, data.modalities)
         self.source = Source(self.table, streams_of(data))
         split = table["split"].to_pylist()
         self.rows = {name: [i for i, value in enumerate(split) if value == name] for name in SPLITS}

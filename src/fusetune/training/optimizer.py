@@ -18,15 +18,35 @@ Rates = tuple[str, float, float]  # site, peak learning rate, weight decay
 def make_optimizer(model: AdaptedModel, settings: TrainSettings) -> torch.optim.AdamW:
     """One group for each site, rate and decay; a group keeps its `site` and its `peak` rate."""
     trainable = model.trainable()
+    on_gpu = any(parameter.is_cuda for parameter in trainable.values())
     groups: dict[Rates, list[nn.Parameter]] = {}
     for name, rates in rates_of(model, settings).items():
         groups.setdefault(rates, []).append(trainable[name])
     return torch.optim.AdamW(
         [
-            {"params": several, "lr": rate, "peak": rate, "weight_decay": decay, "site": site}
+            {
+                "params": several,
+                "lr": torch.tensor(rate, device=several[0].device)
+                if on_gpu
+                else rate,  # a replayed step reads it there
+                "peak": rate,
+                "weight_decay": decay,
+                "site": site,
+            }
             for (site, rate, decay), several in groups.items()
-        ]
+        ],
+        fused=True,
+        capturable=on_gpu,
     )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Every group's rate becomes `share` of its peak."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(group["peak"] * share)
+        else:
+            group["lr"] = group["peak"] * share
 
 
 def rates_of(model: AdaptedModel, settings: TrainSettings) -> dict[str, Rates]:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from fusetune.errors import FusetuneError
-from fusetune.features.dataset import FeatureSet, batches
+from fusetune.features.dataset import FeatureSet
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.tasks.task import finite_rows
+from fusetune.training.distributed import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -42,29 +43,36 @@ def predict(
     batch_size: int,
     epoch: int | None = None,
     observed: dict[str, list[Tensor]] | None = None,
+    group: Group = ALONE,
 ) -> tuple[Tensor, float]:
     """Outputs of all rows, as the task keeps them, float32 on the CPU, and the mean loss.
 
     Args:
         epoch: whose features are used; None: those of the last stage.
         observed: what adapters show of each batch (gates, routes) is appended to it by name.
+        group: the ranks that share the rows; each gets the outputs of all.
 
     Raises:
         FusetuneError: an output is no number: the training has diverged.
     """
     model.eval()
-    outputs, total, weights = [], 0.0, model.task.row_weights(split.targets)
+    outputs, losses, shares, weights = [], [], [], model.task.row_weights(split.targets)
     features = split.features if epoch is None else split.at(epoch)
+    own = group.part(torch.arange(len(split.targets)))
     with torch.no_grad():
-        for index, states in features.batches(batches(len(split.targets), 4 * batch_size)):
+        for index, states in features.batches(own.split(4 * batch_size) if len(own) else ()):
             out = model(states, features.frontier).float()
             targets = split.targets[index].to(out.device)
-            total += model.task.loss(out, targets).item() * weights[index].sum().item()
+            losses.append(model.task.loss(out, targets))
+            shares.append(weights[index].sum().item())
             outputs.append(model.task.kept(out, targets).cpu())
             if observed is not None:
                 for name, values in model.observed(len(index)).items():
                     observed.setdefault(name, []).append(values.float().cpu())
-    return check_finite(torch.cat(outputs), split, epoch), total / weights.sum().item()
+    read = torch.stack(losses).tolist() if losses else []
+    [total] = group.added([sum(loss * share for loss, share in zip(read, shares, strict=True))])
+    joined = group.joined_rows(torch.cat(outputs) if outputs else None)
+    return check_finite(joined, split, epoch), total / weights.sum().item()
 
 
 def check_finite(outputs: Tensor, split: Split, epoch: int | None = None) -> Tensor:

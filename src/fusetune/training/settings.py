@@ -32,6 +32,9 @@ class TrainSettings:
         device: auto, cpu, cuda or cuda:N.
         autocast: bfloat16 in forward and backward on a GPU, float16 with a scaled loss where it has none; a CPU trains
             in float32.
+        devices: processes that train together, each on its own GPU (or a share of the cores) with its rows of every
+            batch.
+        graph: on a GPU, steps whose features lie in its memory are recorded once and replayed.
     """
 
     epochs: int = 20
@@ -60,9 +63,11 @@ class TrainSettings:
     seed: int = 0
     device: str = "auto"
     autocast: bool = True
+    devices: int = 1
+    graph: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience", "accumulate"):
+        for name in ("epochs", "batch_size", "patience", "accumulate", "devices"):
             value = getattr(self, name)
             check(value > 0, f"train.{name}: expected a whole number of at least 1, found {value}.")
         for name in ("learning_rate", "base_learning_rate", "clip"):

@@ -24,11 +24,11 @@ from fusetune.tokens import Tokens
 from fusetune.training import checkpoint
 from fusetune.training.ensemble import Ensemble, Values
 from fusetune.training.epochs import Epoch, stale
-from fusetune.training.loop import epoch_seed, not_finite
 from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import TOTAL
 from fusetune.training.predicting import Split, check_finite
 from fusetune.training.settings import TrainSettings
+from fusetune.training.steps import epoch_seed, not_finite
 from fusetune.training.zero_shot import zero_shot_metric
 
 

@@ -1,0 +1,222 @@
+"""Training by several processes, one a device (torch.distributed): each takes its rows of every batch.
+
+The order of the rows, the learning rate and what is written are those of one process. Gradients are added up over the
+ranks, each rank's share of the loss being its share of the batch; adapters are small, so that is one collective of one
+tensor a step, after the backward pass. What is frozen never moves.
+
+    torchrun --nproc_per_node 4 -m fusetune.runs ...     # this process is one of them: `joined`
+    kedro run ... --params train.devices=4               # this one is the first and starts the others: `spawned`
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusetune.config import check
+from fusetune.errors import FusetuneError
+from fusetune.plan.adapted import AdaptedModel
+
+logger = logging.getLogger(__name__)
+WAITED = timedelta(minutes=30)  # for another rank, which may be caching features
+NOTICED = 2.0  # seconds
+GONE = 20.0  # seconds in which the others end once the first is through
+
+
+@dataclass
+class Group:
+    """The processes that train one model.
+
+    Attributes:
+        rank: this one's number, from 0; the first alone writes.
+        size: how many.
+    """
+
+    rank: int = 0
+    size: int = 1
+    _used: Tensor | None = field(default=None, repr=False)  # which parameters get gradients, in this epoch
+
+    def part(self, index: Tensor) -> Tensor:
+        """This rank's rows of a batch; of a short one perhaps none."""
+        return index.tensor_split(self.size)[self.rank] if self.size > 1 else index
+
+    def begin_epoch(self) -> None:
+        """Which parameters get gradients may have changed."""
+        self._used = None
+
+    @torch.no_grad()
+    def add_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Gradients become their sums over the ranks; a parameter that has none in any rank still has none."""
+        if self.size == 1:
+            return
+        if self._used is None:
+            self._used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+            torch.distributed.all_reduce(self._used)
+            self._used = self._used.cpu() > 0
+        used = [p for p, any_has in zip(parameters, self._used.tolist(), strict=True) if any_has]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in used])
+        torch.distributed.all_reduce(flat)
+        for parameter, whole in zip(used, flat.split([p.numel() for p in used]), strict=True):
+            parameter.grad = whole.view_as(parameter).to(parameter.dtype)
+
+    def added(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over the ranks."""
+        return [sum(of_ranks) for of_ranks in zip(*self._gathered(list(numbers)), strict=True)]
+
+    def joined_rows(self, rows: Tensor | None) -> Tensor:
+        """CPU rows of all ranks, one behind another; None: this one has none."""
+        return torch.cat([of_rank for of_rank in self._gathered(rows) if of_rank is not None])
+
+    def first_says(self, value: Any) -> Any:
+        """What the first rank has."""
+        if self.size == 1:
+            return value
+        said = [value]
+        torch.distributed.broadcast_object_list(said)
+        return said[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def _gathered(self, value: Any) -> list[Any]:
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+
+ALONE = Group()
+
+
+@torch.no_grad()
+def check_alike(model: AdaptedModel, group: Group) -> None:
+    """What isn't the base's becomes the first rank's; a task whose loss is no mean of its samples' own is refused.
+
+    Raises:
+        FusetuneError: see above.
+    """
+    if group.size == 1:
+        return
+    check(
+        model.task.by_sample,
+        f"train.devices: {group.size} were asked for, and the loss of this task is of a batch as a whole, of which "
+        "each device would have a part alone. Expected 1.",
+    )
+    said = group.first_says({name: value.detach().cpu() for name, value in model.kept().items()})
+    for name, value in model.kept().items():
+        value.copy_(said[name])
+
+
+@contextmanager
+def joined(devices: int = 1) -> Iterator[Group]:
+    """The group of which torchrun has made this process one; alone where it hasn't.
+
+    Args:
+        devices: how many the settings ask for; 1: as many as there are.
+
+    Raises:
+        FusetuneError: the number of processes is another one.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if devices > 1 and size != devices:
+        raise FusetuneError(
+            f"train.devices: {devices} were asked for, and this is one process of {size}. Start it by `torchrun "
+            f"--nproc_per_node {devices} -m fusetune.runs ...`, or leave train.devices out."
+        )
+    if size == 1:
+        yield ALONE
+        return
+    with _member(int(os.environ["RANK"]), size, "env://") as group:
+        yield group
+
+
+@contextmanager
+def spawned(devices: int, follow: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[Group]:
+    """Start the other ranks, each to run ``follow(group, *arguments)``; this process is the first.
+
+    Raises:
+        FusetuneError: a rank has ended before this one was through; what it wrote to stderr says why.
+    """
+    if devices == 1:
+        yield ALONE
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    context = torch.multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // devices)
+    others = [
+        context.Process(target=_other, args=(rank, devices, address, threads, follow, arguments), daemon=True)
+        for rank in range(1, devices)
+    ]
+    for process in others:
+        process.start()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with _member(0, devices, address) as group:
+            yield group
+    except RuntimeError:  # a collective whose other side is gone
+        for process in others:  # one that has just died is not known to be dead yet
+            process.join(NOTICED)
+        ended = [(rank, p.exitcode) for rank, p in enumerate(others, 1) if not p.is_alive() and p.exitcode]
+        if not ended:
+            raise
+        rank, code = ended[0]
+        raise FusetuneError(
+            f"training: rank {rank} of {devices} has ended ({_how(code or 0)}), so training ends. What was trained "
+            "until the last epoch is in the checkpoint: run again."
+        ) from None
+    finally:
+        torch.set_num_threads(before)
+        begun = time.monotonic()
+        for process in others:
+            process.join(max(0.1, GONE - (time.monotonic() - begun)))
+            process.terminate()
+
+
+def _how(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+@contextmanager
+def _member(rank: int, size: int, address: str) -> Iterator[Group]:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    enough = torch.cuda.is_available() and torch.cuda.device_count() >= here  # NCCL wants a GPU a rank
+    backend = "cpu:gloo,cuda:nccl" if enough else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
+    torch.distributed.init_process_group(backend, init_method=address, rank=rank, world_size=size, timeout=WAITED)
+    try:
+        found = torch.distributed.get_world_size()
+        if found != size:
+            raise FusetuneError(f"training: {size} processes were started, and {found} have met.")
+        yield Group(rank, size)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _other(
+    rank: int, size: int, address: str, threads: int, follow: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    """What a process that was started does."""
+    torch.set_num_threads(threads)
+    try:
+        with _member(rank, size, address) as group:
+            follow(group, *arguments)
+    except Exception as error:
+        print(f"rank {rank}: {error}" if isinstance(error, FusetuneError) else traceback.format_exc(), file=sys.stderr)
+        sys.exit(1)
