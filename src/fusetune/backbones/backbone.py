@@ -1,6 +1,8 @@
 """A backbone: towers by modality and, where the model has one, a trunk; saved, loaded and fingerprinted as one."""
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from fusetune.backbones.tower import Tower, fingerprint
 from fusetune.config import digest
 from fusetune.errors import FusetuneError
 from fusetune.tokens import Tokens
+
+_TOKENIZERS = threading.Lock()  # a fast tokenizer that two threads ask at once raises 'Already borrowed'
 
 
 @dataclass(frozen=True)
@@ -167,8 +171,13 @@ class Backbone(nn.Module):
         return part
 
     def prepare(self, samples: Mapping[str, Sequence[Any]]) -> dict[str, Tokens]:
-        """Decoded samples by modality to tokens at depth 0."""
-        return {name: self.tower(name).prepare(column) for name, column in samples.items()}
+        """Decoded samples by modality to tokens at depth 0; several threads may ask at once."""
+        found = {}
+        for name, column in samples.items():
+            tower = self.tower(name)
+            with _TOKENIZERS if tower.kind == "text" else nullcontext():
+                found[name] = tower.prepare(column)
+        return found
 
     def full_depth(self, modalities: Sequence[str]) -> Frontier:
         """The top of everything: where a method that touches nothing of the backbone starts."""

@@ -134,7 +134,9 @@ class RowTower(TransformersTower):
         if start == stop:
             return tokens
         states, mask = self._rows(tokens, start)  # (rows, tokens or values, ...)
-        if mask.is_meta:  # shapes alone: every row counts as present
+        if mask.is_meta or _recorded(mask):  # shapes alone, or a step that is recorded: every row counts as present
+            if not mask.is_meta:
+                self.row_samples = torch.arange(len(mask), device=mask.device) // (len(mask) // len(tokens.values))
             return self._tokens(self._run(states, mask, start, stop), mask, len(tokens.values))
         present = mask.any(1)
         rows = present.nonzero().squeeze(1) // (len(mask) // len(tokens.values))
@@ -165,6 +167,10 @@ class RowTower(TransformersTower):
                 return last_hidden_state(self.model(**self._inputs(states, mask, start)))
             except Left as left:
                 return left.hidden_states
+
+
+def _recorded(mask: Tensor) -> bool:
+    return mask.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def last_hidden_state(output: Any) -> Tensor:

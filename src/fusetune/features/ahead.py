@@ -1,17 +1,21 @@
 """Work done ahead of its time by a thread: decoding while the backbone runs, reading while the adapter trains."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
+MOST = 12  # threads; more wait for one another
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int, threads: int = 1) -> Iterator[Result]:
     """``map(function, items)``, in order, with up to `depth` results made before they are asked for."""
-    pool = ThreadPoolExecutor(1)
+    pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -22,6 +26,14 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int)
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def threads_beside(device: torch.device) -> int:
+    """That may work ahead: one on a CPU, whose cores the model needs itself; most cores beside a GPU."""
+    if device.type == "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST, cores - 1))
 
 
 def delayed(items: Iterable[Item], notice: Callable[[Item], None], depth: int) -> Iterator[Item]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.device import extraction_dtype
-from fusetune.features.ahead import ahead
+from fusetune.features.ahead import ahead, threads_beside
 from fusetune.features.index import CacheSettings, Features, stored_dtype
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
@@ -123,7 +123,8 @@ def _advance(
     places = [range(i, min(i + batch_size, len(chunk.rows))) for i in range(0, len(chunk.rows), batch_size)]
     ground = Frontier(dict.fromkeys(chunk.names, 0))
     towers = Frontier({name: frontier.towers[name] for name in chunk.names}, frontier.trunk)
-    for some, streams in zip(places, ahead(prepared, places, 2), strict=True):
+    threads = threads_beside(device)
+    for some, streams in zip(places, ahead(prepared, places, threads + 1, threads), strict=True):
         at_device = {name: tokens.to(device) for name, tokens in streams.items()}
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             reached = backbone.advance(at_device, ground, towers)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusetune.device import keep_freed_memory
-from fusetune.features.ahead import ahead, delayed
+from fusetune.features.ahead import ahead, delayed, threads_beside
 from fusetune.features.index import Features
 from fusetune.features.mapping import named
 from fusetune.features.storage import Store
@@ -115,7 +115,10 @@ class FeatureSet:
             for index in coming:
                 yield index, self.batch(index, view)
             return
-        for index, tokens in ahead(lambda index: (index, self._gathered(index, view)), coming, AHEAD):
+        threads = threads_beside(self.device)
+        for index, tokens in ahead(
+            lambda index: (index, self._gathered(index, view)), coming, AHEAD + threads, threads
+        ):
             yield index, self._arrived(tokens)
 
     def _distinct(self, name: str, index: Tensor, view: int) -> np.ndarray:
@@ -128,9 +131,9 @@ class FeatureSet:
         for name, rows in self._rows.items():
             which = self._distinct(name, index, view)
             packed = self._packed.get(name)
-            tokens = packed.gather(torch.from_numpy(which)) if packed else gather(rows, which, pinned)
+            tokens = packed.gather(torch.from_numpy(which), pinned) if packed else gather(rows, which, pinned)
             if pinned and tokens.values.device.type == "cpu" and not tokens.values.is_pinned():
-                tokens = Tokens(tokens.values.pin_memory(), tokens.mask.pin_memory())
+                tokens = Tokens(tokens.values.pin_memory(), tokens.mask.pin_memory())  # decoded from int8
             found[name] = tokens
         return found
 
@@ -170,18 +173,21 @@ class _Packed:
         self.starts = self.lengths.cumsum(0) - self.lengths
         self.longest = max(1, int(self.counts.max())) if len(self.counts) else 1
 
-    def gather(self, index: Tensor) -> Tokens:
-        """Rows by a CPU index, padded to the longest of them."""
+    def gather(self, index: Tensor, pinned: bool = False) -> Tokens:
+        """Rows by a CPU index, padded to the longest of them; from main memory into pinned memory, if asked."""
         device, tokens = self.values.device, max(1, int(self.counts[index].max()))
-        return self.padded(index.to(device, non_blocking=True), tokens)
+        return self.padded(index.to(device, non_blocking=True), tokens, pinned and device.type == "cpu")
 
-    def padded(self, index: Tensor, tokens: int) -> Tokens:
+    def padded(self, index: Tensor, tokens: int, pinned: bool = False) -> Tokens:
         """Rows by an index on their device, padded to so many tokens."""
         positions = torch.arange(tokens, device=index.device)
         mask = positions < self.lengths[index][:, None]  # (batch, tokens)
         where = torch.where(mask, self.starts[index][:, None] + positions, len(self.values) - 1)
         # several times as fast on a CPU as an index of two dimensions
-        return Tokens(self.values.index_select(0, where.flatten()).unflatten(0, where.shape), mask)
+        shape = where.numel(), self.values.shape[1]
+        out = torch.empty(shape, dtype=self.values.dtype, pin_memory=True) if pinned else None
+        found = torch.index_select(self.values, 0, where.flatten(), out=out)
+        return Tokens(found.unflatten(0, where.shape), mask)
 
 
 def gather(rows: Rows, which: np.ndarray, pinned: bool = False) -> Tokens:

@@ -99,6 +99,7 @@ class Experiment(TaskRows):
         self.model.set_epoch(epoch)
         reached, backbone = self.frontiers[epoch], self.model.backbone
         place = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
+        self.model.to(place)  # an extraction may have taken a part of it to a GPU
         example = {name: tokens.to(place) for name, tokens in self.example(PROBED).items()}
         rows = len(self.source)
         costs, _ = weigh(backbone, self.model, reached, example, rows, self.distinct(), cache, device.type)

@@ -89,21 +89,22 @@ class TrainingResult:
 
     def sentence(self) -> str:
         test, name = self.metrics["test"], self.metrics["metric"]
-        alone = ", ".join(f"{m} alone {value:.3f}" for m, value in self.metrics["unimodal"].items())
+        told = [f"{m} alone {value:.3f}" for m, value in self.metrics["unimodal"].items()]
         if "linear_models" in self.metrics:
-            alone += f", linear models of all {self.metrics['linear_models']:.3f}"
+            told.append(f"linear models of all {self.metrics['linear_models']:.3f}")
         if "before_training" in self.metrics:
-            alone += f"{', ' if alone else ''}before any training {self.metrics['before_training']:.3f}"
-            alone += "" if self.metrics["best_epoch"] else ", which no epoch beats on validation: it is kept as it was"
+            kept = "" if self.metrics["best_epoch"] else ", which no epoch beats on validation: it is kept as it was"
+            told.append(f"before any training {self.metrics['before_training']:.3f}{kept}")
         if acted := self.metrics.get("rolled_out"):
-            alone += f"{', ' if alone else ''}rolled out: {success(acted)}"
+            told.append(f"rolled out: {success(acted)}")
         if spoken := self.metrics.get("said"):
             closest = ", ".join(f"{m} {spoken[m]:.3f}" for m in ("exact_match", "token_f1", "rouge_l", "cider_d"))
-            alone += f"{', ' if alone else ''}word by word on {spoken['samples']} samples: {closest}"
+            told.append(f"word by word on {spoken['samples']} samples: {closest}")
         plain = ", ".join(f"{m} {value:.3f}" for m, value in self.metrics["plain"].items())
         return (
             f"test {name} {test[name]:.3f} ({test[name + '_low']:.3f} to {test[name + '_high']:.3f}), "
-            f"{self.metrics['trainable_parameters']:,} trainable parameters; {alone}"
+            f"{self.metrics['trainable_parameters']:,} trainable parameters"
+            + (f"; {', '.join(told)}" if told else "")
             + (f"; plain baselines: {plain}" if plain else "")
             + below(test[name], self.metrics["plain"])
         )

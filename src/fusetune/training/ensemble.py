@@ -8,6 +8,7 @@ it into the model, under `vmap` over the members.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from fusetune.device import training_dtype
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.tokens import Tokens
 from fusetune.training.loop import assign
-from fusetune.training.optimizer import TOTAL, rates_of
+from fusetune.training.optimizer import TOTAL, rate_on, rates_of, set_rates
 from fusetune.training.settings import TrainSettings
 
 Values = Mapping[str, Tensor]
@@ -47,6 +48,11 @@ class _Leaf:
     rate: float
     decay: float
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """The members' numbers, beside the values."""
+        return torch.tensor(self.members, device=self.values.device)
+
 
 class Ensemble:
     """
@@ -59,8 +65,7 @@ class Ensemble:
     def __init__(self, model: AdaptedModel, values: Sequence[Values], settings: Sequence[TrainSettings]) -> None:
         self.model, self.settings = model, list(settings)
         self.shapes = {name: parameter.shape for name, parameter in model.trainable().items()}
-        self.leaves = _leaves(model, values, settings)
-        self.optimizer = _adamw(self.leaves)
+        self._take(_leaves(model, values, settings))
 
     def __len__(self) -> int:
         return len(self.settings)
@@ -98,8 +103,9 @@ class Ensemble:
         for names, leaves in together.items():
             stacked = leaves[0].values
             if len(leaves) > 1:
-                order = torch.tensor([member for leaf in leaves for member in leaf.members]).argsort()
-                stacked = torch.cat([leaf.values for leaf in leaves])[order]
+                stacked = torch.cat([leaf.values for leaf in leaves])[
+                    torch.cat([leaf.rows for leaf in leaves]).argsort()
+                ]
             parts = stacked.split([self.shapes[name].numel() for name in names], 1)
             found |= {
                 name: part.unflatten(1, self.shapes[name] or (1,)) for name, part in zip(names, parts, strict=True)
@@ -111,7 +117,10 @@ class Ensemble:
         """A copy of one member's values."""
         return {name: values[number].clone() for name, values in self.values().items()}
 
-    def step(self, share: float, clip: float) -> dict[str, Tensor]:
+    def _take(self, leaves: list["_Leaf"]) -> None:
+        self.leaves, self.optimizer = leaves, _adamw(leaves)
+
+    def step(self, share: float | Tensor, clip: float) -> dict[str, Tensor]:
         """One clipped step at `share` of the peak rates.
 
         Returns:
@@ -121,13 +130,12 @@ class Ensemble:
         for leaf in self.leaves:
             norms = leaf.values.grad.square().sum(1)  # type: ignore[union-attr]
             total = squares.setdefault(leaf.site, norms.new_zeros(len(self)))
-            total[list(leaf.members)] += norms
+            total.index_add_(0, leaf.rows, norms)
         everything = torch.stack(list(squares.values())).sum(0).sqrt()
         scale = (clip / (everything + 1e-6)).clamp(max=1.0)
         for leaf in self.leaves:
-            leaf.values.grad.mul_(scale[list(leaf.members), None])  # type: ignore[union-attr]
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share
+            leaf.values.grad.mul_(scale.index_select(0, leaf.rows)[:, None])  # type: ignore[union-attr]
+        set_rates(self.optimizer, share)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {site: total.sqrt() for site, total in squares.items()} | {TOTAL: everything}
@@ -144,7 +152,7 @@ class Ensemble:
                 state = self.optimizer.state[leaf.values]
                 states.append({key: value[rows] if value.ndim else value for key, value in state.items()})
         self.settings = [self.settings[member] for member in sorted(members)]
-        self.leaves, self.optimizer = kept, _adamw(kept)
+        self._take(kept)
         for leaf, state in zip(kept, states, strict=True):
             if state:
                 self.optimizer.state[leaf.values] = state
@@ -245,9 +253,15 @@ def _leaves(model: AdaptedModel, values: Sequence[Values], settings: Sequence[Tr
 
 def _adamw(leaves: Sequence[_Leaf]) -> torch.optim.AdamW:
     groups: list[dict[str, Any]] = [
-        {"params": [leaf.values], "lr": leaf.rate, "peak": leaf.rate, "weight_decay": leaf.decay} for leaf in leaves
+        {
+            "params": [leaf.values],
+            "lr": rate_on(leaf.values.device, leaf.rate),
+            "peak": leaf.rate,
+            "weight_decay": leaf.decay,
+        }
+        for leaf in leaves
     ]
-    return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.AdamW(groups, fused=True, capturable=any(leaf.values.is_cuda for leaf in leaves))
 
 
 def _gradients(leaf: _Leaf, shapes: Mapping[str, torch.Size]) -> list[tuple[tuple[str, int], Tensor]]:

@@ -26,9 +26,7 @@ def make_optimizer(model: AdaptedModel, settings: TrainSettings) -> torch.optim.
         [
             {
                 "params": several,
-                "lr": torch.tensor(rate, device=several[0].device)
-                if on_gpu
-                else rate,  # a replayed step reads it there
+                "lr": rate_on(several[0].device, rate),
                 "peak": rate,
                 "weight_decay": decay,
                 "site": site,
@@ -40,10 +38,17 @@ def make_optimizer(model: AdaptedModel, settings: TrainSettings) -> torch.optim.
     )
 
 
-def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
+def rate_on(device: torch.device, rate: float) -> float | Tensor:
+    """A rate as an optimizer takes it: on a GPU a tensor there, where a recorded step can read it."""
+    return torch.tensor(rate, device=device) if device.type == "cuda" else rate
+
+
+def set_rates(optimizer: torch.optim.Optimizer, share: float | Tensor) -> None:
     """Every group's rate becomes `share` of its peak."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
+        if isinstance(share, Tensor):
+            group["lr"].copy_(share * group["peak"])
+        elif isinstance(group["lr"], Tensor):
             group["lr"].fill_(group["peak"] * share)
         else:
             group["lr"] = group["peak"] * share

@@ -15,7 +15,7 @@ from fusetune.tokens import Tokens
 from fusetune.training.data import ANSWER
 from fusetune.training.distributed import ALONE, Group
 from fusetune.training.epochs import Reporter
-from fusetune.training.graphed import Graphed, graphed
+from fusetune.training.graphed import Recorded, graphed
 from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import TOTAL, clip, gradient_norms, set_rates
 from fusetune.training.predicting import Split
@@ -49,7 +49,7 @@ class Steps:
         self.settings, self.steps, self.reporter, self.group = settings, steps, reporter, group
         self.device = split.features.device
         self.targets, self.weights = split.targets.to(self.device), model.task.row_weights(split.targets)
-        self._graph: Graphed | None = None
+        self._graph: Recorded | None = None
         self._of: FeatureSet | None = None  # whose batches the graph has
 
     def epoch(self, number: int, step: int) -> tuple[float, dict[str, float]]:
@@ -86,7 +86,7 @@ class Steps:
                 if (part + 1) % several and part + 1 < len(shares):
                     continue
                 set_rates(self.optimizer, warmup_cosine(step, self.steps, settings.warmup))
-                _add(sums, self._step())
+                add_norms(sums, self._step())
             step += 1
             for adapter in model.adapters():
                 adapter.on_step(step)
@@ -94,11 +94,11 @@ class Steps:
             if (step - first) % LOOKED_AT.get(self.device.type, 1) == 0 or part + 1 == len(shares):
                 self.reporter.step(step, self.steps, losses.read())
         if graph:
-            _add(sums, graph.taken())
+            add_norms(sums, graph.taken())
         return losses.mean(self.group), {site: (total / (step - first)).item() for site, total in sums.items()}
 
     def _coming(
-        self, features: FeatureSet, indices: list[Tensor], view: int, graph: Graphed | None
+        self, features: FeatureSet, indices: list[Tensor], view: int, graph: Recorded | None
     ) -> Iterator[tuple[Tensor, dict[str, Tokens] | None]]:
         """Each index with its batch; without one where the graph gathers it, or no row is this rank's."""
         if graph is not None:
@@ -136,7 +136,7 @@ class Steps:
             return {site: norm.nan_to_num(0.0, 0.0) for site, norm in norms.items()}
         return norms
 
-    def _replayed(self, features: FeatureSet) -> Graphed | None:
+    def _replayed(self, features: FeatureSet) -> Recorded | None:
         """The steps on these features as one graph, where that can be."""
         if self._of is not features:
             self._of = features
@@ -144,7 +144,8 @@ class Steps:
         return self._graph
 
 
-def _add(sums: dict[str, Tensor], norms: Mapping[str, Tensor]) -> None:
+def add_norms(sums: dict[str, Tensor], norms: Mapping[str, Tensor]) -> None:
+    """Norms of a step to the sums of those before."""
     for site, norm in norms.items():
         sums[site] = sums[site] + norm if site in sums else norm
 

@@ -6,7 +6,7 @@ best epoch; who has stopped leaves the ensemble, and the rest goes on without it
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusetune.adapters.dropout import random_streams
-from fusetune.device import training_dtype
 from fusetune.errors import FusetuneError
 from fusetune.features.dataset import batches
 from fusetune.plan.adapted import AdaptedModel
-from fusetune.schedule import warmup_cosine
-from fusetune.tokens import Tokens
 from fusetune.training import checkpoint
 from fusetune.training.ensemble import Ensemble, Values
+from fusetune.training.ensemble_steps import EnsembleSteps
 from fusetune.training.epochs import Epoch, stale
-from fusetune.training.missing import with_dropped_modalities
 from fusetune.training.optimizer import TOTAL
 from fusetune.training.predicting import Split, check_finite
 from fusetune.training.settings import TrainSettings
-from fusetune.training.steps import epoch_seed, not_finite
+from fusetune.training.steps import not_finite
 from fusetune.training.zero_shot import zero_shot_metric
 
 
@@ -76,12 +72,13 @@ def train_together(
     first, active = _resumed(ensemble, members, active, key, folder)
     count = len(train_split.targets)
     steps_per_epoch = math.ceil(count / one.batch_size)
+    taken = EnsembleSteps(ensemble, train_split, steps_per_epoch * one.epochs)
     rows = torch.tensor([len(part) / count for part in torch.arange(count).split(one.batch_size)])  # of each step
     for number in range(first, one.epochs):
         if not active:
             break
         begun = time.perf_counter()
-        losses, norms = _epoch(ensemble, train_split, number, number * steps_per_epoch, steps_per_epoch * one.epochs)
+        losses, norms = taken.epoch(number, number * steps_per_epoch)
         trained = time.perf_counter() - begun
         evaluated = _evaluated(ensemble, val_split, number + 1)
         seconds = (time.perf_counter() - begun) / len(active)
@@ -103,7 +100,7 @@ def train_together(
                 val_loss,
                 metric,
                 norms[TOTAL][place].item(),
-                ensemble.optimizer.param_groups[0]["lr"],
+                float(ensemble.optimizer.param_groups[0]["lr"]),
                 seconds,
                 len(train_split.targets) * len(active) / trained,
                 {site: norm[place].item() for site, norm in norms.items() if site != TOTAL},
@@ -118,39 +115,11 @@ def train_together(
             active = [active[place] for place in going]
             if active:
                 ensemble.keep(going)
+                taken = EnsembleSteps(ensemble, train_split, steps_per_epoch * one.epochs)
         _save(ensemble, members, active, number + 1, key, folder)
         for number_of_member, epoch in epochs:
             epoch_done(number_of_member, epoch)
     return members
-
-
-def _epoch(ensemble: Ensemble, split: Split, number: int, step: int, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses (steps, members) and the mean norms of the gradients, (members,) by site."""
-    one, features = ensemble.settings[0], split.features
-    device, count = features.device, len(split.targets)
-    seeds = [epoch_seed(settings, number) for settings in ensemble.settings]
-    orders = [batches(count, one.batch_size, torch.Generator().manual_seed(seed)) for seed in seeds]
-    dropping = [torch.Generator().manual_seed(seed) for seed in seeds]
-    # one stream a member where the model draws where modalities are dropped, as `loop.train` has it
-    drawing = dropping if device.type == "cpu" else [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    dtype = training_dtype(device, one.autocast)
-    ensemble.model.train()
-    losses: list[Tensor] = []
-    sums: dict[str, Tensor] = {}
-    together = (torch.cat(parts) for parts in zip(*orders, strict=True))
-    for index, states in features.batches(together, view=number):
-        own = {name: _by_member(tokens, len(ensemble)) for name, tokens in states.items()}
-        if one.modality_dropout:
-            own = _with_dropped_modalities(own, one.modality_dropout, dropping)
-        targets = split.targets[index].to(device).unflatten(0, (len(ensemble), -1))
-        with random_streams(drawing), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            loss, whole = ensemble.losses(own, features.frontier, targets)
-        whole.sum().backward()  # members share nothing that is trained: the sum's gradient is everyone's own
-        for site, norm in ensemble.step(warmup_cosine(step, steps, one.warmup), one.clip).items():
-            sums[site] = sums[site] + norm if site in sums else norm
-        losses.append(loss.detach())
-        step += 1
-    return torch.stack(losses).cpu(), {site: (total / len(losses)).cpu() for site, total in sums.items()}
 
 
 @torch.no_grad()
@@ -181,20 +150,6 @@ def predict_together(ensemble: Ensemble, split: Split) -> tuple[Tensor, Tensor]:
         totals += torch.tensor([task.loss(own, targets).item() for own in outputs]) * weights[index].sum()
         parts.append(torch.stack([task.kept(own, targets) for own in outputs]))
     return torch.cat(parts, 1), totals / weights.sum()
-
-
-def _by_member(tokens: Tokens, count: int) -> Tokens:
-    return Tokens(tokens.values.unflatten(0, (count, -1)), tokens.mask.unflatten(0, (count, -1)))
-
-
-def _with_dropped_modalities(
-    states: Mapping[str, Tokens], share: float, generators: Sequence[torch.Generator]
-) -> dict[str, Tokens]:
-    own = [
-        with_dropped_modalities({n: Tokens(t.values[i], t.mask[i]) for n, t in states.items()}, share, generator)
-        for i, generator in enumerate(generators)
-    ]
-    return {n: Tokens(t.values, torch.stack([streams[n].mask for streams in own])) for n, t in states.items()}
 
 
 def _save(
