@@ -150,7 +150,9 @@ class Toy:
         settings = replace(self.data, **data)
         head = {"where": "head", "adapter": "linear"}
         made = build(Plan, {"placements": [*placements, head], **(plan or {})}, "toy")
-        return Experiment(self.table, load_backbone(self.base, settings), settings, made, seed, "toy")
+        found = Experiment(self.table, load_backbone(self.base, settings), settings, made, seed, "toy")
+        found.model.to(self.device)
+        return found
 
     def features(self, experiment):
         from fusetune.features.extraction import CacheSettings

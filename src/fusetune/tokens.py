@@ -1,10 +1,12 @@
 """Tokens: the one currency between modules."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -37,9 +39,9 @@ class Tokens:
     def _pooled(self) -> Tensor:
         values, weights = self.values, self.mask.to(self.values.dtype)
         counts = weights.sum(1, keepdim=True).clamp(min=1)
-        if values.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        whole = nullcontext() if values.is_meta else torch.autocast(values.device.type, enabled=False)
+        with whole:  # a mean of float32 is taken in it
             return torch.bmm(weights.unsqueeze(1), values).squeeze(1) / counts  # one pass, no product in memory
-        return (values * weights.unsqueeze(-1)).sum(1) / counts
 
     def ragged(self) -> list[Tensor]:
         """The real tokens of each sample: a list of (tokens_i, width)."""
@@ -67,6 +69,14 @@ class Lattice:
     @property
     def tokens(self) -> int:
         return self.lead + self.places
+
+
+def joined(parts: Sequence[Tokens]) -> Tokens:
+    """Batches one behind another, padded to the longest of them."""
+    longest = max(part.mask.shape[1] for part in parts)
+    grown = [(part, longest - part.mask.shape[1]) for part in parts]
+    values = torch.cat([F.pad(part.values, (0, 0, 0, more)) if more else part.values for part, more in grown])
+    return Tokens(values, torch.cat([F.pad(part.mask, (0, more)) if more else part.mask for part, more in grown]))
 
 
 def pad(rows: Sequence[Tensor]) -> Tokens:

@@ -1,8 +1,8 @@
 """Epochs from the cut, from the inputs, and by `Trainer` and `peft`.
 
 `pytest -m benchmark -s tests/benchmarks/test_cuts.py`. Environment: ROUNDS (3), SAMPLES (16), THREADS (1), PLANS
-(names, separated by `;`), SIZE (mid: some 100 M parameters; tiny). Model, pictures, answers, batches of 4 are the same.
-Predicted: what is measured from the inputs gives the rate, beside the operations that Python launches.
+(names, separated by `;`), DEVICE (cpu), SIZE (mid: some 100 M parameters; tiny). Model, pictures, answers, batches of 4
+are the same. Predicted: what is measured from the inputs gives the rate, beside the operations that Python launches.
 """
 
 import os
@@ -31,6 +31,7 @@ from fusetune.training.settings import TrainSettings
 
 SAMPLES, ROUNDS, BATCH = int(os.environ.get("SAMPLES", "16")), int(os.environ.get("ROUNDS", "3")), 4
 CONFIG = {"rank": 8, "targets": ["query", "value"]}
+DEVICE = torch.device(os.environ.get("DEVICE", "cpu"))
 HEAD = {"where": "head", "adapter": "linear"}
 CONNECTOR = {"where": "backbone", "adapter": "unfreeze", "config": {"parts": ["image"], "top_blocks": 1}}
 
@@ -53,10 +54,10 @@ def ours(folder, table, placement, tmp_path, cut: str) -> tuple[Experiment, Call
     backbone = Backbone.from_composite(CompositeSource(str(folder)), {"image": "image", "text": "text"})
     plan = build(Plan, {"placements": [placement, HEAD]}, "plan")
     experiment = Experiment(table, answering(backbone, DATA), DATA, plan, 0, "p")
-    cache, cpu = CacheSettings(dtype="float32", cut=cut, batch_size=4), torch.device("cpu")
-    features = experiment.extract(tmp_path / "store", cache, lambda *_: None, cpu)
-    splits = {name: experiment.split(name, features, tmp_path / "store", cpu) for name in ("train", "val")}
-    settings = TrainSettings(epochs=1, batch_size=BATCH, device="cpu", patience=1)
+    cache = CacheSettings(dtype="float32", cut=cut, batch_size=4)
+    features = experiment.extract(tmp_path / "store", cache, lambda *_: None, DEVICE)
+    splits = {name: experiment.split(name, features, tmp_path / "store", DEVICE) for name in ("train", "val")}
+    settings = TrainSettings(epochs=1, batch_size=BATCH, device=str(DEVICE), patience=1, autocast=False)
 
     def epoch() -> float:
         key = str(time.perf_counter())
@@ -102,18 +103,20 @@ def plain(folder, experiment: Experiment, placement, tmp_path) -> Callable[[], f
         return joined | {"pixel_values": torch.stack([row["pixel_values"] for row in batch])}
 
     with torch.no_grad():
-        own = model.eval()(**collate(data[:BATCH])).loss
+        own = model.to(DEVICE).eval()(**{key: value.to(DEVICE) for key, value in collate(data[:BATCH]).items()}).loss
         streams = experiment.model.backbone.prepare(
             {name: experiment.source.decoded(name, rows[:BATCH]) for name in experiment.source.modalities}
         )
+        streams = {name: tokens.to(DEVICE) for name, tokens in streams.items()}
         ground = type(experiment.frontier)(dict.fromkeys(streams, 0))
         out = experiment.model(streams, ground)
         torch.testing.assert_close(
-            experiment.task.loss(out, experiment.targets(rows[:BATCH])), own, atol=1e-4, rtol=1e-4
+            experiment.task.loss(out, experiment.targets(rows[:BATCH]).to(DEVICE)), own, atol=1e-4, rtol=1e-4
         )
     arguments = tf.TrainingArguments(
-        str(tmp_path / "trainer"), num_train_epochs=1, per_device_train_batch_size=BATCH, use_cpu=True, report_to=[],
-        save_strategy="no", logging_steps=1000, disable_tqdm=True, dataloader_pin_memory=False, max_grad_norm=1.0,
+        str(tmp_path / "trainer"), num_train_epochs=1, per_device_train_batch_size=BATCH, report_to=[],
+        use_cpu=DEVICE.type == "cpu", save_strategy="no", logging_steps=1000, disable_tqdm=True,
+        dataloader_pin_memory=False, max_grad_norm=1.0,
     )  # fmt: skip
 
     def epoch() -> float:

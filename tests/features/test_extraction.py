@@ -206,6 +206,17 @@ def test_a_store_at_a_url_is_filled_and_read(tmp_path, backbone, monkeypatch):
         assert all(torch.equal(there[name].values, here[name].values) for name in here)
 
 
+def test_several_threads_ahead_write_the_very_bytes_of_one(tmp_path, backbone, monkeypatch):
+    """As beside a GPU, where they do: a batch is made ready in parts."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    features, _ = run(source(), backbone, one)
+    monkeypatch.setattr("fusetune.features.chunks.threads_beside", lambda _: 3)
+    monkeypatch.setattr("fusetune.features.chunks.PART", 3)
+    assert run(source(), backbone, two)[0] == features
+    files = {f.relative_to(one): f.read_bytes() for f in one.rglob("*.*")}
+    assert {f.relative_to(two): f.read_bytes() for f in two.rglob("*.*")} == files and len(files) == 12
+
+
 def test_ray_writes_the_very_bytes_of_one_process(tmp_path, backbone):
     pytest.importorskip("ray", reason='Ray is an extra: pip install "fusetune[ray]"')
     one, two = tmp_path / "one", tmp_path / "two"

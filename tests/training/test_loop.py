@@ -146,7 +146,7 @@ def test_losses_that_are_read_every_few_steps_change_nothing(toy, tmp_path, monk
     """As on a GPU, where reading one waits for the device."""
     at_once, later = _Steps(), _Steps()
     one = trained(toy, tmp_path / "1", reporter=at_once)
-    monkeypatch.setattr("fusetune.training.loop.LOOKED_AT", {"cpu": 4})
+    monkeypatch.setattr("fusetune.training.steps.LOOKED_AT", {"cpu": 4})
     two = trained(toy, tmp_path / "2", reporter=later)
     assert equal(one[3], two[3]) and [e.train_loss for e in one[2]] == [e.train_loss for e in two[2]]
     assert at_once.seen[:10] == list(range(1, 11)) and later.seen[:3] == [4, 8, 10]
@@ -157,7 +157,7 @@ def test_losses_that_are_read_every_few_steps_change_nothing(toy, tmp_path, monk
 
 def test_float16_trains_with_a_scaled_loss_and_resumes_bitwise(toy, tmp_path, monkeypatch):
     """What a GPU without bfloat16 does, on this CPU's own float16."""
-    monkeypatch.setattr("fusetune.training.loop.training_dtype", lambda *_: torch.float16)
+    monkeypatch.setattr("fusetune.training.steps.training_dtype", lambda *_: torch.float16)
 
     whole = trained(toy, tmp_path / "whole")
     with pytest.raises(_Stop):

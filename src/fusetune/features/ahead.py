@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -15,7 +16,7 @@ Result = TypeVar("Result")
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int, threads: int = 1) -> Iterator[Result]:
     """``map(function, items)``, in order, with up to `depth` results made before they are asked for."""
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1) if threads > 1 else None)
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:

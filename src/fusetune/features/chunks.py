@@ -13,8 +13,9 @@ from fusetune.features.index import CacheSettings, Features, stored_dtype
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
-from fusetune.tokens import Tokens
+from fusetune.tokens import Tokens, joined
 
+PART = 16  # samples
 Progress = Callable[[int, int, int], None]  # samples done, samples, bytes written
 
 
@@ -123,12 +124,29 @@ def _advance(
     places = [range(i, min(i + batch_size, len(chunk.rows))) for i in range(0, len(chunk.rows), batch_size)]
     ground = Frontier(dict.fromkeys(chunk.names, 0))
     towers = Frontier({name: frontier.towers[name] for name in chunk.names}, frontier.trunk)
-    threads = threads_beside(device)
-    for some, streams in zip(places, ahead(prepared, places, threads + 1, threads), strict=True):
+    for some, streams in zip(places, prepared_ahead(prepared, places, threads_beside(device)), strict=True):
         at_device = {name: tokens.to(device) for name, tokens in streams.items()}
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             reached = backbone.advance(at_device, ground, towers)
         yield len(some), reached
+
+
+def prepared_ahead(
+    prepared: Callable[[Sequence[int]], dict[str, Tokens]], batches: Sequence[Sequence[int]], threads: int
+) -> Iterator[dict[str, Tokens]]:
+    """Each batch made ready ahead of its time, by several threads in parts of `PART` samples.
+
+    A thread's large allocations are mapped by the system one by one, for which all threads of a process wait.
+    """
+    if threads == 1:
+        yield from ahead(prepared, batches, 2)
+        return
+    parts = [[batch[i : i + PART] for i in range(0, len(batch), PART)] for batch in batches]
+    depth = threads + len(parts[0]) if parts else threads
+    ready = ahead(prepared, [part for of_batch in parts for part in of_batch], depth, threads)
+    for of_batch in parts:
+        streams = [next(ready) for _ in of_batch]
+        yield {name: joined([part[name] for part in streams]) for name in streams[0]}
 
 
 def _owner(key: str, count: int) -> int:

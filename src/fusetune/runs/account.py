@@ -119,7 +119,7 @@ def account(experiment: Experiment, cache: CacheSettings, batch_size: int = 64, 
         free: bytes on the disk; None: nobody knows.
     """
     rows = experiment.example_rows(MEASURED)
-    experiment.model.set_epoch(max(experiment.frontiers))
+    experiment.model.to("cpu").set_epoch(max(experiment.frontiers))
     inputs, targets = experiment.example(MEASURED), experiment.targets(rows)
     counts = len(experiment.source), experiment.distinct()
     return _measured(experiment.model, experiment.frontier, inputs, targets, *counts, cache, batch_size, free=free)
