@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import ROOT, WANDER
+from conftest import ROOT, WANDER, ran
 from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings
 from fusetune.runs.ranks import fitted, ranks
@@ -163,3 +164,13 @@ def test_torchrun_trains_one_adapter_and_writes_it_once(trained_project, tmp_pat
     metrics = json.loads((out / "metrics.json").read_text())
     known = json.loads((data / "08_reporting" / "ci" / "wander" / "metrics.json").read_text())
     assert metrics["validation"] == pytest.approx(known["validation"], abs=0.1) and (out / "adapter").is_dir()
+
+
+def test_kedro_starts_the_other_rank_and_keeps_one_run(trained_project, tmp_path):
+    project = shutil.copytree(trained_project, tmp_path / "project")
+    metrics = project / "data" / "08_reporting" / "ci" / "wander" / "metrics.json"
+    known = json.loads(metrics.read_text())
+    text = ran(project, "ci", "--pipelines", "train_wander", "--params", "train.devices=2,train.device=cpu")
+    found = json.loads(metrics.read_text())
+    assert found["validation"] == pytest.approx(known["validation"], abs=0.1) and "wander: test accuracy" in text
+    assert text.count("see `mlflow ui`") == 1
