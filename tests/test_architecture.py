@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "fusetune"
 KEDRO_SIDE = {"pipelines", "hooks.py", "settings.py", "pipeline_registry.py", "__main__.py"}
 FLOORS = [
-    {"errors", "config", "registry", "tokens", "schedule", "filehash", "scratch", "device"},
+    {"errors", "config", "registry", "tokens", "schedule", "filehash", "scratch", "device", "cluster"},
     {"manifest", "tasks", "worlds"},
     {"backbones"},
     {"adapters", "features"},

@@ -150,6 +150,40 @@ def test_a_process_that_is_killed_costs_its_own_seeds(toy):
     assert again.computed == 2 and len(again.rows[0].cells) == 2
 
 
+@pytest.mark.slow
+def test_a_ray_cluster_makes_the_same_cells_and_a_task_that_is_killed_costs_its_own(toy):
+    pytest.importorskip("ray", reason='Ray is an extra: pip install "fusetune[ray]"')
+    chosen = {"methods": {"wander": {}, "probe": {}}}
+    made, alone = run(toy, **chosen)
+    names = sorted(path.name for path in made.folder.glob("cells/*"))
+    tensors = [Artifact.from_pretrained(row.cells[0].adapter).tensors for row in alone.rows]
+    shutil.rmtree(made.folder)
+
+    class Killer(Heard):
+        def heard(self, job, kind, place, details) -> None:
+            super().heard(job, kind, place, details)
+            if kind == "started" and job.name == "wander":
+                os.kill(int(details[0].rsplit(" ", 1)[1]), signal.SIGKILL)
+
+    _, found = run(toy, Killer(), ray=True, **chosen)
+    assert set(found.rows[0].errors) == {0, 1} and "its process has ended" in found.rows[0].errors[0]
+    assert len(found.rows[1].cells) == 2
+    watcher = Heard()
+    _, again = run(toy, watcher, ray=True, **chosen)
+    assert again.computed == 2 and not again.failed() and {e[0] for e in watcher.of("epoch")} == {"wander"}
+    assert sorted(path.name for path in made.folder.glob("cells/*")) == names
+    for row, expected in zip(again.rows, tensors, strict=True):
+        kept = Artifact.from_pretrained(row.cells[0].adapter).tensors
+        assert all(torch.allclose(kept[name], value, atol=1e-6) for name, value in expected.items())
+    with pytest.raises(FusetuneError, match=r"compare.ray: 'lora' asks for 0 of a GPU and .* GB, and no machine"):
+        from fusetune.comparison.jobs import Job, Part
+        from fusetune.comparison.ray_pool import run_jobs_with_ray
+        from fusetune.comparison.variants import Variant
+
+        job = Job((Part(Variant("lora", "lora", {}, (0,)), (0,)),), 10**18, 1.0, 1.0, 1)
+        run_jobs_with_ray(made, [job], torch.device("cpu"), lambda *_: None)
+
+
 def _compare_in_a_process(folder: Path, store: Path, base: Path, table, data, epochs: int) -> None:
     settings = {"methods": {"wander": {}, "lora": {}, "probe": {}}, "seeds": [0, 1], "workers": 1, "robustness": SMALL}
     train = {**TRAIN, "epochs": epochs, "patience": 100}

@@ -12,6 +12,7 @@ import torch
 from fusetune.comparison.cells import Cell, read_cell
 from fusetune.comparison.jobs import Job, Part, Place, Shared, told
 from fusetune.comparison.pool import devices, run_jobs
+from fusetune.comparison.ray_pool import run_jobs_with_ray
 from fusetune.comparison.search import finished_search
 from fusetune.comparison.settings import CompareSettings
 from fusetune.comparison.variants import Variant, variants
@@ -146,7 +147,10 @@ def compare(
 
     watcher.begun(rows, jobs)
     try:
-        run_jobs(shared, jobs, places, heard)
+        if shared.settings.ray:
+            run_jobs_with_ray(shared, jobs, places[0], heard)
+        else:
+            run_jobs(shared, jobs, places, heard)
     finally:
         watcher.ended()
     for row in rows:

@@ -127,6 +127,8 @@ class CompareSettings:
         seeds: of initialisation and order; every method is trained with each.
         train: what all methods do otherwise than `train`; a method's own `train` goes before it.
         workers: processes; 0: one a GPU, or one a core.
+        ray: tasks of a Ray cluster instead, the one that RAY_ADDRESS names or one that is started on this machine; all
+            machines have to see the project's folder and the store.
         memory: share of the free memory that they may take together.
         batch_seeds: train the seeds of a method as one batched model where they can be.
         search, robustness, scaling: see there.
@@ -136,6 +138,7 @@ class CompareSettings:
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
     train: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 0
+    ray: bool = False
     memory: float = 0.7
     batch_seeds: bool = True
     search: SearchSettings = field(default_factory=SearchSettings)

@@ -1,12 +1,12 @@
 """Extraction over many machines with Ray Data (extra ``ray``): the same chunks, written by whoever is free."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from fusetune.backbones.backbone import Backbone
+from fusetune.cluster import cluster
 from fusetune.errors import FusetuneError
 from fusetune.features.chunks import Chunk, Progress, extract_chunk
 from fusetune.features.index import CacheSettings, Features
@@ -32,50 +32,51 @@ def extract_with_ray(
     Raises:
         FusetuneError: Ray is not installed, the cluster is too small, or the store can't be seen from other processes.
     """
-    os.environ.setdefault("RAY_worker_niceness", "0")  # nice workers starve beside anything else
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
+    with cluster("cache.ray_workers", store) as ray:
         import ray.data
-    except ImportError as error:
-        raise FusetuneError("cache.ray_workers: Ray is not installed. `pip install 'fusetune[ray]'`.") from error
-    if str(store).startswith("memory://"):
-        raise FusetuneError(f"cache.ray_workers: no other process sees the store {store}. Use a folder or a bucket.")
-    here = not ray.is_initialized()
-    if here:
-        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        kind = "GPU" if device.type == "cuda" else "CPU"
-        there = int(ray.cluster_resources().get(kind, 0))
-        if settings.ray_workers > there:  # Ray would wait for ever
-            raise FusetuneError(
-                f"cache.ray_workers: {settings.ray_workers} were asked for, and the cluster has {there} {kind}s."
-            )
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.verbose_stats_logs = False
-        job = ray.put((backbone.cpu(), source, features, tuple(todo), store.absolute(), settings, str(device)))
-        numbers = ray.data.from_items([{"chunk": i} for i in range(len(todo))], override_num_blocks=len(todo))
-        written = numbers.map_batches(
-            _Worker,
-            fn_constructor_args=(job, torch.get_num_threads()),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=settings.ray_workers),
-            num_cpus=0 if kind == "GPU" else 1,
-            num_gpus=1 if kind == "GPU" else 0,
+
+        try:
+            _extract(ray, backbone, source, features, todo, store, settings, progress, device)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.as_instanceof_cause()
+            raise (FusetuneError(str(error.cause)) if isinstance(cause, FusetuneError) else error) from None
+
+
+def _extract(
+    ray: Any,
+    backbone: Backbone,
+    source: Source,
+    features: Features,
+    todo: Sequence[Chunk],
+    store: Store,
+    settings: CacheSettings,
+    progress: Progress,
+    device: torch.device,
+) -> None:
+    kind = "GPU" if device.type == "cuda" else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if settings.ray_workers > there:  # Ray would wait for ever
+        raise FusetuneError(
+            f"cache.ray_workers: {settings.ray_workers} were asked for, and the cluster has {there} {kind}s."
         )
-        done = size = 0
-        total = sum(len(chunk.rows) for chunk in todo)
-        for row in written.iter_rows():
-            done, size = done + int(row["rows"]), size + int(row["bytes"])
-            progress(done, total, size)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.as_instanceof_cause()
-        raise (FusetuneError(str(error.cause)) if isinstance(cause, FusetuneError) else error) from None
-    finally:
-        if here:
-            ray.shutdown()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.verbose_stats_logs = False
+    job = ray.put((backbone.cpu(), source, features, tuple(todo), store.absolute(), settings, str(device)))
+    numbers = ray.data.from_items([{"chunk": i} for i in range(len(todo))], override_num_blocks=len(todo))
+    written = numbers.map_batches(
+        _Worker,
+        fn_constructor_args=(job, torch.get_num_threads()),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=settings.ray_workers),
+        num_cpus=0 if kind == "GPU" else 1,
+        num_gpus=1 if kind == "GPU" else 0,
+    )
+    done = size = 0
+    total = sum(len(chunk.rows) for chunk in todo)
+    for row in written.iter_rows():
+        done, size = done + int(row["rows"]), size + int(row["bytes"])
+        progress(done, total, size)
 
 
 class _Worker:
