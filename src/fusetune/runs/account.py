@@ -11,7 +11,7 @@ another precision frozen weights are counted at its size and activations at two 
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from fusetune.plan.cost import Choice, Launches, choose, sample_bytes, weigh
 from fusetune.plan.frontier import frontier
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
+from fusetune.runs.scale import Fleet
 from fusetune.tasks.classification import Classification, ClassificationConfig
 from fusetune.tasks.generation import Generation, GenerationConfig
 from fusetune.tasks.task import Task
@@ -137,6 +138,7 @@ class EstimateSettings:
         labels: that the head chooses from.
         batch_size: of training.
         precision: float32, bfloat16, int8 or nf4: of the base's frozen linear layers; the rest of it is bfloat16 then.
+        fleet: of devices, on which the same is to run.
     """
 
     model: str = "clip"
@@ -146,6 +148,7 @@ class EstimateSettings:
     labels: int = 1000
     batch_size: int = 64
     precision: str = "float32"
+    fleet: Fleet = field(default_factory=Fleet)
 
     def __post_init__(self) -> None:
         for name in ("text_tokens", "samples", "batch_size"):

@@ -99,7 +99,7 @@ class JoinedHead(nn.Module):
         self._both = True  # whether the linear models have a share; looked up where training or evaluation begins
 
     def train(self, mode: bool = True) -> "JoinedHead":
-        self._both = bool(self.shares[0] != 0)
+        self._both = self.shares.is_meta or bool(self.shares[0] != 0)
         return super().train(mode)
 
     @torch.no_grad()

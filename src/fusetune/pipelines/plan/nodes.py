@@ -48,12 +48,17 @@ def make_estimate(methods: Sequence[str]):
         from fusetune.features.index import CacheSettings
         from fusetune.plan.plan import Plan
         from fusetune.runs import account
+        from fusetune.runs.scale import at_scale
 
         chosen = build(account.EstimateSettings, estimate, "estimate")
         stored = build(CacheSettings, cache, "cache")
 
         def one(name: str, method: Mapping[str, Any]) -> Any:
-            return account.estimate(build(Plan, method, name), name, chosen, stored).plain()
+            found = account.estimate(build(Plan, method, name), name, chosen, stored)
+            if not chosen.fleet.devices:
+                return found.plain()
+            scaled = at_scale(found, chosen.samples, chosen.batch_size, chosen.fleet, stored)
+            return found.plain() | {"scale": scaled.plain()}
 
         return accounts(methods, settings, one, "estimate.json")
 
@@ -76,6 +81,44 @@ def accounts(methods: Sequence[str], settings: Sequence[Any], one: Callable[...,
     told = ("trainable_parameters", "flop_ratio", "memory_bytes")
     log_metrics({f"{name}_{key}": row[key] for name, row in fits.items() for key in told})
     return found
+
+
+def _show_scale(rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print what a fleet needs for each method."""
+    from rich import get_console
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(title="The same on the fleet of estimate.fleet")
+    headings = (
+        "method",
+        "features, GB",
+        "files",
+        "extraction, h",
+        "waits for",
+        "an epoch, s",
+        "waits for",
+        "in",
+        "price",
+    )
+    for heading in (*headings, "uncached"):
+        table.add_column(heading, justify="left" if heading in ("method", "waits for", "in") else "right")
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            f"{row['bytes'] / 1e9:,.1f}",
+            f"{row['shards']:,}",
+            f"{row['extraction_seconds'] / 3600:,.2f}",
+            row["extraction_waits_for"],
+            f"{row['epoch_seconds']:,.1f}",
+            row["epoch_waits_for"],
+            row["place"],
+            f"{row['price']:,.2f}",
+            f"{row['price_uncached']:,.2f}",
+        )
+    table.caption = "price: of extraction and one training; uncached: of one training from the raw inputs"
+    get_console().print(table)
 
 
 def show_plan(plan: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Any] | None = None) -> None:
@@ -109,6 +152,7 @@ def show_plan(plan: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Any] |
         "moment only"
     )
     get_console().print(table)
+    _show_scale({name: row["scale"] for name, row in plan.items() if "scale" in row})
     for name, row in plan.items():
         if "cut" in row:
             get_console().print(f"{name}: {row['cut']}", markup=False, soft_wrap=True)
