@@ -289,6 +289,24 @@ def test_pictures_are_cropped_and_mirrored_all_of_a_sample_alike():
     assert min(np.abs(slopes)) > 0.65 and max(np.abs(slopes)) < 1.01 and min(slopes) < 0 < max(slopes)
 
 
+def test_blocks_are_read_one_after_the_other_and_every_row_once():
+    blocks = np.arange(10_000) // 50  # 200 of them, 16 at a time
+
+    def epoch(seed: int):
+        return list(batches(10_000, 64, torch.Generator().manual_seed(seed), blocks=blocks))
+
+    one = torch.cat(epoch(0))
+    assert one.sort().values.tolist() == list(range(10_000))
+    assert [b.tolist() for b in epoch(0)] == [b.tolist() for b in epoch(0)] != [b.tolist() for b in epoch(1)]
+    for start in range(0, 9_600, 800):  # a window: all rows of 16 blocks and no other
+        held = np.unique(blocks[one[start : start + 800].numpy()])
+        assert len(held) == 16
+    assert len(np.unique(blocks[epoch(0)[0].numpy()])) > 10, "a batch has rows of many of them"
+    assert len({tuple(np.unique(blocks[torch.cat(epoch(seed))[:800].numpy()])) for seed in range(5)}) == 5
+    apart = (one[1:] - one[:-1]).abs()
+    assert (apart == 1).float().mean() < 0.01, "nor are they in order within"
+
+
 def test_length_buckets_hold_every_row_once_and_little_padding():
     lengths = np.random.default_rng(0).integers(1, 100, 1000)
 

@@ -26,6 +26,7 @@ from fusetune.tokens import Tokens, pad
 SHARE = 0.5  # of the free memory that features may take
 AHEAD = 2  # batches gathered before they are needed
 NOTICE = 8  # batches before which the disk is told
+WINDOW = 16  # blocks whose rows are shuffled among themselves
 BUCKET = 16  # batches, among which rows of about one length are brought together
 
 
@@ -70,6 +71,11 @@ class FeatureSet:
     def lengths(self) -> dict[str, np.ndarray]:
         """By modality, the tokens of each row (of its first view)."""
         return {name: rows.length[self._where[name][: self.count]] for name, rows in self._rows.items()}
+
+    def blocks(self) -> np.ndarray:
+        """The shard that each row (of its first view) lies in, of the stream with the most bytes."""
+        name = max(self._rows, key=lambda name: _memory(self._rows[name]))
+        return self._rows[name].shard[self._where[name][: self.count]]
 
     def ragged_lengths(self) -> np.ndarray:
         """Tokens by row of the modality whose random batches hold the largest share of padding."""
@@ -210,15 +216,25 @@ def gather(rows: Rows, which: np.ndarray, pinned: bool = False) -> Tokens:
 
 
 def batches(
-    count: int, size: int, generator: torch.Generator | None = None, lengths: np.ndarray | None = None
+    count: int,
+    size: int,
+    generator: torch.Generator | None = None,
+    lengths: np.ndarray | None = None,
+    blocks: np.ndarray | None = None,
 ) -> Iterator[Tensor]:
     """Row numbers in batches; shuffled where a generator is given.
 
     Args:
+        blocks: of the rows, the number of the block that each lies in; rows of `WINDOW` blocks, drawn at random, are
+            shuffled among themselves, and a block is read once, from its beginning to its end.
         lengths: of the rows; the shuffled rows are sorted by length within stretches of `BUCKET` batches, so that a
             batch holds rows of about one length, and the batches are shuffled again.
     """
     order = torch.randperm(count, generator=generator) if generator else torch.arange(count)
+    if generator and blocks is not None:
+        turns = torch.randperm(int(blocks.max(initial=0)) + 1, generator=generator)
+        window = turns.argsort()[torch.from_numpy(blocks.astype(np.int64))] // WINDOW
+        order = order[window[order].argsort(stable=True)]
     if lengths is None:
         yield from order.split(size)
         return

@@ -26,7 +26,7 @@ from fusetune.training.optimizer import TOTAL, rate_on, rates_of, set_rates
 from fusetune.training.settings import TrainSettings
 
 Values = Mapping[str, Tensor]
-SAME = ("epochs", "batch_size", "clip", "warmup", "patience", "modality_dropout", "device", "autocast")
+SAME = ("epochs", "batch_size", "clip", "warmup", "patience", "modality_dropout", "shuffle", "device", "autocast")
 TOLERANCE = 1e-4  # of outputs and gradients against those of one member alone, in units of their largest value
 Streams = dict[str, tuple[Tensor, Tensor]]
 

@@ -42,7 +42,8 @@ class EnsembleSteps:
         """
         members, one = len(self.ensemble), self.settings
         seeds = [epoch_seed(settings, number) for settings in self.ensemble.settings]
-        orders = [batches(len(self.targets), one.batch_size, torch.Generator().manual_seed(seed)) for seed in seeds]
+        count, blocks = len(self.targets), self.features.blocks() if one.shuffle == "blocks" else None
+        orders = [batches(count, one.batch_size, torch.Generator().manual_seed(s), blocks=blocks) for s in seeds]
         for generator, seed in zip(self.drawing, seeds, strict=True):
             generator.manual_seed(seed)
         # on a CPU one stream a member where the model draws where modalities are dropped, as `steps.Steps` has it

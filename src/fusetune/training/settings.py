@@ -26,6 +26,8 @@ class TrainSettings:
         accumulate: batches whose gradients are averaged into one step, every sample alike.
         modality_dropout: share of (sample, modality) that is hidden in training; one modality always stays.
         gradient_checkpointing: blocks above the frontier keep their inputs alone and run again in the backward pass.
+        shuffle: rows, or blocks: rows of 16 shards at a time, drawn at random, are shuffled among themselves. For
+            features that no memory holds: the disk reads a shard once.
         length_buckets: batches of samples of about one length: less padding where lengths vary much.
         patience: epochs without a better validation metric after which training stops.
         seed: of initial weights and order.
@@ -58,6 +60,7 @@ class TrainSettings:
     accumulate: int = 1
     modality_dropout: float = 0.0
     gradient_checkpointing: bool = False
+    shuffle: str = "rows"
     length_buckets: bool = False
     patience: int = 6
     seed: int = 0
@@ -76,6 +79,9 @@ class TrainSettings:
         for site, factor in self.rate_factors.items():
             check(site in SITES, f"train.rate_factors: unknown site '{site}'. Known: {', '.join(SITES)}.")
             check(factor >= 0, f"train.rate_factors.{site}: expected 0 or more, found {factor}.")
+        check(self.shuffle in ("rows", "blocks"), f"train.shuffle: expected rows or blocks, found '{self.shuffle}'.")
+        both = self.length_buckets and self.shuffle == "blocks"
+        check(not both, "train.length_buckets: expected false where train.shuffle is blocks; it mixes rows of all.")
         share = self.modality_dropout
         check(0 <= share < 1, f"train.modality_dropout: expected a share from 0 to below 1, found {share}.")
         check(0 <= self.warmup < 1, f"train.warmup: expected a share from 0 to below 1, found {self.warmup}.")

@@ -69,7 +69,8 @@ class Steps:
         order = torch.Generator().manual_seed(epoch_seed(settings, number))
         model.train()
         lengths = features.ragged_lengths() if settings.length_buckets else None
-        whole = list(batches(len(self.targets), settings.batch_size, order, lengths))
+        blocks = features.blocks() if settings.shuffle == "blocks" else None
+        whole = list(batches(len(self.targets), settings.batch_size, order, lengths, blocks))
         own = [self.group.part(index) for index in whole]
         shares = [self.weights[index].sum().item() for index in whole]  # of rows: 1, or their tokens
         of_step = [sum(shares[i : i + several]) for i in range(0, len(shares), several)]  # what is behind each step
