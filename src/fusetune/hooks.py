@@ -73,6 +73,8 @@ class MLflowHook:
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
+        if self._mlflow is None and not any(node.outputs for node in self._pipeline.nodes):
+            return  # nothing of it is a run
         if self._mlflow is None:
             self._start()
         self._mlflow.set_tags({"error": f"{type(error).__name__}: {error}"[:LONGEST_PARAM]})

@@ -13,6 +13,7 @@ from fusetune.pipelines.export.pipeline import create_pipeline as export_pipelin
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
 from fusetune.pipelines.inputs.pipeline import create_pipeline as inputs_pipeline
 from fusetune.pipelines.merge.pipeline import create_pipeline as merge_pipeline
+from fusetune.pipelines.new.pipeline import create_pipeline as new_pipeline
 from fusetune.pipelines.plan.pipeline import create_estimate_pipeline as estimate_pipeline
 from fusetune.pipelines.plan.pipeline import create_pipeline as plan_pipeline
 from fusetune.pipelines.predict.pipeline import create_pipeline as predict_pipeline
@@ -35,6 +36,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     ready = validated + pretrain_pipeline() + inputs_pipeline()
     caches = {method: cache_pipeline(method) for method in methods}
     pipelines = {
+        "new": new_pipeline(),
         "ingest": ingest_pipeline(),
         "validate": validated,
         "pretrain": validated + pretrain_pipeline(),

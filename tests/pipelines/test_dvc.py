@@ -30,6 +30,7 @@ ON_DEMAND = {
     "search",
     "cross_lingual",
     "rollout",
+    "new",
 }
 
 

@@ -39,6 +39,7 @@ SCHEMAS: dict[str, str | None] = {
     "cross_lingual": "fusetune.runs.language_rows:CrossLingualSettings",
     "rollout": "fusetune.pipelines.rollout.nodes:RolloutPipelineSettings",
     "distil": "fusetune.runs.distilling:DistilSettings",
+    "new": "fusetune.pipelines.new.nodes:NewSettings",
     "merge": "fusetune.pipelines.merge.nodes:MergePipelineSettings",
     "export": "fusetune.pipelines.export.nodes:ExportSettings",
     "serve": "fusetune.bank.budget:RequestLimits",

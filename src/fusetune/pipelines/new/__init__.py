@@ -1,0 +1,1 @@
+"""A look at a table of one's own, and the conf for it."""
