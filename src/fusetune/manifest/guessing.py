@@ -56,6 +56,11 @@ class Guess:
     why: dict[str, str] = field(default_factory=dict)
 
 
+def modality_name(column: str) -> str:
+    """A column's name as that of a stream: letters, digits and underscores."""
+    return re.sub(r"\W", "_", column)
+
+
 def guess(table: pa.Table, folder: Path, label: str | None) -> Guess:
     """What the columns of a table are for.
 

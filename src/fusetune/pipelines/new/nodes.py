@@ -30,11 +30,12 @@ class NewSettings:
 
 def new_experiment(settings: Mapping[str, Any]) -> None:
     """Look at a table, write an experiment's files for it, and say what was guessed."""
+    from fusetune.backbones.first_choice import first_bases
     from fusetune.manifest.class_folders import listed
-    from fusetune.manifest.guessing import guess
+    from fusetune.manifest.guessing import guess, modality_name
     from fusetune.manifest.readers.table import read
     from fusetune.pipelines.conf_source import conf_source, project_root
-    from fusetune.pipelines.new.conf_files import bases_of, conf_files
+    from fusetune.pipelines.new.conf_files import conf_files
 
     chosen = build(NewSettings, settings, "new")
     check(
@@ -58,7 +59,7 @@ def new_experiment(settings: Mapping[str, Any]) -> None:
     table = read({"file": str(table_file)}, "new.table")
     numbered = [column for column in ("sample_id", "group_id") if table[column].equals(table["sample_id"])]
     found = guess(table.drop_columns(numbered), root, label)
-    bases, missing = bases_of(found)
+    bases, missing = first_bases({modality_name(column): kind for column, kind in found.modalities.items()})
     files = conf_files(name, table_file, table.num_rows, found, bases)
     folder.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
