@@ -43,7 +43,7 @@ class IncrementalRunner(SequentialRunner):
             if key is not None:
                 write_stamp(node, catalog, key)
             ran += bool(node.outputs)
-        if not ran:
+        if not ran and any(node.outputs for node in pipeline.nodes):
             logger.info("everything is up to date: %d nodes", len(pipeline.nodes))
 
 

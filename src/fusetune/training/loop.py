@@ -1,5 +1,6 @@
 """The one training loop."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from fusetune.training.recomputing import recomputed
 from fusetune.training.settings import TrainSettings
 from fusetune.training.steps import Steps
 from fusetune.training.zero_shot import zero_shot_metric
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -50,6 +53,8 @@ def train(
         FusetuneError: the loss is no number any more; the best epoch before stays in the checkpoint. Or fewer epochs
             than the plan's last stage begins with.
     """
+    if settings.devices > group.size:
+        logger.warning("train.devices: %d were asked for; here one process trains", settings.devices)
     device = train_split.features.device
     model.to(device)
     trainable = model.trainable()

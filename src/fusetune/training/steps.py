@@ -21,9 +21,7 @@ from fusetune.training.optimizer import TOTAL, clip, gradient_norms, set_rates
 from fusetune.training.predicting import Split
 from fusetune.training.settings import TrainSettings
 
-LOOKED_AT = {
-    "cuda": 20
-}  # steps after which losses are read; reading one waits for the device, a CPU has nothing to wait
+LOOKED_AT = {"cuda": 20}  # steps after which losses are read, which waits for the device; a CPU has nothing to wait for
 
 
 class Steps:
