@@ -8,6 +8,7 @@ from fusetune.pipelines.conf_source import conf_env, conf_source, method_names
 from fusetune.pipelines.continual.pipeline import create_pipeline as continual_pipeline
 from fusetune.pipelines.cross_lingual.pipeline import create_pipeline as cross_lingual_pipeline
 from fusetune.pipelines.distil.pipeline import create_pipeline as distil_pipeline
+from fusetune.pipelines.dvc.pipeline import create_pipeline as dvc_pipeline
 from fusetune.pipelines.evaluate.pipeline import create_pipeline as evaluate_pipeline
 from fusetune.pipelines.export.pipeline import create_pipeline as export_pipeline
 from fusetune.pipelines.ingest.pipeline import create_pipeline as ingest_pipeline
@@ -37,6 +38,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     caches = {method: cache_pipeline(method) for method in methods}
     pipelines = {
         "new": new_pipeline(),
+        "dvc": dvc_pipeline(),
         "ingest": ingest_pipeline(),
         "validate": validated,
         "pretrain": validated + pretrain_pipeline(),

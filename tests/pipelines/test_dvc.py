@@ -12,6 +12,7 @@ from conftest import ROOT
 from fusetune.pipeline_registry import register_pipelines
 from fusetune.pipelines import conf_source
 from fusetune.pipelines.datasets import HandleDataset
+from fusetune.pipelines.dvc.nodes import stages_text
 from fusetune.pipelines.runner import stamp_path
 
 pytest.importorskip("dvc")
@@ -31,6 +32,7 @@ ON_DEMAND = {
     "cross_lingual",
     "rollout",
     "new",
+    "dvc",
 }
 
 
@@ -87,6 +89,11 @@ def derived(nodes, catalog):
             elif name not in made:
                 deps.add(catalog.get(name))
     return deps, outs, params
+
+
+def test_the_file_is_what_the_pipeline_writes(context):
+    del context  # whose making has told Kedro of the project
+    assert stages_text(ENV, ROOT, []) == (ROOT / "dvc.yaml").read_text(), "kedro run --pipelines dvc --env base"
 
 
 def test_there_is_a_stage_for_every_pipeline(stages, monkeypatch):

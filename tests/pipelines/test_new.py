@@ -2,11 +2,12 @@
 
 import csv
 import json
+import subprocess
 
 import numpy as np
 from media import png
 
-from conftest import copy_project, kedro, ran
+from conftest import clean, copy_project, kedro, ran
 
 
 def written(folder):
@@ -24,6 +25,12 @@ def written(folder):
     return folder / "samples.csv"
 
 
+def command(project, *words: str) -> str:
+    done = subprocess.run(words, cwd=project, env=clean(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
 def test_two_commands_lead_from_a_table_to_an_adapter(tmp_path):
     project, table = copy_project(tmp_path / "project"), written(tmp_path / "mine")
     done = kedro(project, "run", "--pipelines", "new", "--params", f"new.table={table}", HF_HUB_OFFLINE="1")
@@ -36,7 +43,18 @@ def test_two_commands_lead_from_a_table_to_an_adapter(tmp_path):
     again = kedro(project, "run", "--pipelines", "new", "--params", f"new.table={table}")
     assert again.returncode == 1 and "conf/samples is there already. Choose another name" in again.stderr + again.stdout
     assert not (project / "mlflow.db").exists()
-    ran(project, "samples", "--pipelines", "train_late_fusion", "--params", "train.device=cpu")
+    (folder / "parameters_compare.yml").write_text("compare:\n  methods:\n    late_fusion: {}\n")
+    ran(project, "samples", "--pipelines", "dvc")
+    command(project, "git", "init", "-q")
+    command(project, "dvc", "init", "-q")
+    target = "conf/samples/dvc.yaml:train@late_fusion"
+    assert "Running stage 'conf/samples/dvc.yaml:ingest'" in command(project, "dvc", "repro", target)
+    assert "up to date" in command(project, "dvc", "repro", target)
+    settings = folder / "parameters_train.yml"
+    settings.write_text("train: {epochs: 2, device: cpu}\n")
+    ran(project, "samples", "--pipelines", "dvc")  # the parameter stands in another file now
+    changed = command(project, "dvc", "repro", target)
+    assert "Running stage" in changed and "Stage 'conf/samples/dvc.yaml:pretrain' didn't change" in changed
     metrics = json.loads((project / "data" / "08_reporting" / "samples" / "late_fusion" / "metrics.json").read_text())
-    assert metrics["metric"] == "accuracy" and metrics["test_samples"] > 20
+    assert metrics["best_epoch"] <= 2 and metrics["metric"] == "accuracy" and metrics["test_samples"] > 20
     assert (project / "data" / "06_models" / "samples" / "late_fusion").is_dir()

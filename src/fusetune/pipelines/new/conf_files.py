@@ -18,12 +18,18 @@ def conf_files(name: str, table: Path, rows: int, found: Guess, bases: Mapping[s
     """
     speaks = found.task["name"] == "generation"
     files = {
-        "globals.yml": _yaml({"experiment": name}),
+        "globals.yml": _globals(name),
         "parameters_ingest.yml": _ingest(table, found),
         "parameters_data.yml": _data(found, rows, speaks),
         "parameters_backbone.yml": _backbone(found, bases, speaks),
     }
     return {file: text for file, text in files.items() if text}
+
+
+def _globals(name: str) -> str:
+    own = {"store": f"data/04_feature/{name}", "bases": f"data/06_models/{name}/bases"}
+    why = f"# folders of its own, so that DVC can keep them: `kedro run --pipelines dvc --env {name}`"
+    return f"experiment: {name}\n{why}\n{_yaml(own)}"
 
 
 def _ingest(table: Path, found: Guess) -> str:

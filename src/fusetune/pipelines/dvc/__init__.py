@@ -1,0 +1,1 @@
+"""Stages of DVC, written from the pipelines and the catalog."""
