@@ -15,7 +15,7 @@ from conftest import ROOT, WANDER, ran
 from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings
 from fusetune.runs.ranks import fitted, ranks
-from fusetune.training.distributed import ALONE, Group, joined
+from fusetune.training.distributed import ALONE, Group, joined, spawned
 from fusetune.training.epochs import Reporter
 from fusetune.training.settings import TrainSettings
 
@@ -145,6 +145,21 @@ def test_a_rank_that_is_killed_ends_all_with_a_sentence_and_costs_its_epoch_alon
     )
     assert done.returncode == 1 and "rank 1 of 2 has ended (signal 9), so training ends" in done.stderr, done.stderr
     near(trained(toy, tmp_path / "whole", SETTINGS, WANDER), trained(toy, tmp_path / "cut", SETTINGS, WANDER))
+
+
+def test_a_rank_that_dies_before_it_has_come_is_not_waited_for():
+    with (
+        pytest.raises(FusetuneError, match=r"rank 1 of 2 has ended \(exit code 1\)"),
+        spawned(2, print, (Unreadable(),)),
+    ):
+        pass
+
+
+class Unreadable:
+    """Raises where another process makes it again."""
+
+    def __reduce__(self):
+        return (int, ("no number",))
 
 
 def test_torchrun_trains_one_adapter_and_writes_it_once(trained_project, tmp_path):

@@ -10,7 +10,6 @@ tensor a step, after the backward pass. What is frozen never moves.
 
 import logging
 import os
-import socket
 import sys
 import time
 import traceback
@@ -29,6 +28,7 @@ from fusetune.plan.adapted import AdaptedModel
 
 logger = logging.getLogger(__name__)
 WAITED = timedelta(minutes=30)  # for another rank, which may be caching features
+HERE, LOOK = "127.0.0.1", 0.05
 NOTICED = 2.0  # seconds
 GONE = 20.0  # seconds in which the others end once the first is through
 
@@ -139,7 +139,7 @@ def joined(devices: int = 1) -> Iterator[Group]:
     if size == 1:
         yield ALONE
         return
-    with _member(int(os.environ["RANK"]), size, "env://") as group:
+    with _member(int(os.environ["RANK"]), size) as group:
         yield group
 
 
@@ -153,13 +153,11 @@ def spawned(devices: int, follow: Callable[..., None], arguments: tuple[Any, ...
     if devices == 1:
         yield ALONE
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    store = torch.distributed.TCPStore(HERE, 0, devices, is_master=True, wait_for_workers=False, timeout=WAITED)
     context = torch.multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // devices)
     others = [
-        context.Process(target=_other, args=(rank, devices, address, threads, follow, arguments), daemon=True)
+        context.Process(target=_other, args=(rank, devices, store.port, threads, follow, arguments), daemon=True)
         for rank in range(1, devices)
     ]
     for process in others:
@@ -167,19 +165,14 @@ def spawned(devices: int, follow: Callable[..., None], arguments: tuple[Any, ...
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with _member(0, devices, address) as group:
+        _meet(store, others)
+        with _member(0, devices, store) as group:
             yield group
     except RuntimeError:  # a collective whose other side is gone
         for process in others:  # one that has just died is not known to be dead yet
             process.join(NOTICED)
-        ended = [(rank, p.exitcode) for rank, p in enumerate(others, 1) if not p.is_alive() and p.exitcode]
-        if not ended:
-            raise
-        rank, code = ended[0]
-        raise FusetuneError(
-            f"training: rank {rank} of {devices} has ended ({_how(code or 0)}), so training ends. What was trained "
-            "until the last epoch is in the checkpoint: run again."
-        ) from None
+        _check_alive(others)
+        raise
     finally:
         torch.set_num_threads(before)
         begun = time.monotonic()
@@ -188,18 +181,33 @@ def spawned(devices: int, follow: Callable[..., None], arguments: tuple[Any, ...
             process.terminate()
 
 
-def _how(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+def _meet(store: torch.distributed.TCPStore, others: Sequence[Any]) -> None:
+    """Wait until every other rank has started; one that dies on the way would be waited for in vain."""
+    while not store.check([f"here {rank}" for rank in range(1, len(others) + 1)]):
+        _check_alive(others)
+        time.sleep(LOOK)
+
+
+def _check_alive(others: Sequence[Any]) -> None:
+    """Raise FusetuneError for the first process that has ended otherwise than it should."""
+    ended = [(rank, process.exitcode) for rank, process in enumerate(others, 1) if process.exitcode]
+    for rank, code in ended:
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        raise FusetuneError(
+            f"training: rank {rank} of {len(others) + 1} has ended ({how}), so training ends. What was trained until "
+            "the last epoch is in the checkpoint: run again."
+        ) from None
 
 
 @contextmanager
-def _member(rank: int, size: int, address: str) -> Iterator[Group]:
+def _member(rank: int, size: int, store: torch.distributed.TCPStore | None = None) -> Iterator[Group]:
+    """This process as one of the group; they meet in `store`, or where torchrun says."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     enough = torch.cuda.is_available() and torch.cuda.device_count() >= here  # NCCL wants a GPU a rank
     backend = "cpu:gloo,cuda:nccl" if enough else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
-    torch.distributed.init_process_group(backend, init_method=address, rank=rank, world_size=size, timeout=WAITED)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAITED)
     try:
         found = torch.distributed.get_world_size()
         if found != size:
@@ -210,12 +218,14 @@ def _member(rank: int, size: int, address: str) -> Iterator[Group]:
 
 
 def _other(
-    rank: int, size: int, address: str, threads: int, follow: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int, size: int, port: int, threads: int, follow: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     """What a process that was started does."""
     torch.set_num_threads(threads)
     try:
-        with _member(rank, size, address) as group:
+        store = torch.distributed.TCPStore(HERE, port, size, is_master=False, timeout=WAITED)
+        store.set(f"here {rank}", "")
+        with _member(rank, size, store) as group:
             follow(group, *arguments)
     except Exception as error:
         print(f"rank {rank}: {error}" if isinstance(error, FusetuneError) else traceback.format_exc(), file=sys.stderr)
