@@ -10,13 +10,16 @@ tensor a step, after the backward pass. What is frozen never moves.
 
 import logging
 import os
+import pickle
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -156,8 +159,12 @@ def spawned(devices: int, follow: Callable[..., None], arguments: tuple[Any, ...
     store = torch.distributed.TCPStore(HERE, 0, devices, is_master=True, wait_for_workers=False, timeout=WAITED)
     context = torch.multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // devices)
+    # by a file: whoever writes more than a pipe holds to a process that has died waits for ever (multiprocessing)
+    folder = tempfile.TemporaryDirectory()
+    told = Path(folder.name, "arguments")
+    told.write_bytes(pickle.dumps((follow, arguments)))
     others = [
-        context.Process(target=_other, args=(rank, devices, store.port, threads, follow, arguments), daemon=True)
+        context.Process(target=_other, args=(rank, devices, store.port, threads, str(told)), daemon=True)
         for rank in range(1, devices)
     ]
     for process in others:
@@ -179,6 +186,7 @@ def spawned(devices: int, follow: Callable[..., None], arguments: tuple[Any, ...
         for process in others:
             process.join(max(0.1, GONE - (time.monotonic() - begun)))
             process.terminate()
+        folder.cleanup()
 
 
 def _meet(store: torch.distributed.TCPStore, others: Sequence[Any]) -> None:
@@ -217,12 +225,11 @@ def _member(rank: int, size: int, store: torch.distributed.TCPStore | None = Non
         torch.distributed.destroy_process_group()
 
 
-def _other(
-    rank: int, size: int, port: int, threads: int, follow: Callable[..., None], arguments: tuple[Any, ...]
-) -> None:
+def _other(rank: int, size: int, port: int, threads: int, told: str) -> None:
     """What a process that was started does."""
     torch.set_num_threads(threads)
     try:
+        follow, arguments = pickle.loads(Path(told).read_bytes())
         store = torch.distributed.TCPStore(HERE, port, size, is_master=False, timeout=WAITED)
         store.set(f"here {rank}", "")
         with _member(rank, size, store) as group:
