@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -225,8 +226,17 @@ def _member(rank: int, size: int, store: torch.distributed.TCPStore | None = Non
         torch.distributed.destroy_process_group()
 
 
+def _end_with_parent() -> None:
+    """Whoever has started this process may be killed: nothing would end it then, wherever it waits."""
+    parent = torch.multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _other(rank: int, size: int, port: int, threads: int, told: str) -> None:
     """What a process that was started does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         follow, arguments = pickle.loads(Path(told).read_bytes())
