@@ -14,7 +14,7 @@ from fusetune.features.storage import Store
 from fusetune.features.store import Entry
 
 pytest.importorskip("s3fs", reason='buckets are an extra: pip install "fusetune[s3]"')
-moto = pytest.importorskip("moto.server", reason='the S3 server is a tool of development: pip install "fusetune[dev]"')
+moto = pytest.importorskip("moto.server", reason='the S3 server: pip install "moto[server]"')
 URL = "s3://features/store"
 HOST = textwrap.dedent(
     """
