@@ -1,6 +1,6 @@
 """Does a prediction hold? This machine's rates from a small run, and larger ones of two methods against it.
 
-    pytest -m benchmark -s tests/benchmarks/test_scale.py
+    pytest -m benchmark -s tests/benchmarks/test_fleet.py
 
 ViT-B and BERT-B sizes, one thread; extraction with its decoding and writing, and an epoch.
 """
