@@ -14,9 +14,10 @@ import torch
 from conftest import ROOT, WANDER, ran
 from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings
-from fusetune.runs.ranks import fitted, ranks
+from fusetune.runs.ranks import ranks, take_part
 from fusetune.training.distributed import ALONE, Group, joined, spawned
 from fusetune.training.epochs import Reporter
+from fusetune.training.loop import train
 from fusetune.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(
@@ -41,7 +42,8 @@ def trained(toy, folder, settings, *placements, stop_at=None, seed_split=None):
             raise Stopped
 
     with ranks(experiment, features, toy.store, settings, folder, "toy") as group:
-        epochs = fitted(experiment, splits, features, settings, folder, Reporter(), group, stop)
+        key, both = experiment.key(features, settings), (splits["train"], splits["val"])
+        epochs = train(experiment.model, *both, settings, key, folder, Reporter(), stop, group)
     return epochs, {name: p.detach().clone() for name, p in experiment.model.trainable().items()}
 
 
@@ -85,9 +87,8 @@ def test_one_rank_goes_on_where_two_were_and_two_where_one_was(toy, tmp_path):
 def test_a_loss_of_the_whole_batch_is_refused(toy, tmp_path):
     experiment = toy.experiment(WANDER)
     experiment.task.by_sample = False
-    splits, features = toy.splits(experiment), toy.features(experiment)
     with pytest.raises(FusetuneError, match="of a batch as a whole"):
-        fitted(experiment, splits, features, SETTINGS, tmp_path, Reporter(), Group(0, 2))
+        take_part(experiment, toy.features(experiment), toy.store, SETTINGS, tmp_path, Group(0, 2))
 
 
 def test_every_row_is_one_ranks():
@@ -119,6 +120,7 @@ def test_a_rank_that_is_killed_ends_all_with_a_sentence_and_costs_its_epoch_alon
         from fusetune.features.index import CacheSettings
         from fusetune.runs import ranks as module
         from fusetune.training.epochs import Reporter
+        from fusetune.training.loop import train
 
         def killed(epoch):
             if epoch == 2:
@@ -133,7 +135,8 @@ def test_a_rank_that_is_killed_ends_all_with_a_sentence_and_costs_its_epoch_alon
             splits = toy.splits(experiment)
             try:
                 with module.ranks(experiment, features, toy.store, settings, folder, "toy") as group:
-                    module.fitted(experiment, splits, features, settings, folder, Reporter(), group, killed)
+                    both, key = (splits["train"], splits["val"]), experiment.key(features, settings)
+                    train(experiment.model, *both, settings, key, folder, Reporter(), killed, group)
             except FusetuneError as error:
                 sys.exit(str(error))
         """

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fusetune.comparison.jobs import Job, Place, Shared, told
+from fusetune.comparison.jobs import Job, Place, Shared, Tell, told
 from fusetune.comparison.work import run_job
 from fusetune.config import check
 from fusetune.device import pick_device
@@ -129,8 +129,6 @@ def _listened(one: _Running, heard: Heard) -> bool:
 def _main(shared: Shared, job: Job, device: torch.device, threads: int, workers: int, pipe: Connection) -> None:
     """What a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore", "There is a performance drop")  # vmap over attention: slower, and measured
 
     def tell(kind: str, place: Place | None, *details: Any) -> None:
         try:
@@ -138,10 +136,17 @@ def _main(shared: Shared, job: Job, device: torch.device, threads: int, workers:
         except BrokenPipeError:  # nobody is there any more
             os._exit(1)
 
+    work_off(shared, job, device, threads, workers, tell)
+    pipe.close()
+
+
+def work_off(shared: Shared, job: Job, device: torch.device, threads: int, workers: int, tell: Tell) -> None:
+    """Run a job in this process; what it raises is told."""
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", "There is a performance drop")  # vmap over attention: slower, and measured
     begun = time.perf_counter()
     try:
         run_job(shared, job, device, workers, tell)
     except Exception as error:
         tell("failed", None, told(error))
     tell("note", None, f"{job.name}: {time.perf_counter() - begun:.0f} s")
-    pipe.close()

@@ -2,7 +2,6 @@
 alone. Cells are written where the comparison lies, so all machines have to see that folder and the store."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import torch
 
 from fusetune.cluster import cluster
-from fusetune.comparison.jobs import Job, Place, Shared, told
-from fusetune.comparison.pool import LOOK, Heard
-from fusetune.comparison.work import run_job
+from fusetune.comparison.jobs import Job, Place, Shared
+from fusetune.comparison.pool import LOOK, Heard, work_off
 from fusetune.config import check
 from fusetune.features.storage import Store
 
@@ -102,15 +100,10 @@ def _waiting(said: Any) -> list[tuple[int, str, Place | None, tuple[Any, ...]]]:
 
 def _run(shared: Shared, job: Job, number: int, kind: str, threads: int, said: Any) -> None:
     """What a task does."""
-    torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore", "There is a performance drop")  # vmap over attention: slower, and measured
     device = torch.device("cuda" if kind == "cuda" else "cpu")  # Ray shows a task its own GPU
 
     def tell(kind: str, place: Place | None, *details: Any) -> None:
         said.put((number, kind, place, details))
 
     tell("started", None, f"{device} of {os.uname().nodename}, process {os.getpid()}")
-    try:
-        run_job(shared, job, device, 1, tell)
-    except Exception as error:
-        tell("failed", None, told(error))
+    work_off(shared, job, device, threads, 1, tell)

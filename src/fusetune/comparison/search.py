@@ -112,7 +112,7 @@ def _trained(shared: Shared, variant: Variant, device: torch.device, trial: Any,
     try:
         experiment = shared.experiment(variant, seed)
         features = experiment.extract(shared.store, shared.cache, lambda *_: None, device)
-        splits = {name: experiment.split(name, features, shared.store, device) for name in ("train", "val")}
+        splits = experiment.splits(features, shared.store, device, ("train", "val"))
         key = shared.key(experiment, features, variant, seed)
         settings = shared.training(variant, seed, str(device))
         folder = shared.folder / "checkpoints" / key[:16]

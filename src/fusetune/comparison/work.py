@@ -67,7 +67,7 @@ class _Members:
         wanted = [place for place in job.places() if place not in done]
         if not wanted:
             return
-        splits = {n: experiment.split(n, features, shared.store, self.device) for n in ("train", "val", "test")}
+        splits = experiment.splits(features, shared.store, self.device)
         members = wanted  # or, where a run was killed while all trained together, all: their checkpoint goes on
         if self._checkpoint(digest([keys[place] for place in everybody])).is_dir():
             members = everybody

@@ -3,7 +3,7 @@
 Cost of an epoch over N samples of T tokens x d values: N T d bytes are read once. Resident on the device that is one
 gather at the device's bandwidth; from main memory a copy and a transfer; from the map a copy from the page cache, or
 the disk's own rate the first time: it is told of the next batches early, and reads them while the model works. For a
-GPU a thread gathers them into pinned memory meanwhile.
+GPU several threads gather them into pinned memory meanwhile.
 """
 
 from collections.abc import Iterable, Iterator

@@ -2,7 +2,7 @@
 
 Cost, for S samples that are new, T tokens of width d each: S forward passes up to the frontier, S T d bytes written,
 hashed twice (SHA-256 of the file, CRC-32 of each row) and synced once a shard. Decoding runs in one thread ahead of the
-forward pass and writing in one behind it, so that the slowest of the three sets the pace.
+forward pass, beside a GPU in several, and writing in one behind it, so that the slowest of the three sets the pace.
 """
 
 from collections import deque

@@ -36,47 +36,33 @@ def extract_with_ray(
         import ray.data
 
         try:
-            _extract(ray, backbone, source, features, todo, store, settings, progress, device)
+            kind = "GPU" if device.type == "cuda" else "CPU"
+            there = int(ray.cluster_resources().get(kind, 0))
+            if settings.ray_workers > there:  # Ray would wait for ever
+                raise FusetuneError(
+                    f"cache.ray_workers: {settings.ray_workers} were asked for, and the cluster has {there} {kind}s."
+                )
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            context.verbose_stats_logs = False
+            job = ray.put((backbone.cpu(), source, features, tuple(todo), store.absolute(), settings, str(device)))
+            numbers = ray.data.from_items([{"chunk": i} for i in range(len(todo))], override_num_blocks=len(todo))
+            written = numbers.map_batches(
+                _Worker,
+                fn_constructor_args=(job, torch.get_num_threads()),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=settings.ray_workers),
+                num_cpus=0 if kind == "GPU" else 1,
+                num_gpus=1 if kind == "GPU" else 0,
+            )
+            done = size = 0
+            total = sum(len(chunk.rows) for chunk in todo)
+            for row in written.iter_rows():
+                done, size = done + int(row["rows"]), size + int(row["bytes"])
+                progress(done, total, size)
         except ray.exceptions.RayTaskError as error:
             cause = error.as_instanceof_cause()
             raise (FusetuneError(str(error.cause)) if isinstance(cause, FusetuneError) else error) from None
-
-
-def _extract(
-    ray: Any,
-    backbone: Backbone,
-    source: Source,
-    features: Features,
-    todo: Sequence[Chunk],
-    store: Store,
-    settings: CacheSettings,
-    progress: Progress,
-    device: torch.device,
-) -> None:
-    kind = "GPU" if device.type == "cuda" else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
-    if settings.ray_workers > there:  # Ray would wait for ever
-        raise FusetuneError(
-            f"cache.ray_workers: {settings.ray_workers} were asked for, and the cluster has {there} {kind}s."
-        )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.verbose_stats_logs = False
-    job = ray.put((backbone.cpu(), source, features, tuple(todo), store.absolute(), settings, str(device)))
-    numbers = ray.data.from_items([{"chunk": i} for i in range(len(todo))], override_num_blocks=len(todo))
-    written = numbers.map_batches(
-        _Worker,
-        fn_constructor_args=(job, torch.get_num_threads()),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=settings.ray_workers),
-        num_cpus=0 if kind == "GPU" else 1,
-        num_gpus=1 if kind == "GPU" else 0,
-    )
-    done = size = 0
-    total = sum(len(chunk.rows) for chunk in todo)
-    for row in written.iter_rows():
-        done, size = done + int(row["rows"]), size + int(row["bytes"])
-        progress(done, total, size)
 
 
 class _Worker:

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     from fusetune.plan.plan import Plan
     from fusetune.report.training_figures import training_figures
     from fusetune.runs.experiment import Experiment
-    from fusetune.runs.ranks import fitted, splits_of
+    from fusetune.runs.ranks import take_part
     from fusetune.runs.run import train_and_test
     from fusetune.training.data import DataSettings, load_backbone
     from fusetune.training.distributed import joined
@@ -106,8 +106,7 @@ def run(options: argparse.Namespace) -> None:
         group.wait()
         features = experiment.extract(options.store, cache, cached, device)
         if group.rank:
-            splits = splits_of(experiment, features, options.store, settings)
-            fitted(experiment, splits, features, settings, checkpoints, Reporter(), group)
+            take_part(experiment, features, options.store, settings, checkpoints, group)
             return
         evaluation = build(EvaluationSettings, parameters["evaluate"], "evaluate")
         result = train_and_test(

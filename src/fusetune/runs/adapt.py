@@ -18,18 +18,18 @@ from fusetune.bank.bank import Bank
 from fusetune.config import build, check
 from fusetune.device import pick_device
 from fusetune.errors import FusetuneError
-from fusetune.features.composing import FittingRows, compose
+from fusetune.features.composing import compose
 from fusetune.features.index import CacheSettings
 from fusetune.manifest.decoders import decoded
 from fusetune.manifest.guessing import guess, modality_name
-from fusetune.manifest.readers.table import read
+from fusetune.manifest.readers.table import numbered, read, renamed
 from fusetune.manifest.schema import MEDIA
 from fusetune.manifest.split_settings import SplitSettings
 from fusetune.manifest.splits import with_splits
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.run import train_and_test
-from fusetune.training.data import DataSettings, TaskRows, load_backbone
+from fusetune.training.data import DataSettings, fitting_rows, load_backbone
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
 from fusetune.training.settings import of_method
@@ -165,13 +165,8 @@ def _settings(
 def _with_parts(table: pa.Table, parts: Mapping[str, str]) -> pa.Table:
     """With sample_id, group_id and split, drawn where there is none."""
     for part, column in parts.items():
-        if part != column:
-            table = table.drop_columns([part]) if part in table.column_names else table
-            table = table.append_column(part, table[column].cast(pa.string()))
-    if "sample_id" not in table.column_names:
-        table = table.append_column("sample_id", pa.array([f"{row:08d}" for row in range(table.num_rows)]))
-    if "group_id" not in table.column_names:
-        table = table.append_column("group_id", table["sample_id"])
+        table = renamed(table, part, column, "table")
+    table = numbered(table)
     return table if "split" in table.column_names else with_splits(table, SplitSettings(0.7, 0.15, 0.15))
 
 
@@ -180,9 +175,7 @@ def _base(rows: pa.Table, data: DataSettings, base: str | Mapping[str, str] | No
     kinds = {name: modality.kind for name, modality in data.modalities.items()}
     chosen = dict.fromkeys(kinds, base) if isinstance(base, str) else {**first_bases(kinds)[0], **(base or {})}
     towers = BackboneSettings(towers={n: TowerSource(source) for n, source in chosen.items()}).sources(kinds)
-    own = TaskRows(rows, data)
-    part = own.task.linear_parts().get("")
-    fitting = FittingRows(own.source, own.rows["train"], own.rows["val"], part, own.targets, None)
+    fitting = fitting_rows(rows, data)
     return save_base(compose(towers, fitting, _no_embedded, AlignSettings(), _quiet), bases)
 
 

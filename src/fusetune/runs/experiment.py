@@ -1,6 +1,6 @@
 """One experiment: data, backbone, task and method, as the pipelines and `python -m fusetune.runs` share it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fusetune.features.inputs import input_lengths
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.filehash import remembered_sha256
+from fusetune.manifest.schema import SPLITS
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.plan.cost import Choice, choose, weigh
 from fusetune.plan.frontier import frontier
@@ -126,6 +127,16 @@ class Experiment(TaskRows):
             picked = of_stage.of_rows(self.rows[name], augmented=name == "train")
             stages[epoch] = FeatureSet(picked, store, device)
         return Split(stages, self.targets(self.rows[name]), name)
+
+    def splits(
+        self,
+        features: Features,
+        store: Store | Path | str,
+        device: torch.device,
+        names: Sequence[str] = SPLITS,
+    ) -> dict[str, Split]:
+        """Some splits by name; see `split`."""
+        return {name: self.split(name, features, store, device) for name in names}
 
     def answers(self, outputs: Tensor, split: str) -> list[dict[str, Any]]:
         """What the task decodes from a split's outputs, a row each."""

@@ -21,13 +21,14 @@ from fusetune.features.storage import Store
 from fusetune.runs.baselines import best_of, metric_key
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.located import Located, located
-from fusetune.runs.ranks import fitted, ranks, splits_of
+from fusetune.runs.ranks import ranks
 from fusetune.runs.rollouts import RolledOut, rolled_out, success
 from fusetune.runs.said import Shown, said
 from fusetune.tasks.joined_head import joined_heads
 from fusetune.training.distributed import Group
 from fusetune.training.epochs import Epoch, Reporter, counted
 from fusetune.training.evaluation import EvaluationSettings, evaluate
+from fusetune.training.loop import train
 from fusetune.training.mixing import linear_models_alone, mix
 from fusetune.training.predicting import Split, predict
 from fusetune.training.settings import TrainSettings
@@ -136,14 +137,15 @@ def train_and_test(
     Args:
         group: whose first this process is; None: it starts the others itself, where `settings.devices` asks for them.
     """
-    model, splits = experiment.model, splits_of(experiment, features, store, settings)
+    model, splits = experiment.model, experiment.splits(features, store, pick_device(settings.device))
     for text in (*model.resolved, *_told(splits["train"].features, settings)):
         logger.info("%s: %s", method, text)
-    folder = checkpoints / experiment.key(features, settings)[:16]
+    key = experiment.key(features, settings)
+    folder = checkpoints / key[:16]
     shown = Shown(experiment, settings, evaluation, folder, reporter)
     several = ranks(experiment, features, store, settings, checkpoints, method)
     with several if group is None else nullcontext(group) as group:
-        epochs = fitted(experiment, splits, features, settings, checkpoints, reporter, group, shown)
+        epochs = train(model, splits["train"], splits["val"], settings, key, folder, reporter, shown, group)
     result = tested(experiment, splits, epochs, settings, evaluation, method, unimodal, plain)
     if told := shown.told():
         result = replace(result, metrics={**result.metrics, "shown": told}, pictures=shown.pictures())

@@ -36,8 +36,7 @@ class Workplace:
     def splits(self, experiment: Experiment) -> tuple[dict[str, Split], Features]:
         """Each split by name, from features that are extracted where they aren't there."""
         features = experiment.extract(self.store, self.cache, self.progress, self.device)
-        names = ("train", "val", "test")
-        return {name: experiment.split(name, features, self.store, self.device) for name in names}, features
+        return experiment.splits(features, self.store, self.device), features
 
     def trained(self, experiment: Experiment, settings: TrainSettings) -> tuple[Mapping[str, Split], list[Epoch]]:
         """An experiment from its beginning to its end."""

@@ -15,6 +15,7 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.tower import fingerprint
 from fusetune.config import build, check, to_plain
 from fusetune.errors import FusetuneError
+from fusetune.features.composing import FittingRows
 from fusetune.features.source import Source
 from fusetune.manifest.augmentations import moves
 from fusetune.manifest.schema import SPLITS, Modality
@@ -213,6 +214,18 @@ class TaskRows:
     def columns_of(self, rows: Sequence[int]) -> dict[str, Sequence[Any]]:
         """What the task needs to know of some rows."""
         return {name: [values[row] for row in rows] for name, values in self._columns.items()}
+
+
+def fitting_rows(table: pa.Table, data: DataSettings, more: pa.Table | None = None) -> FittingRows:
+    """What small towers of a base are fitted to.
+
+    Args:
+        more: rows without labels, of the same columns.
+    """
+    own = TaskRows(table, data)
+    unlabelled = Source(more, data.modalities) if more is not None and more.num_rows else None
+    part = own.task.linear_parts().get("")
+    return FittingRows(own.source, own.rows["train"], own.rows["val"], part, own.targets, unlabelled)
 
 
 def _column(table: pa.Table, name: str) -> list[Any]:

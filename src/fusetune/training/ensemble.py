@@ -22,6 +22,7 @@ from fusetune.device import training_dtype
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.tokens import Tokens
 from fusetune.training.loop import assign
+from fusetune.training.losses import batch_losses
 from fusetune.training.optimizer import TOTAL, rate_on, rates_of, set_rates
 from fusetune.training.settings import TrainSettings
 
@@ -223,9 +224,8 @@ def refusal(
         torch.manual_seed(seed)
         assign(model, of_one)
         model.zero_grad(set_to_none=True)
-        loss = model.task.loss(model(states, start).float(), targets)
-        penalty = model.penalty()
-        (loss if penalty is None else loss + penalty).backward()
+        loss, alone = batch_losses(model, states, start, targets)
+        alone.backward()
         if not _near(losses[seed], loss.detach()):
             return f"its loss as one of several is {losses[seed].item():.6f}, alone {loss.item():.6f}"
         for name, parameter in model.trainable().items():

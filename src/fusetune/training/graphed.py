@@ -12,7 +12,8 @@ from fusetune.device import training_dtype
 from fusetune.features.dataset import FeatureSet
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.training.distributed import Group
-from fusetune.training.optimizer import TOTAL, clip, gradient_norms, set_rates
+from fusetune.training.losses import batch_losses
+from fusetune.training.optimizer import clipped, set_rates
 from fusetune.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -111,14 +112,10 @@ def graphed(
 
     def one(index: Tensor, view: Tensor, share: Tensor) -> tuple[Tensor, Norms]:
         states = features.fixed_batch(index, view)
-        with torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
-            out = model(states, features.frontier)
-        loss = model.task.loss(out.float(), targets[index])
-        penalty = model.penalty()
-        (loss if penalty is None else loss + penalty).backward()
+        loss, whole = batch_losses(model, states, features.frontier, targets[index], dtype, recording=True)
+        whole.backward()
         set_rates(optimizer, share)
-        norms = gradient_norms(optimizer)
-        norms[TOTAL] = clip(optimizer, norms, settings.clip)
+        norms = clipped(optimizer, settings.clip)
         optimizer.step()
         return loss.detach(), norms
 

@@ -1,6 +1,5 @@
 """AdamW with parameter groups by where a parameter acts."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -98,12 +97,13 @@ def gradient_norms(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {site: nn.utils.get_total_norm(several) for site, several in gradients.items() if several}
 
 
-def clip(optimizer: torch.optim.Optimizer, norms: Mapping[str, Tensor], largest: float) -> Tensor:
-    """Scale all gradients so that their common norm is at most `largest`; returns what it was."""
+def clipped(optimizer: torch.optim.Optimizer, largest: float) -> dict[str, Tensor]:
+    """Scale all gradients so that their common norm is at most `largest`; returns what it was, by site and in all."""
+    norms = gradient_norms(optimizer)
     total = torch.stack(list(norms.values())).norm()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     nn.utils.clip_grads_with_norm_(parameters, largest, total)
-    return total
+    return {**norms, TOTAL: total}
 
 
 def _undecayed(model: nn.Module) -> set[nn.Parameter]:

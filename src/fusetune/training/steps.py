@@ -16,8 +16,9 @@ from fusetune.training.data import ANSWER
 from fusetune.training.distributed import ALONE, Group
 from fusetune.training.epochs import Reporter
 from fusetune.training.graphed import Recorded, graphed
+from fusetune.training.losses import batch_losses
 from fusetune.training.missing import with_dropped_modalities
-from fusetune.training.optimizer import TOTAL, clip, gradient_norms, set_rates
+from fusetune.training.optimizer import clipped, set_rates
 from fusetune.training.predicting import Split
 from fusetune.training.settings import TrainSettings
 
@@ -113,11 +114,9 @@ class Steps:
         dtype = training_dtype(self.device, self.settings.autocast)
         if self.settings.modality_dropout:
             states = with_dropped_modalities(states, self.settings.modality_dropout, always=(ANSWER,))
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            out = self.model(states, features.frontier)
-        loss = self.model.task.loss(out.float(), self.targets[index.to(self.device, non_blocking=True)])
-        penalty = self.model.penalty()
-        self.scaler.scale((loss if penalty is None else loss + penalty) * share).backward()
+        targets = self.targets[index.to(self.device, non_blocking=True)]
+        loss, whole = batch_losses(self.model, states, features.frontier, targets, dtype)
+        self.scaler.scale(whole * share).backward()
         return loss.detach()
 
     def _step(self) -> dict[str, Tensor]:
@@ -127,8 +126,7 @@ class Steps:
         """
         self.group.add_gradients([p for group in self.optimizer.param_groups for p in group["params"]])
         self.scaler.unscale_(self.optimizer)
-        norms = gradient_norms(self.optimizer)
-        norms[TOTAL] = clip(self.optimizer, norms, self.settings.clip)
+        norms = clipped(self.optimizer, self.settings.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.is_enabled():

@@ -78,9 +78,14 @@ def read(settings: Mapping[str, Any], where: str) -> pa.Table:
         raise FusetuneError(f"{where}.file: {file} is not there (looked in {Path.cwd()}).")
     table = reader(file)
     for part in ("sample_id", "group_id", "split"):
-        table = _renamed(table, part, getattr(chosen, part), f"{where}.{part}")
+        table = renamed(table, part, getattr(chosen, part), f"{where}.{part}")
     for name, array in chosen.arrays.items():
         table = _with_array(table, name, array, f"{where}.arrays.{name}")
+    return numbered(table)
+
+
+def numbered(table: pa.Table) -> pa.Table:
+    """With `sample_id` and `group_id`: rows that have none are numbered, each a group of its own."""
     if "sample_id" not in table.column_names:
         table = table.append_column("sample_id", pa.array([f"{row:08d}" for row in range(table.num_rows)], pa.string()))
     if "group_id" not in table.column_names:
@@ -164,7 +169,8 @@ def _column(values: list[Any], name: str, file: Path) -> pa.Array:
         raise FusetuneError(f"{file}, column '{name}': expected a {common.__name__} in every row; {odd}.") from None
 
 
-def _renamed(table: pa.Table, part: str, column: str | None, where: str) -> pa.Table:
+def renamed(table: pa.Table, part: str, column: str | None, where: str) -> pa.Table:
+    """With the column that plays a part under the part's name too; raises FusetuneError where there is none."""
     if column is None or column == part:
         return table
     if column not in table.column_names:

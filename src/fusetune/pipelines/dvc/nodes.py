@@ -61,9 +61,7 @@ def stages_text(env: str, root: Path, compared: list[str]) -> str:
     )
     stages = made.plain(methods)
     if env != DEFAULT_ENV:
-        stages = {
-            name: {**_first(stage), "wdir": "../..", **stage} for name, stage in stages.items() if name != "estimate"
-        }
+        stages = {name: {"wdir": "../..", **stage} for name, stage in stages.items() if name != "estimate"}
     head = HEAD.format(
         env="" if env == DEFAULT_ENV else f" --env {env}",
         file="" if env == DEFAULT_ENV else f" conf/{env}/dvc.yaml",
@@ -81,10 +79,6 @@ def _raw(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
     sources = readers.companion(ingest["reader"], "sources")
     found = {"ingest": list(sources(ingest.get("settings") or {})) if sources else []}
     return found | {"validate": [m["root"] for m in modalities if m.get("root", ".") != "."]}
-
-
-def _first(stage: Mapping[str, Any]) -> dict[str, Any]:
-    return {"matrix": stage["matrix"]} if "matrix" in stage else {}
 
 
 def _check_own(catalog: Any, root: Path, env: str) -> None:

@@ -67,6 +67,7 @@ def make_base(
     from fusetune.config import build
     from fusetune.features.composing import compose
     from fusetune.pipelines.progress import StepProgress
+    from fusetune.training.data import DataSettings, fitting_rows
 
     settings, chosen = _chosen(backbone, data)
     kinds = {name: m["kind"] for name, m in data["modalities"].items()}
@@ -79,7 +80,7 @@ def make_base(
         base = Backbone.from_composite(whole, {name: kind for name, kind in kinds.items() if name not in others})
         if not others:
             return save_base(base, bases)
-    rows = _fitting_rows(manifest, unlabelled, data)
+    rows = fitting_rows(manifest, build(DataSettings, data, "data"), unlabelled)
     with StepProgress() as progress:
         made = compose(
             {name: chosen[name] for name in others},
@@ -107,18 +108,6 @@ def _chosen(backbone: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Any, 
 
     settings = build(BackboneSettings, backbone, "backbone")
     return settings, settings.sources({name: modality["kind"] for name, modality in data["modalities"].items()})
-
-
-def _fitting_rows(manifest: Any, unlabelled: Any, data: Mapping[str, Any]) -> Any:
-    from fusetune.config import build
-    from fusetune.features.composing import FittingRows
-    from fusetune.features.source import Source
-    from fusetune.training.data import DataSettings, TaskRows
-
-    own = TaskRows(manifest, build(DataSettings, data, "data"))
-    more = Source(unlabelled, own.data.modalities) if unlabelled.num_rows else None
-    part = own.task.linear_parts().get("")
-    return FittingRows(own.source, own.rows["train"], own.rows["val"], part, own.targets, more)
 
 
 def _embedded(table: Any, bases: Path, pretrain: Mapping[str, Any]) -> Path:
