@@ -11,7 +11,7 @@ from fusetune.comparison.cells import Cell
 from fusetune.comparison.record import Compared
 from fusetune.comparison.summary import summarize
 from fusetune.errors import FusetuneError
-from fusetune.report.charts import pareto_front
+from fusetune.report.charts import log_axis, pareto_front
 from fusetune.report.comparison_page import comparison_page
 from fusetune.training.evaluation import EvaluationSettings
 
@@ -58,6 +58,11 @@ def folder_of(name: str, seed: int):
     return Path("/nowhere", name, str(seed))
 
 
+def figures_of(page: str) -> list[dict]:
+    rest = page.split('<script id="figures" type="application/json">')[1]
+    return json.loads(rest.split("</script>")[0].replace("<\\/", "</"))
+
+
 def summed(*found: Compared, unimodal=None):
     return summarize(found, None, unimodal or {}, EvaluationSettings())
 
@@ -82,7 +87,10 @@ def test_the_sentences_say_what_the_numbers_hold():
     share = {"wander": "40%", "unipelt": "20%"}[best]
     assert f"{best} beats lora by {100 * against.value:.1f} points (95% CI {100 * against.low:.1f} to" in text
     assert f"with {share} of its parameters." in text
-    assert f"{other} is not distinguishable from it." in text and "It also beats probe." in text
+    rate = {name: f"{rows[name]['mean']:.3f}" for name in rows}
+    assert summary.sentences[0].startswith(f"A tie: {best} is best on validation, and {other} is not distinguishable")
+    assert "the smallest of these is unipelt: test accuracy " + rate["unipelt"] in summary.sentences[0]
+    assert "It also beats probe." in text
     assert "The best modality alone, image, reaches 0.600" in text
     assert f"{best} leans most on text: without it, it loses 30.0 points." in text
     assert summary.winner[1].endswith(f"{best}/3/adapter"), "the seed that is best on validation"
@@ -107,9 +115,45 @@ def test_settings_and_winner_are_chosen_on_validation_and_reported_on_test():
         "and test would say otherwise"
     )
     text = " ".join(summary.sentences)
-    assert "wander, rank 4 is best on validation (0.900); its test accuracy is 0.5" in text
+    assert "No clear winner: wander, rank 4 is best on validation, with test accuracy 0.5" in summary.sentences[0]
+    assert "and lora ahead." in summary.sentences[0]
     assert "On the test split lora beats wander, rank 4 by" in text
     assert "wander, rank 8 (not chosen)" in comparison_page(summary, grid, "x")
+
+
+def test_the_verdict_is_true_as_it_stands():
+    clear = summed(variant("wander", 0.9, 400), variant("lora", 0.6, 100), variant("probe", 0.7, 10))
+    second = clear.rows["probe"]["mean"]
+    assert (
+        clear.sentences[0].startswith("wander wins: test accuracy 0.")
+        and f"next is probe, {second:.3f}" in (clear.sentences[0])
+    )
+    found = [variant("wander", 0.7, 400), variant("lora", 0.7, 100)]
+    lost = summarize(found, None, {"image": 0.75, "text": 0.6}, EvaluationSettings(), {"TF-IDF": 0.8, "pixels": 0.2})
+    assert lost.sentences[0].startswith("TF-IDF (scikit-learn on the raw inputs) reaches 0.800, MORE than")
+    assert lost.sentences[1].startswith("A tie: ")
+    cost = 100 * (0.75 - next(iter(lost.rows.values()))["mean"])
+    assert f"The best modality alone, image, reaches 0.750: fusion costs {cost:.1f} points" in " ".join(lost.sentences)
+
+
+def test_what_needs_no_method_stands_in_the_charts():
+    found = [variant("wander", 0.7, 400), variant("lora", 0.7, 100_000)]
+    bare = comparison_page(summed(*found), found, "x")
+    summary = summarize(found, None, {"image": 0.65, "text": 0.6}, EvaluationSettings(), {"TF-IDF": 0.5, "pixels": 0.2})
+    page = comparison_page(summary, found, "x")
+    drawn = [sum(trace.get("name", "").startswith(name) for figure in figures_of(page) for trace in figure["data"])
+             for name in ("TF-IDF (scikit-learn)", "image alone", "pixels (scikit-learn)")]  # fmt: skip
+    assert drawn == [4, 4, 1], "two costs, modalities, the means; what isn't the best of its kind in the means alone"
+    assert "scikit-learn)" not in json.dumps(figures_of(bare))
+    assert figures_of(page)[1]["layout"]["xaxis"]["ticktext"] == ["300", "1k", "3k", "10k", "30k", "100k"]
+
+
+def test_ticks_of_a_logarithmic_axis_are_round_and_few():
+    assert log_axis("x", [350, 120_000])["ticktext"] == ["300", "1k", "3k", "10k", "30k", "100k"]
+    assert log_axis("x", [2, 40])["ticktext"] == ["2", "5", "10", "20", "50"]
+    assert log_axis("x", [0.44, 0.66])["ticktext"] == ["0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1"]
+    assert log_axis("x", [1, 2_000_000_000])["ticktext"][-2:] == ["100M", "1G"]
+    assert log_axis("x", [7, 7])["tickvals"]
 
 
 def test_one_method_alone_and_none_at_all():
@@ -139,8 +183,7 @@ def test_every_chart_has_axes_and_a_caption_is_valid_and_nothing_is_fetched():
 
     found = [variant("a", 0.9, 400), variant("<b>", 0.5, 10), variant("broken", 0.5, 7, error="<script>no</script>")]
     page = comparison_page(summed(*found), found, "a & b")
-    head, rest = page.split('<script id="figures" type="application/json">')
-    figures = json.loads(rest.split("</script>")[0].replace("<\\/", "</"))
+    head, figures = page.split('<script id="figures"')[0], figures_of(page)
     assert len(figures) == head.count("class='plot'") == head.count("<figcaption>") >= 8
     assert "<figcaption></figcaption>" not in head
     for figure in figures:

@@ -1,4 +1,4 @@
-"""What a comparison says: one row a variant, all differences, and the sentences that a reader takes home."""
+"""What a comparison says: one row a variant, all differences, the sentences that a reader takes home."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,13 +13,11 @@ from fusetune.comparison.measures import BINS
 from fusetune.comparison.record import Compared
 from fusetune.comparison.second_sets import Elsewhere
 from fusetune.comparison.second_sets import told as told_of
+from fusetune.comparison.sentences import Numbers, sentences
 from fusetune.comparison.statistics import Difference, PowerLaw, all_differences, interval, power_law
 from fusetune.config import check
 from fusetune.runs.account import percent
 from fusetune.training.evaluation import EvaluationSettings
-
-LEVEL = 0.05  # of the adjusted p values below which a difference is called one
-Numbers = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class Summary:
         law: that was fitted to them.
         winner: the name of the variant that is best on the validation split, and the folder of its best adapter there.
         elsewhere: the numbers of second sets.
+        baselines, unimodal: the metric of what scikit-learn reaches on raw inputs, and of each modality alone.
     """
 
     metric: str
@@ -49,6 +48,8 @@ class Summary:
     law: PowerLaw | None
     winner: tuple[str, str]
     elsewhere: Elsewhere = field(default_factory=dict)
+    baselines: Numbers = field(default_factory=dict)
+    unimodal: Numbers = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -57,6 +58,8 @@ class Summary:
             "test_samples": self.samples,
             "winner": self.winner[0],
             "sentences": list(self.sentences),
+            "baselines": dict(self.baselines),
+            "unimodal": dict(self.unimodal),
             "rows": dict(self.rows),
             "errors": {name: {str(seed): text for seed, text in own.items()} for name, own in self.errors.items()},
             "differences": [asdict(pair) for pair in self.differences],
@@ -109,7 +112,20 @@ def summarize(
     told += acting.told(rows)
     told += told_of(elsewhere or {}, rows, settings.confidence)
     count = next(iter(matrices.values())).shape[1]
-    return Summary(metric, count, rows, errors, pairs, told, points, law, (best.name, _adapter(best)), elsewhere or {})
+    return Summary(
+        metric,
+        count,
+        rows,
+        errors,
+        pairs,
+        told,
+        points,
+        law,
+        (best.name, _adapter(best)),
+        elsewhere or {},
+        plain or {},
+        unimodal,
+    )
 
 
 def scores(one: Compared) -> np.ndarray:
@@ -153,88 +169,6 @@ def _row(one: Compared, matrix: np.ndarray, groups: Sequence[Any] | None, settin
         "seconds_per_answer": _mean([c["seconds_per_answer"] for c in costs]),
         "overhead": _mean([c["overhead"] for c in costs]),
     }
-
-
-def sentences(
-    metric: str,
-    rows: Mapping[str, Numbers],
-    pairs: Sequence[Difference],
-    unimodal: Numbers,
-    plain: Numbers,
-    confidence: float,
-) -> list[str]:
-    """What a reader takes home; points are hundredths of the metric."""
-    name = metric.replace("_", " ")
-    best = next(iter(rows))
-    row = rows[best]
-    several = f"{row['seeds']} seeds" if row["seeds"] > 1 else "one seed"
-    found = [
-        f"{best} is best on validation ({row['validation']:.3f}); its test {name} is {row['mean']:.3f} "
-        f"({confidence:.0%} CI {row['low']:.3f} to {row['high']:.3f}, {several}) with "
-        f"{row['trainable_parameters']:,} trained parameters."
-    ]
-    beaten = [pair for pair in pairs if pair.first == best and pair.adjusted < LEVEL]
-    better = [pair for pair in pairs if pair.second == best and pair.adjusted < LEVEL]
-    alike = [
-        pair.second if pair.first == best else pair.first
-        for pair in pairs
-        if best in (pair.first, pair.second) and pair.adjusted >= LEVEL
-    ]
-    found += [f"On the test split {beats(pair, rows, confidence)}" for pair in better]
-    if beaten:
-        pair = max(beaten, key=lambda p: rows[p.second]["mean"])
-        found.append(beats(pair, rows, confidence))
-        others = [p.second for p in beaten if p is not pair]
-        if others:
-            found.append(f"It also beats {listed(others)}.")
-    if alike:
-        verb = "is" if len(alike) == 1 else "are"
-        found.append(f"{listed(alike)} {verb} not distinguishable from it.")
-        cheap = min(alike, key=lambda other: rows[other]["trainable_parameters"])
-        if rows[cheap]["trainable_parameters"] < row["trainable_parameters"]:
-            found.append(
-                f"The smallest of these is {cheap}: {rows[cheap]['mean']:.3f} with "
-                f"{_share(rows[cheap], row)} the parameters of {best}."
-            )
-    if unimodal:
-        modality = max(unimodal, key=lambda key: unimodal[key])
-        gain = 100 * (row["mean"] - unimodal[modality])
-        found.append(
-            f"The best modality alone, {modality}, reaches {unimodal[modality]:.3f}: fusion brings {gain:.1f} points."
-        )
-    if row["before_training"] is not None:
-        gain = 100 * (row["mean"] - row["before_training"])
-        found.append(
-            f"Before any training the base has {row['before_training']:.3f}: {best} brings {gain:+.1f} points."
-        )
-    if plain:
-        strongest = max(plain, key=lambda key: plain[key])
-        told = f"Without any of this, {strongest} reaches {plain[strongest]:.3f} (scikit-learn on the raw inputs)"
-        found.append(told + ("." if row["mean"] >= plain[strongest] else ", which is MORE: look for another base."))
-    without = row["conditions"].get("without", {})
-    if without:
-        modality = min(without, key=lambda key: without[key])
-        lost = 100 * (row["conditions"]["whole"] - without[modality])
-        found.append(f"{best} leans most on {modality}: without it, it loses {lost:.1f} points.")
-    return found
-
-
-def beats(pair: Difference, rows: Mapping[str, Numbers], confidence: float) -> str:
-    """'Wander beats LoRA by 1.9 points (95% CI 0.7 to 3.1) with 40% of its parameters.'"""
-    points, low, high = (f"{100 * value:.1f}" for value in (pair.value, pair.low, pair.high))
-    return (
-        f"{pair.first} beats {pair.second} by {points} points ({confidence:.0%} CI {low} to {high}) with "
-        f"{_share(rows[pair.first], rows[pair.second])} its parameters."
-    )
-
-
-def listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _share(row: Numbers, other: Numbers) -> str:
-    ratio = row["trainable_parameters"] / max(1, other["trainable_parameters"])
-    return f"{ratio:.0%} of" if ratio < 2 else f"{ratio:.1f} times"
 
 
 def _adapter(best: Compared) -> str:

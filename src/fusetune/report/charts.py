@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from fusetune.comparison.sentences import LEVEL
 from fusetune.comparison.statistics import Difference
-from fusetune.comparison.summary import LEVEL, Summary
+from fusetune.comparison.summary import Summary
+from fusetune.report.beside import reference_lines
 
 # readable on white and on near-black; variants beyond them come with another line and marker
 PALETTE = (
@@ -62,6 +64,31 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": title, "standoff": 12}, "automargin": True, **more}
 
 
+def log_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis whose ticks are round numbers, few enough to be read: '500', '1k', '2k', '5k'."""
+    low, high = min(values), max(values)
+    decades = np.log10(high / low)
+    if decades < 0.7:  # too few powers for a tick each: even steps
+        rough = max(high - low, 0.1 * high) / 4
+        power = 10.0 ** np.floor(np.log10(rough))
+        step = power * next(round_ for round_ in (1, 2, 5, 10) if round_ * power >= rough)
+        ticks = [step * i for i in range(1, int(1.6 * high / step) + 1)]
+    else:
+        steps = (1, 2, 5) if decades < 2 else (1, 3) if decades < 3.5 else (1,)
+        powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+        ticks = [step * 10.0**power for power in powers for step in steps]
+    shown = [float(f"{tick:.4g}") for tick in ticks if low / 1.6 <= tick <= high * 1.6]
+    return axis(title, type="log", tickvals=shown, ticktext=[short(tick) for tick in shown])
+
+
+def short(number: float) -> str:
+    """'0.5', '20', '3k', '1M', '2G'"""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:g}{letter}"
+    return f"{number:g}"
+
+
 def pareto(summary: Summary, look: Look, key: str, label: str, unit: str) -> Chart:
     """The metric over one cost, on a logarithmic axis, with the front of what nothing beats in both."""
     rows = {name: row for name, row in summary.rows.items() if row.get(key)}
@@ -78,6 +105,8 @@ def pareto(summary: Summary, look: Look, key: str, label: str, unit: str) -> Cha
             "hoverinfo": "skip",
         }
     )
+    costs = [row[key] for row in rows.values()]
+    traces += reference_lines(summary, [min(costs), max(costs)])
     longest = max((row["train_seconds"] or 0 for row in rows.values()), default=1) or 1
     for name, row in rows.items():
         size = 9 + 22 * ((row["train_seconds"] or 0) / longest) ** 0.5
@@ -105,10 +134,11 @@ def pareto(summary: Summary, look: Look, key: str, label: str, unit: str) -> Cha
     return Chart(
         f"{told.capitalize()} against {label}",
         f"Mean over seeds on {summary.samples:,} test samples; bars: bootstrap interval over seeds and samples; area "
-        "of a disc: seconds of training a seed; grey steps: nothing is better at that cost. Logarithmic axis.",
+        "of a disc: seconds of training a seed; grey steps: nothing is better at that cost; dotted: what needs no "
+        "method, on the same samples. Logarithmic axis.",
         traces,
         {
-            "xaxis": axis(f"{label} ({unit})" if unit else label, type="log", dtick="D2"),
+            "xaxis": log_axis(f"{label} ({unit})" if unit else label, costs),
             "yaxis": axis(f"test {told}"),
             "legend": {"orientation": "h", "y": -0.25, "itemsizing": "constant"},
         },

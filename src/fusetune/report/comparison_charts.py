@@ -1,6 +1,7 @@
 """What a comparison's page shows, section by section: the charts of `charts` with the comparison's numbers in them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,39 @@ from fusetune.comparison import details
 from fusetune.comparison.record import Compared
 from fusetune.comparison.summary import Summary
 from fusetune.report import charts
+from fusetune.report.beside import bounds, colour, reference_lines
 from fusetune.report.charts import Chart, Look, axis
 from fusetune.training.evaluation import MOST_LABELS
+
+
+def means(summary: Summary, look: Look) -> Chart:
+    """A line a variant: mean, interval and each seed; below them what needs no method."""
+    traces: list[dict[str, Any]] = []
+    for name, row in summary.rows.items():
+        own = {"type": "scatter", "name": name, "showlegend": False}
+        error = {"type": "data", "symmetric": False, "array": [row["high"] - row["mean"]],
+                 "arrayminus": [row["mean"] - row["low"]], "color": look.color(name), "thickness": 2}  # fmt: skip
+        hover = f"{name}<br>%{{x:.3f}} ({row['low']:.3f} to {row['high']:.3f})<extra></extra>"
+        traces.append({**own, "mode": "markers", "x": [row["mean"]], "y": [name], "error_x": error,
+                       "marker": look.marker(name, size=11), "hovertemplate": hover})  # fmt: skip
+        if row["seeds"] > 1:
+            marker = {"symbol": "line-ns", "size": 9, "line": {"color": look.color(name), "width": 1.5}}
+            traces.append({**own, "mode": "markers", "x": row["by_seed"], "y": [name] * row["seeds"],
+                           "marker": marker, "hovertemplate": f"{name}, one: %{{x:.3f}}<extra></extra>"})  # fmt: skip
+    others = bounds(summary)
+    for name, value in others.items():
+        traces.append({"type": "scatter", "mode": "markers", "name": name, "showlegend": False, "x": [round(value, 4)],
+                       "y": [name], "marker": {"color": colour(name), "symbol": "diamond", "size": 10},
+                       "hovertemplate": f"{name}: %{{x:.3f}}<extra></extra>"})  # fmt: skip
+    told = summary.metric.replace("_", " ")
+    caption = (
+        f"Discs: mean over seeds on {summary.samples:,} test samples; bars: interval over seeds and samples; strokes: "
+        "seeds. By the validation split, the best first"
+        + ("; diamonds: what needs no method, on the same samples." if others else ".")
+    )
+    layout = {"xaxis": axis(f"test {told}"), "yaxis": axis("method", autorange="reversed", type="category")}
+    height = 130 + 26 * (len(summary.rows) + len(others))
+    return Chart("Which method wins", caption, traces, layout, height, wide=True)
 
 
 def costs(summary: Summary, look: Look) -> list[Chart]:
@@ -45,7 +77,8 @@ def modalities(summary: Summary) -> list[Chart]:
     if without:
         samples = round(next(iter(summary.rows.values()))["conditions"]["samples"])
         caption = f"Each modality taken away in turn, on the same {samples} test samples; nothing was trained for that."
-        told.append(charts.bars(summary, without, Chart("What each modality brings", caption, (), layout)))
+        chart = charts.bars(summary, without, Chart("What each modality brings", caption, (), layout))
+        told.append(replace(chart, traces=[*chart.traces, *reference_lines(summary, list(without))]))
     groups = {n: r["by_group"] for n, r in summary.rows.items() if r["by_group"]}
     if groups:
         caption = "By the kind of question, mean over seeds, all test samples."
@@ -78,7 +111,10 @@ def robustness(summary: Summary, look: Look) -> list[Chart]:
                 series[variant] = [0.0, *map(float, values)], [row["conditions"]["whole"], *values.values()]
         if series:
             layout = {"xaxis": axis(label, rangemode="tozero"), "yaxis": axis(f"test {name}")}
-            told.append(charts.lines(look, series, Chart(title, caption, (), layout, 460)))
+            chart = charts.lines(look, series, Chart(title, caption, (), layout, 460))
+            levels = next(iter(series.values()))[0]
+            beside = reference_lines(summary, [levels[0], levels[-1]])
+            told.append(replace(chart, traces=[*chart.traces, *beside]))
     bins = {
         n: ([b["confidence"] for b in r["calibration"]], [b["accuracy"] for b in r["calibration"]])
         for n, r in summary.rows.items()
@@ -170,8 +206,9 @@ def scaling(summary: Summary, label: str) -> list[Chart]:
                 }
             )
     caption = "A point a seed; lines: the fitted law. Both axes are logarithmic."
+    error = f"error (1 - test {summary.metric.replace('_', ' ')})"
     layout = {
         "xaxis": axis(label, type="log", tickvals=sorted({p["size"] for p in summary.points})),
-        "yaxis": axis(f"error (1 - test {summary.metric.replace('_', ' ')})", type="log", nticks=6, tickformat=".3"),
+        "yaxis": charts.log_axis(error, [p["error"] for p in summary.points if p["error"] > 0] or [0.1, 1.0]),
     }
     return [Chart(f"Error over {label} and training samples", caption, traces, layout, 460, wide=True)]

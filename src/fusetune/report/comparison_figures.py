@@ -7,6 +7,7 @@ from typing import Any
 from fusetune.comparison import details
 from fusetune.comparison.record import Compared
 from fusetune.comparison.summary import Summary
+from fusetune.report.beside import bounds, colour, strongest
 from fusetune.report.charts import PALETTE, pareto_front
 from fusetune.report.figures import ACCENT, INK, MUTED, Figures, blank
 
@@ -29,13 +30,16 @@ def comparison_figures(summary: Summary, found: Sequence[Compared], size_label: 
 def means(summary: Summary):
     """One line a variant: mean, interval, and each seed."""
     rows = summary.rows
-    figure = blank(8.0, 1.3 + 0.36 * len(rows))
+    figure = blank(8.0, 1.3 + 0.36 * (len(rows) + len(bounds(summary))))
     axes = figure.subplots()
     for i, row in enumerate(rows.values()):
         axes.plot([row["low"], row["high"]], [i, i], color=MUTED, linewidth=4, solid_capstyle="round")
         axes.plot(row["by_seed"], [i] * len(row["by_seed"]), "|", color=INK, markersize=9)
         axes.plot(row["mean"], i, "o", color=ACCENT)
-    axes.set_yticks(range(len(rows)), list(rows))
+    others = bounds(summary)
+    for i, (name, value) in enumerate(others.items(), start=len(rows)):
+        axes.plot(value, i, "D", color=colour(name), markersize=6)
+    axes.set_yticks(range(len(rows) + len(others)), [*rows, *others])
     axes.invert_yaxis()
     axes.grid(axis="x", color=MUTED, alpha=0.4)
     axes.set(xlabel=f"test {_told(summary)}: mean, interval over seeds and samples, seeds", title="Which method wins")
@@ -53,6 +57,7 @@ def pareto(summary: Summary, key: str, label: str):
         error = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
         color, marker = PALETTE[i % len(PALETTE)], "o" if name in front else "x"
         axes.errorbar(row[key], row["mean"], yerr=error, fmt=marker, color=color, capsize=2, label=name)
+    _beside(axes, summary)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_xscale("log")
     axes.set(xlabel=label, ylabel=f"test {_told(summary)}", title="Discs: nothing is better at that cost")
@@ -71,6 +76,7 @@ def robustness(summary: Summary):
             color = PALETTE[i] if i < 6 else MUTED
             heights = [row["conditions"]["whole"], *values.values()]
             panel.plot(levels, heights, color=color, marker="o", markersize=3, label=name if i < 6 else None)
+        _beside(panel, summary)
         panel.set(xlabel=label)
     axes[0].set(ylabel=f"test {_told(summary)}")
     axes[1].legend(frameon=False, fontsize=8)
@@ -114,6 +120,11 @@ def scaling(summary: Summary, label: str):
     axes.legend(frameon=False)
     axes.set(xlabel=label, ylabel=f"error (1 - test {_told(summary)})", title="Size and data; lines: fitted power law")
     return figure
+
+
+def _beside(axes: Any, summary: Summary) -> None:
+    for name, value in strongest(summary).items():
+        axes.axhline(value, color=colour(name), linestyle=":", linewidth=1.2, label=name)
 
 
 def _told(summary: Summary) -> str:

@@ -15,14 +15,24 @@ from fusetune.report.second_section import second_section
 
 Cell = tuple[str, float | None]  # as it is shown, and what it is sorted by
 SKELETON = "comparison.html"
+NO_SCALING = """ Error over size and training samples was not measured: <code>compare.scaling</code> names no method (an
+environment that sets <code>compare</code> sets all of it)."""
+NOTHING = "<div class='grid'></div>"
 LAST = 16  # column of the table, of text as the first
 
 
-def comparison_page(summary: Summary, found: Sequence[Compared], title: str, size_label: str = "size") -> str:
+def comparison_page(
+    summary: Summary,
+    found: Sequence[Compared],
+    title: str,
+    size_label: str = "size",
+    samples: Callable[[Sequence[Compared], Look], str] = lambda found, look: "",
+) -> str:
     """
     Args:
         found: all variants, those of the scaling too.
         size_label: what the scaling's size is called.
+        samples: what shows test samples with the answers of variants, the best first.
     """
     from plotly.offline import get_plotlyjs
 
@@ -40,32 +50,33 @@ def comparison_page(summary: Summary, found: Sequence[Compared], title: str, siz
     best_first = [compared[name] for name in summary.rows]
     look = Look(list(summary.rows))
     sections = [
-        ("verdict", "Verdict", _verdict(summary)),
-        ("costs", "What it costs", shown(comparison_charts.costs(summary, look))),
-        ("table", "Table", _table(summary)),
-        ("differences", "Who is better than whom", shown([charts.differences(summary)] if summary.differences else [])),
-        ("elsewhere", "On other data", second_section(summary.elsewhere, summary.rows)),
-        ("modalities", "Modalities and groups", shown(comparison_charts.modalities(summary))),
-        ("robustness", "Missing modalities, noise, calibration", shown(comparison_charts.robustness(summary, look))),
-        ("classes", "Classes", shown(comparison_charts.classes(summary))),
-        ("curves", "Learning curves", shown([comparison_charts.curves(summary, best_first, look)])),
+        ("Verdict", "Verdict", _verdict(summary) + shown([comparison_charts.means(summary, look)])),
+        ("Costs", "What it costs", shown(comparison_charts.costs(summary, look))),
+        ("Table", "Table", _table(summary)),
+        ("Pairs", "Who is better than whom", shown([charts.differences(summary)] if summary.differences else [])),
+        ("Samples", "Samples and answers", samples(best_first, look)),
+        ("Elsewhere", "On other data", second_section(summary.elsewhere, summary.rows)),
+        ("Modalities", "Modalities and groups", shown(comparison_charts.modalities(summary))),
+        ("Robustness", "Missing modalities, noise, calibration", shown(comparison_charts.robustness(summary, look))),
+        ("Classes", "Classes", shown(comparison_charts.classes(summary))),
+        ("Curves", "Learning curves", shown([comparison_charts.curves(summary, best_first, look)])),
         (
-            "scaling",
+            "Scaling",
             "Size and data",
             shown(comparison_charts.scaling(summary, size_label)) + _law(summary.law, size_label),
         ),
-        ("confusion", "Confusion", _chosen(best_first, lambda one: [inside_charts.confusion(one)], shown)),
-        ("inside", "Gates and attention", _chosen(best_first, inside_charts.inside, shown)),
-        ("errors", "What failed", _errors(summary)),
-        ("method", "How this was measured", _method(summary)),
+        ("Confusion", "Confusion", _chosen(best_first, lambda one: [inside_charts.confusion(one)], shown)),
+        ("Inside", "Gates and attention", _chosen(best_first, inside_charts.inside, shown)),
+        ("Failed", "What failed", _errors(summary)),
+        ("Method", "How this was measured", _method(summary)),
     ]
-    sections = [(key, heading, body) for key, heading, body in sections if body and body != "<div class='grid'></div>"]
+    sections = [(name, heading, body) for name, heading, body in sections if body not in ("", NOTHING)]
     data = [{"data": c.traces, "layout": dict(c.layout) | {"height": c.height}} for c in drawn]
     page = (files("fusetune.report") / SKELETON).read_text()
     parts: dict[str, str] = {
         "TITLE": escape(title),
-        "NAV": "".join(f"<a href='#{key}'>{escape(heading)}</a>" for key, heading, _ in sections),
-        "BODY": "".join(f"<section id='{k}'><h2>{escape(h)}</h2>{body}</section>" for k, h, body in sections),
+        "NAV": "".join(f"<a href='#{name.lower()}'>{name}</a>" for name, _, _ in sections),
+        "BODY": "".join(f"<section id='{n.lower()}'><h2>{escape(h)}</h2>{body}</section>" for n, h, body in sections),
         "FIGURES": json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
         "PLOTLY": get_plotlyjs(),
     }
@@ -199,6 +210,7 @@ def _by_text(errors: Mapping[int, str]) -> dict[str, list[int]]:
 
 
 def _method(summary: Summary) -> str:
+    unscaled = "" if summary.points else NO_SCALING
     return f"""<p>All methods were trained on the same frozen base, the same cached features and the same training
 rows, and judged on the same {summary.samples:,} test samples; the epoch that a seed keeps, the settings of a
 method that was given several, and the winner were chosen on the validation split. Intervals of a mean are percentile
@@ -207,4 +219,4 @@ is tested by a paired test over samples whose variance also holds that between s
 Satterthwaite's, and p values are corrected for the number of pairs after Holm. An interval in a sentence is of that one
 difference.</p>
 <p>Times are of this machine while several methods trained side by side. Energy is that of the whole machine, divided
-by the number of methods that trained at the same time.</p>"""
+by the number of methods that trained at the same time.{unscaled}</p>"""

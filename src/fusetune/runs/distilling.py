@@ -135,6 +135,11 @@ def taught_and_alone(
         not unknown,
         f"distil.modalities: no modality '{unknown[0] if unknown else None}'. Known: {', '.join(data.modalities)}.",
     )
+    check(
+        not settings.shares.of_features or any(placement.where != "head" for placement in plan.placements),
+        f"distil.shares: features and relations teach what stands below the head, and '{settings.method}' places "
+        "nothing there. Expected another distil.method, such as lora or adapter, or shares of labels and outputs.",
+    )
     config = DistilledConfig(dict(data.task))
     table = table.append_column(config.outputs, pa.array(heard["outputs"].tolist()))
     if "features" in heard:

@@ -55,6 +55,7 @@ def create_pipeline(methods: Sequence[str]) -> Pipeline:
                     "baselines",
                     "comparison_second_sets",
                     "params:experiment",
+                    "params:data",
                     "params:evaluate",
                 ],
                 [

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,21 @@ def report_comparison(
     baselines: Mapping[str, float],
     elsewhere: Mapping[str, Any],
     experiment: str,
+    data: Mapping[str, Any],
     evaluate: Mapping[str, Any],
 ) -> tuple[Any, Any, Any, str, Any, Any]:
     """Returns the metrics, the summary, the table, the page, the figures and the winner's adapter."""
+    import pyarrow.compute as pc
+
     from fusetune.bank.artifact import Artifact
     from fusetune.comparison.record import opened
     from fusetune.comparison.summary import summarize
     from fusetune.config import build
+    from fusetune.features.source import Source
     from fusetune.pipelines.tracking import log_metrics, log_tags, metric_name
     from fusetune.report.comparison_figures import comparison_figures
     from fusetune.report.comparison_page import comparison_page
+    from fusetune.training.data import DataSettings, make_task
     from fusetune.training.evaluation import EvaluationSettings
 
     found = opened(comparison, folder)
@@ -33,7 +39,9 @@ def report_comparison(
     of_test = [group for group, split in zip(groups, splits, strict=True) if split == "test"]
     summary = summarize(found, of_test, unimodal, build(EvaluationSettings, evaluate, "evaluate"), baselines, elsewhere)
     label = comparison["scaling"]["path"].rpartition(".")[2].replace("_", " ") or "size"
-    page = comparison_page(summary, found, f"{experiment}: methods compared", label)
+    table = manifest.filter(pc.equal(manifest["split"], "test"))
+    samples = partial(_samples, Source(table, build(DataSettings, data, "data").modalities), make_task(data["task"]))
+    page = comparison_page(summary, found, f"{experiment}: methods compared", label, samples)
     for sentence in summary.sentences:
         logger.info("%s", sentence)
     log_tags({"winner": summary.winner[0]})
@@ -41,6 +49,17 @@ def report_comparison(
     winner = Artifact.from_pretrained(summary.winner[1])
     metrics, figures = summary.flat(), comparison_figures(summary, found, label)
     return metrics, summary.plain(), _table(summary), page, figures, winner
+
+
+def _samples(source: Any, task: Any, found: Any, look: Any) -> str:
+    """Test samples with the answers of variants."""
+    from fusetune.comparison.examples import examples
+    from fusetune.report.sample_cards import sample_section
+
+    kind_of_question = getattr(getattr(task, "config", None), "question_type", None)
+    truths = [name for name in task.columns() if name != kind_of_question]
+    asked = (task.corners, task.config.target) if getattr(task, "dims", 0) == 2 else ()
+    return sample_section(examples(found, truths), source, look, *asked)
 
 
 def log_report(summary: Mapping[str, Any], page: str, figures: Path) -> dict[str, Any]:
