@@ -100,13 +100,17 @@ class MLflowHook:
         logger.info("MLflow run %s, see `mlflow ui`", run.info.run_id)
 
     def _own(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """What the pipeline reads; of methods that are compared, those alone."""
+        """What the pipeline reads; where it could train any method, those that it is told to."""
         inputs = {name.removeprefix("params:") for name in self._pipeline.inputs() if name.startswith("params:")}
         own = {name: value for name, value in parameters.items() if name in inputs}
-        if "compare" in own:
-            compared = own["compare"].get("methods", {})
-            own = {n: v for n, v in own.items() if n in compared or not (isinstance(v, dict) and "placements" in v)}
-        return own
+        named: set[str] = set()
+        for value in own.values():
+            if isinstance(value, dict):
+                named |= {value["method"]} if isinstance(value.get("method"), str) else set()
+                named |= {*value.get("methods", ()), *value.get("presets", ())}
+        methods = {name for name, value in own.items() if isinstance(value, dict) and "placements" in value}
+        left_out = methods - named if len(methods) > 1 and named else set()
+        return {name: value for name, value in own.items() if name not in left_out}
 
     def _end(self, status: str) -> None:
         if self._mlflow is not None and self._mlflow.active_run() is not None:
@@ -117,6 +121,7 @@ class MLflowHook:
 
     def _tags(self, root: Path, pipelines: str) -> dict[str, str]:
         tags = {
+            "experiment": str(self._catalog.load("parameters").get("experiment", "none")),
             "kedro.pipelines": pipelines,
             "kedro.env": str(self._run_params.get("env") or "local"),
             "kedro.run_id": str(self._run_params.get("run_id")),

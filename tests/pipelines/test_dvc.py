@@ -12,7 +12,7 @@ from conftest import ROOT
 from fusetune.pipeline_registry import register_pipelines
 from fusetune.pipelines import conf_source
 from fusetune.pipelines.datasets import HandleDataset
-from fusetune.pipelines.dvc.nodes import stages_text
+from fusetune.pipelines.dvc.nodes import stages_texts
 from fusetune.pipelines.runner import stamp_path
 
 pytest.importorskip("dvc")
@@ -91,9 +91,19 @@ def derived(nodes, catalog):
     return deps, outs, params
 
 
-def test_the_file_is_what_the_pipeline_writes(context):
+def test_the_files_are_what_the_pipeline_writes(context):
     del context  # whose making has told Kedro of the project
-    assert stages_text(ENV, ROOT, []) == (ROOT / "dvc.yaml").read_text(), "kedro run --pipelines dvc --env base"
+    texts = stages_texts(ENV, ROOT, [])
+    assert set(texts) == {"dvc.yaml", "conf/base/dvc.yaml"}
+    for file, text in texts.items():
+        assert text == (ROOT / file).read_text(), f"{file}: kedro run --pipelines dvc --env base"
+
+
+def test_a_plain_repro_leads_to_the_main_method_and_no_further(stages):
+    main = [name for name in stages if "dvc.yaml:" not in name]
+    assert main == ["ingest", "validate", "pretrain", "inputs", "cache_features", "train@wander"]
+    asked = {name.removeprefix("conf/base/dvc.yaml:") for name in stages if name not in main}
+    assert {"compare", "plan", "estimate", "train@lora"} <= asked and "train@wander" not in asked
 
 
 def test_there_is_a_stage_for_every_pipeline(stages, monkeypatch):

@@ -6,12 +6,18 @@ Each says which content it holds (`content`), so that a run can tell whether any
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
 from kedro.io import AbstractDataset, DatasetError
 
 from fusetune.pipelines.hashing import content_hash
 from fusetune.scratch import scratch
+
+# what `kedro viz` shows of a dataset: it goes by the names of these types
+JSONPreview = NewType("JSONPreview", str)
+TablePreview = NewType("TablePreview", dict)
+ImagePreview = NewType("ImagePreview", str)  # a PNG, base64
+PREVIEWED, CHARACTERS = 20, 60  # rows of a table, and characters of a cell
 
 
 class _PathDataset(AbstractDataset):
@@ -50,6 +56,12 @@ class TableDataset(_PathDataset):
 
         _atomically(self.path, lambda temporary: pq.write_table(data, temporary, compression="zstd"))
 
+    def preview(self) -> TablePreview:
+        import pyarrow.parquet as pq
+
+        batches = pq.ParquetFile(self.path).iter_batches(PREVIEWED)
+        return _table(next((batch.to_pylist() for batch in batches), []))
+
 
 class JSONDataset(_PathDataset):
     """A JSON file, indented, keys in their own order; written atomically, so `dvc metrics` never sees half of it."""
@@ -62,6 +74,9 @@ class JSONDataset(_PathDataset):
     def save(self, data: Any) -> None:
         text = json.dumps(data, indent=2) + "\n"
         _atomically(self.path, lambda temporary: temporary.write_text(text))
+
+    def preview(self) -> JSONPreview:
+        return JSONPreview(self.path.read_text())
 
 
 class TextDataset(_PathDataset):
@@ -96,6 +111,9 @@ class CSVDataset(_PathDataset):
 
         _atomically(self.path, write)
 
+    def preview(self) -> TablePreview:
+        return _table(self.load()[:PREVIEWED])
+
 
 class PretrainedDataset(_PathDataset):
     """A folder that an object writes with `save_pretrained`; loading gives the path, whoever needs it reads it."""
@@ -116,6 +134,21 @@ class PretrainedDataset(_PathDataset):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+class FiguresDataset(PretrainedDataset):
+    """A folder of PNGs; one of them is its preview."""
+
+    def preview(self, figure: str = "") -> ImagePreview:
+        """
+        Args:
+            figure: its name; by default, or where there is none of that name, the first.
+        """
+        import base64
+
+        files = sorted(self.load().glob("*.png"))
+        shown = next((file for file in files if file.stem == figure), files[0])
+        return ImagePreview(base64.b64encode(shown.read_bytes()).decode())
 
 
 class BaseDataset(_PathDataset):
@@ -214,6 +247,21 @@ class HandleDataset(_PathDataset):
 
     def content(self) -> str | None:
         return ""
+
+
+def _table(rows: list[dict[str, Any]]) -> TablePreview:
+    """Rows as pandas splits them; what is long is cut, bytes are counted."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return f"{len(value):,} bytes"
+        if value is None or isinstance(value, int | float):
+            return value
+        text = str(value)
+        return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS - 3]}..."
+
+    cells = [[told(value) for value in row.values()] for row in rows]
+    return TablePreview({"index": list(range(len(rows))), "columns": list(rows[0]) if rows else [], "data": cells})
 
 
 def _atomically(path: Path, write: Any) -> None:

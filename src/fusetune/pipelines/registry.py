@@ -19,6 +19,11 @@ logger = logging.getLogger(__name__)
 CHALLENGER, CHAMPION = "challenger", "champion"
 HISTORY = "champion_history"  # versions, the present champion last
 CHALLENGES = "champion_challenges"  # on which data, and how many of them
+DESCRIPTION = (
+    "Adapters of one experiment, a version each. `champion` beats those before it on validation samples beyond doubt, "
+    "`challenger` came last. Asked by `kedro run --pipelines predict`, served by "
+    "`mlflow models serve -m 'models:/{name}@champion'`."
+)
 SCORES = "evaluation.parquet"  # beside the adapter: each validation and test sample's own score
 
 
@@ -91,7 +96,10 @@ class Registry:
         """A new version of a model that has been logged; returns its number."""
         import mlflow
 
-        return str(mlflow.register_model(model_uri, self.name, tags=dict(tags)).version)
+        version = str(mlflow.register_model(model_uri, self.name, tags=dict(tags)).version)
+        if version == "1":
+            self.client.update_registered_model(self.name, DESCRIPTION.format(name=self.name))
+        return version
 
     def version(self, number_or_alias: str) -> Any:
         """A version by its number or an alias.

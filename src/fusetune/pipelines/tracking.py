@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fusetune.pipelines.progress import Bar
@@ -31,6 +32,23 @@ def log_metrics(metrics: Mapping[str, float]) -> None:
         import mlflow
 
         mlflow.log_metrics(dict(metrics))
+
+
+def describe(name: str, text: str, **tags: Any) -> None:
+    """What a run is found by in a list: a name with its result, what its page says first, tags to filter by."""
+    log_tags({"mlflow.runName": name, "mlflow.note.content": text, **tags})
+
+
+def log_figures(figures: Any) -> None:
+    """The figures of `report.figures.Figures`, in the run's folder of that name."""
+    if active_run():
+        from tempfile import TemporaryDirectory
+
+        import mlflow
+
+        with TemporaryDirectory() as folder:
+            figures.save_pretrained(Path(folder, "figures"))
+            mlflow.log_artifacts(str(Path(folder, "figures")), "figures")
 
 
 def metric_name(text: str) -> str:

@@ -28,7 +28,7 @@ def report_comparison(
     from fusetune.comparison.summary import summarize
     from fusetune.config import build
     from fusetune.features.source import Source
-    from fusetune.pipelines.tracking import log_metrics, log_tags, metric_name
+    from fusetune.pipelines.tracking import describe, log_metrics, metric_name
     from fusetune.report.comparison_figures import comparison_figures
     from fusetune.report.comparison_page import comparison_page
     from fusetune.training.data import DataSettings, make_task
@@ -44,7 +44,10 @@ def report_comparison(
     page = comparison_page(summary, found, f"{experiment}: methods compared", label, samples)
     for sentence in summary.sentences:
         logger.info("%s", sentence)
-    log_tags({"winner": summary.winner[0]})
+    name, count = summary.winner[0], len(summary.rows)
+    shown = f"compare {count}: {name}, {summary.metric.replace('_', ' ')} {summary.rows[name]['mean']:.3f}"
+    described = "\n".join(f"- {sentence}" for sentence in summary.sentences)
+    describe(shown, described, winner=name, metric=summary.metric, task=data["task"]["name"])
     log_metrics({f"{summary.metric}_{metric_name(name)}": row["mean"] for name, row in summary.rows.items()})
     winner = Artifact.from_pretrained(summary.winner[1])
     metrics, figures = summary.flat(), comparison_figures(summary, found, label)

@@ -35,7 +35,7 @@ def make_continual(methods: Sequence[str]):
         from fusetune.features.index import CacheSettings
         from fusetune.features.storage import Store
         from fusetune.pipelines.progress import ExtractionProgress
-        from fusetune.pipelines.tracking import log_dict, log_metrics
+        from fusetune.pipelines.tracking import describe, log_dict, log_figures, log_metrics
         from fusetune.plan.plan import Plan
         from fusetune.report.continual_figure import over_tasks
         from fusetune.report.figures import Figures
@@ -63,9 +63,16 @@ def make_continual(methods: Sequence[str]):
                 build(EvaluationSettings, evaluate, "evaluate"), work, lengths,
             )  # fmt: skip
             found = learned(learner, chosen, lambda text: logger.info("continual: %s", text))
+        text = "; ".join(
+            f"{way}: " + ", ".join(f"{name} {value:.3f}" for name, value in one.items())
+            for way, one in means(found).items()
+        )
+        logger.info("continual: %s", text)
+        describe(f"continual {chosen.method}", text, method=chosen.method)
         log_dict(found, "continual.json")
         log_metrics({f"{way}_{name}": value for way, one in means(found).items() for name, value in one.items()})
-        return found, Figures({"continual": lambda: over_tasks(found)})
+        log_figures(figures := Figures({"continual": lambda: over_tasks(found)}))
+        return found, figures
 
     learn_in_turn.outside = trained_before  # type: ignore[attr-defined]
     return learn_in_turn

@@ -32,7 +32,7 @@ def make_cross_lingual(methods: Sequence[str]):
         from fusetune.features.index import CacheSettings
         from fusetune.features.storage import Store
         from fusetune.pipelines.progress import ExtractionProgress
-        from fusetune.pipelines.tracking import log_dict, log_metrics
+        from fusetune.pipelines.tracking import describe, log_dict, log_figures, log_metrics
         from fusetune.plan.plan import Plan
         from fusetune.report.cross_lingual_figure import by_language
         from fusetune.report.figures import Figures
@@ -58,6 +58,7 @@ def make_cross_lingual(methods: Sequence[str]):
             )  # fmt: skip
             told, adapters = asked(speakers, lambda words: logger.info("cross_lingual: %s", words))
         logger.info("cross_lingual: %s", sentence(told))
+        describe(f"cross_lingual {chosen.method}", sentence(told), method=chosen.method, metric=told["metric"])
         log_dict(told, "cross_lingual.json")
         log_metrics(
             {
@@ -66,7 +67,8 @@ def make_cross_lingual(methods: Sequence[str]):
                 for arm, value in arms.items()
             }
         )
-        return told, Figures({"cross_lingual": lambda: by_language(told)}), adapters
+        log_figures(figures := Figures({"cross_lingual": lambda: by_language(told)}))
+        return told, figures, adapters
 
     ask_in_other_languages.outside = trained_before  # type: ignore[attr-defined]
     return ask_in_other_languages

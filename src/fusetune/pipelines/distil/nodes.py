@@ -37,7 +37,7 @@ def make_distil(methods: Sequence[str]):
         from fusetune.features.storage import Store
         from fusetune.pipelines.predict.nodes import PredictSettings, adapter_of
         from fusetune.pipelines.progress import ExtractionProgress
-        from fusetune.pipelines.tracking import log_dict, log_metrics
+        from fusetune.pipelines.tracking import describe, log_dict, log_figures, log_metrics
         from fusetune.plan.plan import Plan
         from fusetune.report.distilled_figure import students
         from fusetune.report.figures import Figures
@@ -69,9 +69,13 @@ def make_distil(methods: Sequence[str]):
             )  # fmt: skip
         told = {"teacher": reference, "teacher_parameters": artifact.config["kept_parameters"], **found.told}
         logger.info("distil: %s", sentence(told))
+        describe(f"distil {chosen.method}", sentence(told), method=chosen.method, teacher=reference)
         log_dict(told, "distilled.json")
-        log_metrics({"teacher": told["teacher_test"]})
-        return told, Figures({"distilled": lambda: students(told)}), found.student
+        log_metrics({"teacher": told["teacher_test"]} | {
+            f"{arm}_{share}": value for share, own in means(told).items() for arm, value in own.items()
+        })  # fmt: skip
+        log_figures(figures := Figures({"distilled": lambda: students(told)}))
+        return told, figures, found.student
 
     distil.outside = _outside  # type: ignore[attr-defined]
     return distil
@@ -79,13 +83,22 @@ def make_distil(methods: Sequence[str]):
 
 def sentence(told: Mapping[str, Any]) -> str:
     """'teacher 0.61; 1% of the labels (64 rows): alone 0.31, taught 0.48; ...'"""
+    parts = [f"teacher {told['metric']} {told['teacher_test']:.3f}"]
+    for share, own in means(told).items():
+        rows = told["labels"][share]["rows"]
+        parts.append(
+            f"{float(share):.4g} of the labels ({rows} rows): alone {own['alone']:.3f}, taught {own['taught']:.3f}"
+        )
+    return "; ".join(parts)
+
+
+def means(told: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By share of labels and arm, over seeds."""
     from statistics import mean
 
-    parts = [f"teacher {told['metric']} {told['teacher_test']:.3f}"]
-    for share, own in told["labels"].items():
-        alone, taught = (mean(own[arm].values()) for arm in ("alone", "taught"))
-        parts.append(f"{float(share):.4g} of the labels ({own['rows']} rows): alone {alone:.3f}, taught {taught:.3f}")
-    return "; ".join(parts)
+    return {
+        share: {arm: mean(own[arm].values()) for arm in ("alone", "taught")} for share, own in told["labels"].items()
+    }
 
 
 def _outside(inputs: Mapping[str, Any]) -> dict[str, Any]:

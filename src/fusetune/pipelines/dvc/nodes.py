@@ -10,7 +10,7 @@ from fusetune.config import check
 logger = logging.getLogger(__name__)
 DEFAULT_ENV = "base"
 HEAD = """# Written by `kedro run --pipelines dvc{env}` from the pipelines and the catalog; not by hand.
-# `dvc repro{file}` runs what is stale, `dvc push` and `dvc pull` carry data, features, base and adapters.
+# `dvc repro{file}` runs what is stale{more}, `dvc push` and `dvc pull` carry data, features, base and adapters.
 # Parameters come from conf/base{own} (`--env {name}`: DVC can't see conf/local). Stages depend on the whole source
 # folder and every out persists, because Kedro's stamps know better: a stage that DVC finds stale runs only the nodes
 # whose own code, parameters or inputs have changed.
@@ -18,20 +18,22 @@ HEAD = """# Written by `kedro run --pipelines dvc{env}` from the pipelines and t
 
 
 def write_stages(experiment: str, compare: Mapping[str, Any]) -> None:
-    """Write dvc.yaml, or conf/<env>/dvc.yaml of another experiment."""
+    """Write dvc.yaml and conf/base/dvc.yaml, or conf/<env>/dvc.yaml of another experiment."""
     from fusetune.pipelines.conf_source import conf_env, project_root
 
     env, root = conf_env() or DEFAULT_ENV, project_root()
     env = DEFAULT_ENV if env == "local" else env
-    file = root / "dvc.yaml" if env == DEFAULT_ENV else root / "conf" / env / "dvc.yaml"
-    text = stages_text(env, root, sorted(compare.get("methods") or {}))
-    file.write_text(text)
-    where = "" if env == DEFAULT_ENV else f" {file.relative_to(root)}"
-    logger.info("%s: written for '%s'. `dvc repro%s` runs what is stale", file.relative_to(root), experiment, where)
+    for file, text in stages_texts(env, root, sorted(compare.get("methods") or {})).items():
+        (root / file).write_text(text)
+        where = "" if file == "dvc.yaml" else f" {file}"
+        logger.info("%s: written for '%s'. `dvc repro%s` runs what is stale", file, experiment, where)
 
 
-def stages_text(env: str, root: Path, compared: list[str]) -> str:
-    """What the file says.
+def stages_texts(env: str, root: Path, compared: list[str]) -> dict[str, str]:
+    """What the files say, by their paths.
+
+    Of the default experiment dvc.yaml has what leads to its main method, and conf/base/dvc.yaml the rest: a plain `dvc
+    repro` is done in minutes. Those of other experiments hold all of it.
 
     Args:
         compared: methods of the comparison; those of another experiment than the default one that are trained one by
@@ -39,9 +41,9 @@ def stages_text(env: str, root: Path, compared: list[str]) -> str:
     """
     import yaml
 
-    from fusetune.pipeline_registry import register_pipelines
+    from fusetune.pipeline_registry import DEFAULT, register_pipelines
     from fusetune.pipelines.conf_source import method_names
-    from fusetune.pipelines.dvc.stages import Stages
+    from fusetune.pipelines.dvc.stages import CHAIN, LONG, Stages
     from fusetune.pipelines.session import FusetuneSession
 
     with FusetuneSession.create(project_path=root, env=env) as session:
@@ -59,16 +61,28 @@ def stages_text(env: str, root: Path, compared: list[str]) -> str:
     methods = (
         [m for m in known if _fits_default(conf, m)] if env == DEFAULT_ENV else [m for m in compared if m in known]
     )
-    stages = made.plain(methods)
-    if env != DEFAULT_ENV:
-        stages = {name: {"wdir": "../..", **stage} for name, stage in stages.items() if name != "estimate"}
-    head = HEAD.format(
-        env="" if env == DEFAULT_ENV else f" --env {env}",
-        file="" if env == DEFAULT_ENV else f" conf/{env}/dvc.yaml",
-        own="" if env == DEFAULT_ENV else f" and conf/{env}",
-        name=env,
-    )
-    return head + yaml.safe_dump({"stages": stages}, sort_keys=False, width=120, allow_unicode=True)
+    own = f"conf/{env}/dvc.yaml"
+    if env == DEFAULT_ENV:
+        main = [name for name in CHAIN if name not in LONG]
+        of_files = {
+            "dvc.yaml": made.plain([DEFAULT], main),
+            own: made.plain([m for m in methods if m != DEFAULT], LONG),
+        }
+    else:
+        of_files = {own: made.plain(methods, [name for name in CHAIN if name != "estimate"])}
+    texts = {}
+    for file, stages in of_files.items():
+        below = {name: {"wdir": "../..", **stage} for name, stage in stages.items()}
+        head = HEAD.format(
+            env="" if env == DEFAULT_ENV else f" --env {env}",
+            file="" if file == "dvc.yaml" else f" {file}",
+            more=f"; comparison and other methods: `dvc repro {own}:compare`" if file == "dvc.yaml" else "",
+            own="" if env == DEFAULT_ENV else f" and conf/{env}",
+            name=env,
+        )
+        shown = stages if file == "dvc.yaml" else below
+        texts[file] = head + yaml.safe_dump({"stages": shown}, sort_keys=False, width=120, allow_unicode=True)
+    return texts
 
 
 def _raw(parameters: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ CHAIN: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cache_features": (("cache_features", "unimodal"), ("inputs",)),
     "compare": (("compare",), ("inputs", "cache_features", "unimodal")),
 }
+LONG = ("plan", "estimate", "compare")  # of the default experiment: what is asked for by name
 TRAINED = ("inputs", "cache_features", "unimodal")  # before `train_<method>`
 WRITERS = {
     "cache_features": "feature_store",
@@ -55,14 +56,16 @@ class Stages:
         self.catalog, self.pipelines, self.env, self.root, self.files = catalog, pipelines, env, root, files
         self.written = {self._path(catalog.get(name)) for name in WRITERS.values()}
 
-    def plain(self, methods: Sequence[str]) -> dict[str, Any]:
-        """All stages, as dvc.yaml has them.
+    def plain(self, methods: Sequence[str], chain: Sequence[str] = tuple(CHAIN)) -> dict[str, Any]:
+        """Stages as dvc.yaml has them.
 
         Args:
             methods: that are trained one by one, by `train@<method>`.
+            chain: other stages, keys of `CHAIN`.
         """
         found = {}
-        for name, (own, before) in CHAIN.items():
+        for name in chain:
+            own, before = CHAIN[name]
             nodes = self._nodes(own, before)
             found[name] = self._stage(name, ",".join(own), nodes)
         by_folder: dict[str, list[str]] = {}

@@ -37,11 +37,12 @@ def roll_out(
     from fusetune.bank.artifact import Artifact
     from fusetune.config import build
     from fusetune.device import pick_device
-    from fusetune.pipelines.tracking import log_dict, log_metrics
+    from fusetune.pipelines.tracking import describe, log_dict, log_figures, log_metrics
     from fusetune.report.figures import Figures
     from fusetune.report.rollout_figure import strips
     from fusetune.runs.rollouts import rolled_out, success
     from fusetune.training.evaluation import EvaluationSettings
+    from fusetune.worlds.world import SUCCESS
 
     settings = build(RolloutPipelineSettings, rollout, "rollout")
     judged = build(EvaluationSettings, evaluate, "evaluate")
@@ -57,9 +58,12 @@ def roll_out(
     told = {"adapter": reference, "world": judged.rollouts.world, **found.numbers[""], "shifts": {
         name: one for name, one in found.numbers.items() if name
     }}  # fmt: skip
+    describe(f"rollout {reference}: {found.numbers[''][SUCCESS]:.0%}", f"{reference}: {success(found.numbers)}")
     log_dict(told, "rolled_out.json")
     log_metrics(found.flat())
-    return told, Figures({"rollouts": lambda: strips(found.strips, found.numbers, f"{reference} in its world")})
+    title = f"{reference} in its world"
+    log_figures(figures := Figures({"rollouts": lambda: strips(found.strips, found.numbers, title)}))
+    return told, figures
 
 
 def _outside(inputs: Mapping[str, Any]) -> list[str]:

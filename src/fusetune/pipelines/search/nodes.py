@@ -34,7 +34,7 @@ def make_search(methods: Sequence[str]):
         from fusetune.features.index import CacheSettings
         from fusetune.features.storage import Store
         from fusetune.pipelines.progress import ExtractionProgress
-        from fusetune.pipelines.tracking import log_dict, log_tags
+        from fusetune.pipelines.tracking import describe, log_dict, log_figures
         from fusetune.report.figures import Figures
         from fusetune.report.searched_figure import front
         from fusetune.runs.placement_search import Ground, SearchSettings
@@ -54,10 +54,11 @@ def make_search(methods: Sequence[str]):
                 ground, build(SearchSettings, search, "search"), lambda text: logger.info("search: %s", text)
             )
         logger.info("search: %s", told["verdict"])
-        log_tags({"mlflow.note.content": told["verdict"]})
+        describe("search", told["verdict"], metric=told["metric"])
         log_dict(told, "search.json")
         text = f"# {told['verdict']}\n" + yaml.safe_dump({"found": told["best"]["method"]}, sort_keys=False)
-        return told, text, Figures({"searched": lambda: front(told)})
+        log_figures(figures := Figures({"searched": lambda: front(told)}))
+        return told, text, figures
 
     search_placements.outside = trained_before  # type: ignore[attr-defined]
     return search_placements

@@ -32,7 +32,7 @@ def train_method(name: str):
         from fusetune.config import build
         from fusetune.features.index import CacheSettings
         from fusetune.pipelines.progress import ExtractionProgress
-        from fusetune.pipelines.tracking import TrainingReporter, log_metrics, log_tags
+        from fusetune.pipelines.tracking import TrainingReporter, describe, log_metrics
         from fusetune.report.training_figures import training_figures
         from fusetune.runs.run import train_and_test
         from fusetune.training.evaluation import EvaluationSettings
@@ -55,7 +55,9 @@ def train_method(name: str):
             unimodal,
             baselines,
         )
-        log_tags({"mlflow.note.content": f"{name}: {result.sentence()}"})  # what the run's page shows first
+        metric = result.metrics["metric"]
+        shown = f"{name}: {metric.replace('_', ' ')} {result.metrics['test'][metric]:.3f}"
+        describe(shown, f"{name}: {result.sentence()}", method=name, metric=metric, task=data["task"]["name"])
         log_metrics(result.scalars())
         logger.info("%s: %s", name, result.sentence())
         figures = training_figures(result)

@@ -11,10 +11,11 @@ from typing import Any
 
 from fusetune.pipelines.hashing import content_hash
 from fusetune.pipelines.registry import SCORES, Decision, RegisterSettings, Registry
-from fusetune.pipelines.tracking import active_run, log_dict, log_metrics
+from fusetune.pipelines.tracking import active_run, log_dict, log_metrics, log_tags
 
 logger = logging.getLogger(__name__)
 EXAMPLE_ROWS = 2
+FOUND_BY = ("method", "metric", "base_fingerprint", "data_sha256", "test_data_sha256")  # tags of the run, too
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,15 @@ def register_version(
     registry = Registry(settings, evaluation)
     method, adapter_hash = trained.method, content_hash(trained.adapter)
     _log_report(trained)
+    tags = _tags(trained, adapter_hash)
+    log_tags({name: tags[name] for name in FOUND_BY})
     with registry.locked():
         known = registry.same_bytes(adapter_hash)
         if known:
             logger.info("%s: these very bytes are version %s of %s", method, known.version, settings.model_name)
             version = str(known.version)
         else:
-            version = registry.create(_logged(trained, limits or {}), _tags(trained, adapter_hash))
+            version = registry.create(_logged(trained, limits or {}), tags)
         decision = registry.challenge(version)
     logger.info("%s: version %s of %s, %s", method, version, settings.model_name, decision.reason)
     log_decision(decision)
