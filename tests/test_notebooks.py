@@ -41,10 +41,10 @@ def test_no_notebook_is_committed_with_outputs():
 
 
 def shown(notebook) -> tuple[int, str, list[str]]:
-    """Pictures, texts and errors of all cells, those behind controls included."""
-    states = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    """Pictures, texts and errors of all cells as they stand in the file: nothing of it needs a browser's widgets."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    outputs += [out for state in states.values() for out in state["state"].get("outputs", [])]
+    pages = [output.get("data", {}).get("text/html", "") for output in outputs]
     pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-    texts = "".join(output.get("text", "") for output in outputs)
+    pictures += sum(page.count("<img src='data:image/png;base64,") for page in pages)
+    texts = "".join([*(output.get("text", "") for output in outputs), *pages])
     return pictures, texts, [output["evalue"] for output in outputs if output["output_type"] == "error"]

@@ -59,6 +59,11 @@ class Unfreeze(BackboneAdapter):
                 opened.append(part)
         if not opened:
             raise FusetuneError(f"unfreeze: {list(self.config.parts)} matches nothing in this backbone.")
+        check(
+            bool(self.opened),
+            f"unfreeze: {', '.join(opened)} of this base: there are no weights to fine-tune (given features, plain "
+            "numbers). Expected a base with an encoder of its own, or a method that acts on the streams.",
+        )
         return opened
 
     def _open(self, module: nn.Module) -> None:

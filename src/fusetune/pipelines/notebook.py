@@ -1,7 +1,10 @@
 """What a notebook needs of this project: its catalog and its parameters, in any environment of conf."""
 
+import base64
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +48,42 @@ def open_project(env: str | None = None) -> Project:
     with KedroSession.create(project_path=root, env=chosen) as session:
         context = session.load_context()  # type: ignore[attr-defined]
         return Project(root, chosen, dict(context.params), context.catalog)
+
+
+def explorable(function: Callable[..., Any], **controls: Any) -> None:
+    """Controls above what a function shows; run without a browser, that of the first choice stays in the notebook.
+
+    Args:
+        function: shows text and figures.
+        controls: of its arguments, as `ipywidgets.interact` takes them.
+    """
+    import ipywidgets
+    from IPython.display import HTML, display
+
+    widgets = ipywidgets.interactive(lambda **_: None, **controls).kwargs_widgets
+    names = [widget.description for widget in widgets]
+
+    def drawn() -> HTML:
+        return HTML(_captured(function, {n: widget.value for n, widget in zip(names, widgets, strict=True)}))
+
+    display(ipywidgets.VBox(widgets))
+    shown = display(drawn(), display_id=True)
+    for widget in widgets:
+        widget.observe(lambda _: shown.update(drawn()), "value")
+
+
+def _captured(function: Callable[..., Any], values: Mapping[str, Any]) -> str:
+    """What a call shows, as HTML that needs nothing else."""
+    from IPython.utils.capture import capture_output
+
+    with capture_output() as shown:
+        function(**values)
+    parts = [f"<pre style='font-family: monospace'>{escape(text)}</pre>" for text in (shown.stdout,) if text]
+    for output in shown.outputs:
+        png = output.data.get("image/png")
+        if png is None:
+            parts.append(output.data.get("text/html") or f"<pre>{escape(output.data.get('text/plain', ''))}</pre>")
+            continue
+        coded = png if isinstance(png, str) else base64.b64encode(png).decode()
+        parts.append(f"<img src='data:image/png;base64,{coded.strip()}'>")
+    return "".join(parts)
