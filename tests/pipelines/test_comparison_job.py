@@ -35,6 +35,8 @@ def test_the_report_and_the_winner_are_there(project):
     assert len(list((project / CELLS).iterdir())) == 9, "rank 8 on all samples, seed 0, stands in both"
     page = (project / REPORT / "comparison.html").read_text()
     assert summary["sentences"][0] in page and "Plotly.react" in page
+    assert page.count("<article class='card'") > 20 and page.count("data:image/webp;base64,") > 20
+    assert " is wrong</option>" in page and "TF-IDF of text (scikit-learn)" in page
     figures = {file.stem for file in (project / REPORT / "figures").iterdir()}
     assert figures >= {"means", "pareto_parameters", "robustness", "learning_curves", "scaling"}
     winner = Artifact.from_pretrained(project / "data/06_models/ci/comparison_winner")
@@ -56,6 +58,8 @@ def test_every_cell_is_a_nested_run_and_the_report_an_artifact(project, monkeypa
     assert {"test_accuracy", "test_ece", "train_seconds", "trainable_parameters"} <= set(one.data.metrics)
     assert len(client.get_metric_history(one.info.run_id, "val_metric")) == 3
     assert one.data.params["placements.0.adapter"] == "wander" and one.data.params["seed"] in "01"
+    assert parent.info.run_name.endswith(f"{parent.data.tags['winner']}, of 3 compared")
+    assert parent.data.tags["mlflow.note.content"].count("\n- ") > 1
     assert parent.data.tags["winner"] in {"linear_probe", "fusion_gate", "wander"}
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"comparison.html", "comparison.json", "figures"} <= names

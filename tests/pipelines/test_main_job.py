@@ -51,6 +51,8 @@ def test_mlflow_holds_parameters_curves_figures_and_tags(trained_project, client
     assert not [name for name in run.data.params if name.startswith(("lora.", "compare.", "merge."))]
     assert len(run.data.params) < 150, "its own method's, not those of thirty"
     assert run.data.tags["mlflow.note.content"].startswith("wander: test accuracy 0.")
+    assert run.info.run_name == f"{run.data.metrics['test_accuracy']:.3f} wander"
+    assert {"method", "metric", "experiment", "base_fingerprint", "data_sha256"} <= set(run.data.tags)
     assert run.data.tags["kedro.pipelines"] == "train_wander" and run.data.tags["frontier"].startswith(
         "text 2, image 3"
     )

@@ -44,8 +44,8 @@ def report_comparison(
     page = comparison_page(summary, found, f"{experiment}: methods compared", label, samples)
     for sentence in summary.sentences:
         logger.info("%s", sentence)
-    name, count = summary.winner[0], len(summary.rows)
-    shown = f"compare {count}: {name}, {summary.metric.replace('_', ' ')} {summary.rows[name]['mean']:.3f}"
+    name = summary.winner[0]
+    shown = f"{summary.rows[name]['mean']:.3f} {name}, of {len(summary.rows)} compared"
     described = "\n".join(f"- {sentence}" for sentence in summary.sentences)
     describe(shown, described, winner=name, metric=summary.metric, task=data["task"]["name"])
     log_metrics({f"{summary.metric}_{metric_name(name)}": row["mean"] for name, row in summary.rows.items()})

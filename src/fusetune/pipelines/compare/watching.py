@@ -121,7 +121,7 @@ def _log_cell(place: Place, cell: Cell) -> None:
         values["test_ece"] = cell.results["calibration"]["ece"]
     params = flattened(cell.results["settings"]) | {"seed": place[1], "share": cell.results["share"]}
     tags = {"method": metrics["method"], "variant": place[0], "metric": metrics["metric"], "cell": cell.folder.name}
-    _log_run(f"{place[0]}, seed {place[1]}: {_score(cell):.3f}", params, values, tags, "FINISHED", curve)
+    _log_run(f"{_score(cell):.3f} {place[0]}, seed {place[1]}", params, values, tags, "FINISHED", curve)
 
 
 def _log_run(

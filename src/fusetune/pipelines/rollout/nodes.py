@@ -58,7 +58,7 @@ def roll_out(
     told = {"adapter": reference, "world": judged.rollouts.world, **found.numbers[""], "shifts": {
         name: one for name, one in found.numbers.items() if name
     }}  # fmt: skip
-    describe(f"rollout {reference}: {found.numbers[''][SUCCESS]:.0%}", f"{reference}: {success(found.numbers)}")
+    describe(f"{found.numbers[''][SUCCESS]:.0%} {reference}, rolled out", f"{reference}: {success(found.numbers)}")
     log_dict(told, "rolled_out.json")
     log_metrics(found.flat())
     title = f"{reference} in its world"

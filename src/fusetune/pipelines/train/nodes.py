@@ -56,7 +56,7 @@ def train_method(name: str):
             baselines,
         )
         metric = result.metrics["metric"]
-        shown = f"{name}: {metric.replace('_', ' ')} {result.metrics['test'][metric]:.3f}"
+        shown = f"{result.metrics['test'][metric]:.3f} {name}"  # a list cuts names short: the number first
         describe(shown, f"{name}: {result.sentence()}", method=name, metric=metric, task=data["task"]["name"])
         log_metrics(result.scalars())
         logger.info("%s: %s", name, result.sentence())
