@@ -13,9 +13,11 @@ from fusetune.features.index import CacheSettings
 from fusetune.features.storage import Store
 from fusetune.plan.plan import Plan
 from fusetune.runs.placement_search import Ground, SearchSettings, _beats, search, verdict
+from fusetune.runs.sensitivity import sensitivities, upper_blocks
 from fusetune.runs.workplace import Workplace
 from fusetune.training.data import load_backbone
 from fusetune.training.evaluation import EvaluationSettings
+from fusetune.training.settings import TrainSettings
 
 PROBE = {"placements": [{"where": "head", "adapter": "linear"}]}
 WANDER = {"placements": [{"where": "junction", "adapter": "wander"}, {"where": "head", "adapter": "linear"}]}
@@ -56,6 +58,56 @@ def ground(toy, folder):
     )  # fmt: skip
 
 
+def bottleneck_in(name, block):
+    blocks = {"take": "explicit", "explicit": {name: [block]}}
+    return {"where": "towers", "adapter": "bottleneck", "blocks": blocks, "config": {"bottleneck_dim": 16}}
+
+
+def test_the_guide_is_the_gradient_of_each_block_by_itself(toy, tmp_path):
+    place = ground(toy, tmp_path)
+    settings = TrainSettings(epochs=2, device="cpu")
+    stacks = {name: len(load_backbone(toy.base, toy.data).stack(name).blocks()) for name in ("left", "right")}
+    shares = sensitivities(place.experiment, place.work, stacks, settings)
+    assert {name: len(own) for name, own in shares.items()} == stacks
+    assert sum(sum(own) for own in shares.values()) == pytest.approx(1.0)
+    flat = [share for own in shares.values() for share in own]
+    assert max(flat) > 1.5 * min(flat), "blocks differ"
+    assert sensitivities(place.experiment, place.work, stacks, settings) == shares, "seeded"
+    placed = [bottleneck_in(name, block) for name in stacks for block in range(stacks[name])]
+    alone = [gradient(place, placed, number, settings) for number in range(len(placed))]
+    assert flat == pytest.approx([one / sum(alone) for one in alone], rel=1e-4)
+
+
+def gradient(place, several, number, settings):
+    """Of one block's adapter alone, begun as among the others, behind the same probe on the same batches."""
+    among = place.experiment(build(Plan, {"placements": [*several, *PROBE["placements"]]}, "x"), 0, "x").model
+    among.detach()
+    probe = place.experiment(build(Plan, PROBE, "probe"), 0, "probe")
+    place.work.trained(probe, settings)
+    alone = {"placements": [several[number], *PROBE["placements"]]}
+    experiment = place.experiment(build(Plan, alone, "x"), 0, "x")
+    experiment.model.blocks[0].load_state_dict(among.blocks[number].state_dict())
+    splits, _ = place.work.splits(experiment)
+    head = {name: value for name, value in probe.model.state_dict().items() if name.startswith("head.")}
+    experiment.model.load_state_dict({**experiment.model.state_dict(), **head})
+    experiment.model.eval()
+    train, squared = splits["train"], 0.0
+    order = torch.randperm(len(train.targets), generator=torch.Generator().manual_seed(0)).split(32)[:8]
+    for index in order:
+        states = train.features.batch(index)
+        loss = experiment.task.loss(experiment.model(states, train.features.frontier), train.targets[index])
+        (adapter,) = experiment.model.blocks
+        found = torch.autograd.grad(loss, adapter.trained())
+        squared += sum(float(one.double().square().sum()) for one in found)
+    experiment.model.detach()
+    return squared
+
+
+def test_upper_blocks_hold_most_and_the_most_sensitive_stack_comes_first():
+    shares = {"a": [0.1, 0.1, 0.1], "b": [0.05, 0.05, 0.6]}
+    assert upper_blocks(shares) == {"b": 1, "a": 3} and list(upper_blocks(shares)) == ["b", "a"]
+
+
 def test_a_search_keeps_its_budget_and_says_what_it_drew(toy, tmp_path):
     settings = SearchSettings(
         budget=3000, trials=14, startup=8, epochs=1, ranks=(2, 4), presets=("linear_probe", "wander"), seeds=(0,)
@@ -70,6 +122,10 @@ def test_a_search_keeps_its_budget_and_says_what_it_drew(toy, tmp_path):
         "each by itself first; cross_modal is too large"
     )
     assert all(trial["metric"] is not None for trial in told["trials"][:4])
+    counts = upper_blocks(told["sensitivity"])
+    guided = [p["blocks"] for p in told["trials"][4]["method"]["placements"] if p["where"] == "towers"]
+    first = next(iter(counts))
+    assert guided == [{"take": "top", "count": counts[first], "modalities": [first]}], "then what the guide says"
     front = [trial for trial in trained if trial["number"] in told["front"]]
     for trial in trained:
         beaten = any(_beats(other, trial) for other in trained)

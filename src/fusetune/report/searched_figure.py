@@ -3,7 +3,27 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fusetune.report.charts import PALETTE
 from fusetune.report.figures import ACCENT, INK, MUTED, blank
+
+
+def sensitivity(told: Mapping[str, Any]):
+    """What share of the loss's gradient each block's adapter has, from the bottom up."""
+    figure = blank(7.5, 3.6)
+    axes = figure.subplots()
+    left, ticks = 0, dict[int, str]()
+    for i, (name, shares) in enumerate(told["sensitivity"].items()):
+        places = range(left, left + len(shares))
+        axes.bar(places, [100 * share for share in shares], color=PALETTE[i % len(PALETTE)], label=name)
+        ticks |= {place: str(block) for block, place in enumerate(places)}
+        left += len(shares) + 1
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set(
+        xlabel="block, from the bottom", ylabel="share of the squared gradient (%)", title="Where a change matters"
+    )
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def front(told: Mapping[str, Any]):

@@ -66,6 +66,35 @@ def alone(
     return [one for one in found if one is not None]
 
 
+def guided(
+    counts: Mapping[str, int],
+    stacks: Mapping[str, int],
+    fuses: bool,
+    settings: Any,
+    cost: Callable[[Mapping[str, Any]], float],
+    budget: float,
+) -> list[dict[str, Any]]:
+    """What a guide says: each kind inside of the most sensitive stack, and of all of them, as large as fits.
+
+    Args:
+        counts: of each stack the upper blocks that matter, the most sensitive stack first.
+        cost: of a method; infinite where it doesn't fit the data.
+    """
+    nothing: dict[str, Any] = {f"{name}: adapter": NOTHING for name in stacks}
+    nothing |= {"junction: adapter": NOTHING, "head": "linear"}
+    found = []
+    for kind in settings.inside:
+        for names in dict.fromkeys((tuple(counts)[:1], tuple(counts))):
+            for rank in sorted(settings.ranks, reverse=True):
+                chosen = dict(nothing)
+                for name in names:
+                    chosen |= {f"{name}: adapter": kind, f"{name}: blocks": counts[name], f"{name}: rank": rank}
+                if cost(_drawn(chosen, stacks, fuses, settings)) <= budget:
+                    found.append(chosen)
+                    break
+    return found
+
+
 def _drawn(chosen: Mapping[str, Any], stacks: Mapping[str, int], fuses: bool, settings: Any) -> dict[str, Any]:
     from optuna.trial import FixedTrial
 

@@ -4,8 +4,8 @@ A plan is drawn site by site: for each tower and the trunk nothing, LoRA or a bo
 rank; at the junction nothing or a fusion of some rank; a head. Two things count, the validation metric and the cost,
 and the sampler (TPE with several objectives, Ozaki et al., GECCO 2020) looks for plans that no other beats in both;
 with a budget it looks for the best metric within it, and a plan that costs more is not trained. Each kind of adapter is
-tried by itself first, as large as the budget allows. The best plan is then trained whole, with seeds, beside the
-presets that the budget allows: it is said whether it beats them.
+tried by itself first, as large as the budget allows, then in the blocks that a guide names (`sensitivity`). The best
+plan is then trained whole, with seeds, beside the presets that the budget allows: it is said whether it beats them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +22,10 @@ from fusetune.config import build, check
 from fusetune.errors import FusetuneError
 from fusetune.plan.plan import Plan
 from fusetune.runs.account import account
-from fusetune.runs.drawn_plans import alone, drawn
+from fusetune.runs.drawn_plans import alone, drawn, guided
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.run import tested
+from fusetune.runs.sensitivity import sensitivities, upper_blocks
 from fusetune.runs.workplace import Workplace
 from fusetune.training.data import DataSettings, load_backbone, make_task
 from fusetune.training.evaluation import EvaluationSettings
@@ -47,6 +48,7 @@ class SearchSettings:
         junction: that may stand at the junction.
         heads: one of which answers.
         ranks: sizes to choose from.
+        guide: whether the loss is asked first in which blocks a change would matter.
         presets: methods that stand beside what is found.
         seeds: with which the best of both are trained whole.
         seed: of the sampler and of trials.
@@ -61,6 +63,7 @@ class SearchSettings:
     junction: tuple[str, ...] = ("wander", "cross_modal", "lmf")
     heads: tuple[str, ...] = ("linear", "mlp")
     ranks: tuple[int, ...] = (4, 8, 16, 32, 64)
+    guide: bool = True
     presets: tuple[str, ...] = ("linear_probe", "late_fusion", "wander", "cross_modal", "lora", "bottleneck")
     seeds: tuple[int, ...] = (0, 1, 2)
     seed: int = 0
@@ -148,8 +151,12 @@ def search(ground: Ground, settings: SearchSettings, tell: Callable[[str], Any] 
         directions=["maximize"] if settings.budget else ["maximize", "minimize"],
         sampler=optuna.samplers.TPESampler(seed=settings.seed, n_startup_trials=settings.startup),
     )
-    for begun in alone(stacks, fuses, settings, partial(_cost, ground, settings.cost), budget):
-        study.enqueue_trial(begun)
+    price = partial(_cost, ground, settings.cost)
+    begun, shares = alone(stacks, fuses, settings, price, budget), _guide(ground, stacks, settings, tell)
+    if shares:
+        begun += guided(upper_blocks(shares), stacks, fuses, settings, price, budget)
+    for chosen in begun:
+        study.enqueue_trial(chosen, skip_if_exists=True)
     study.optimize(one, settings.trials)
     ended = [trial for trial in trials if trial["metric"] is not None]
     check(bool(ended), f"search: none of {len(trials)} plans could be trained: {trials[-1].get('why')}.")
@@ -158,8 +165,27 @@ def search(ground: Ground, settings: SearchSettings, tell: Callable[[str], Any] 
     found = ground.whole("found", best["method"], settings.seeds)
     beside = _presets(ground, settings, budget, tell)
     told = {"metric": make_task(ground.data.task).metric, "cost": settings.cost, "budget": settings.budget,
-            "trials": trials, "front": front, "best": best, "found": found, "presets": beside}  # fmt: skip
+            "sensitivity": shares, "trials": trials, "front": front, "best": best, "found": found,
+            "presets": beside}  # fmt: skip
     return told | {"verdict": verdict(told)}
+
+
+def _guide(
+    ground: Ground, stacks: Mapping[str, int], settings: SearchSettings, tell: Callable[[str], Any]
+) -> dict[str, list[float]]:
+    """What the loss says of the blocks that something may stand in; {} where nothing may or no bottleneck fits."""
+    if not (settings.guide and settings.inside and stacks):
+        return {}
+    chosen = replace(of_method(ground.train, {}, "search"), epochs=settings.epochs, seed=settings.seed)
+    try:
+        shares = sensitivities(ground.experiment, ground.work, stacks, chosen)
+    except FusetuneError as error:
+        tell(f"no guide: {error}")
+        return {}
+    tell("sensitivity, bottom to top: " + "; ".join(
+        f"{name} {' '.join(f'{share:.0%}' for share in own)}" for name, own in shares.items()
+    ))  # fmt: skip
+    return shares
 
 
 def _cost(ground: Ground, of: str, method: Mapping[str, Any]) -> float:

@@ -36,7 +36,7 @@ def make_search(methods: Sequence[str]):
         from fusetune.pipelines.progress import ExtractionProgress
         from fusetune.pipelines.tracking import describe, log_dict, log_figures
         from fusetune.report.figures import Figures
-        from fusetune.report.searched_figure import front
+        from fusetune.report.searched_figure import front, sensitivity
         from fusetune.runs.placement_search import Ground, SearchSettings
         from fusetune.runs.placement_search import search as searched
         from fusetune.runs.workplace import Workplace
@@ -57,7 +57,10 @@ def make_search(methods: Sequence[str]):
         describe("search", told["verdict"], metric=told["metric"])
         log_dict(told, "search.json")
         text = f"# {told['verdict']}\n" + yaml.safe_dump({"found": told["best"]["method"]}, sort_keys=False)
-        log_figures(figures := Figures({"searched": lambda: front(told)}))
+        drawn = {"searched": lambda: front(told)}
+        if told["sensitivity"]:
+            drawn["sensitivity"] = lambda: sensitivity(told)
+        log_figures(figures := Figures(drawn))
         return told, text, figures
 
     search_placements.outside = trained_before  # type: ignore[attr-defined]
