@@ -1,5 +1,5 @@
-"""An experiment of a user's own under DVC: pushed, pulled into a fresh clone, nothing to do there; a change runs what it
-touches. Run by hand: two and a half minutes of real commands."""
+"""An experiment of a user's own under DVC: pushed, pulled into a fresh clone, nothing to do there; a change runs what
+it touches. Run by hand: two and a half minutes of real commands."""
 
 import os
 import subprocess
