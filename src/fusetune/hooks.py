@@ -107,7 +107,7 @@ class MLflowHook:
         for value in own.values():
             if isinstance(value, dict):
                 named |= {value["method"]} if isinstance(value.get("method"), str) else set()
-                named |= {*value.get("methods", ()), *value.get("presets", ())}
+                named |= {*(value.get("methods") or ()), *(value.get("presets") or ())}
         methods = {name for name, value in own.items() if isinstance(value, dict) and "placements" in value}
         left_out = methods - named if len(methods) > 1 and named else set()
         return {name: value for name, value in own.items() if name not in left_out}

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import kedro
+from conftest import ROOT, kedro
 from fusetune.config import build
 from fusetune.features.index import CacheSettings
 from fusetune.features.storage import Store
@@ -106,6 +106,12 @@ def gradient(place, several, number, settings):
 def test_upper_blocks_hold_most_and_the_most_sensitive_stack_comes_first():
     shares = {"a": [0.1, 0.1, 0.1], "b": [0.05, 0.05, 0.6]}
     assert upper_blocks(shares) == {"b": 1, "a": 3} and list(upper_blocks(shares)) == ["b", "a"]
+
+
+def test_presets_by_default_are_methods_that_there_are():
+    files = {file.stem for file in (ROOT / "conf/base/methods").glob("*.yml")}
+    known = yaml.safe_load((ROOT / "conf/base/parameters_search.yml").read_text())["search"]
+    assert set(SearchSettings().presets) == set(known["presets"]) <= files
 
 
 def test_a_search_keeps_its_budget_and_says_what_it_drew(toy, tmp_path):

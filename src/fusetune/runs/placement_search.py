@@ -64,7 +64,7 @@ class SearchSettings:
     heads: tuple[str, ...] = ("linear", "mlp")
     ranks: tuple[int, ...] = (4, 8, 16, 32, 64)
     guide: bool = True
-    presets: tuple[str, ...] = ("linear_probe", "late_fusion", "wander", "cross_modal", "lora", "bottleneck")
+    presets: tuple[str, ...] = ("linear_probe", "late_fusion", "wander", "cross_modal", "lora", "adapter")
     seeds: tuple[int, ...] = (0, 1, 2)
     seed: int = 0
 
