@@ -167,7 +167,6 @@ def test_a_student_learns_from_the_champion_and_is_asked_without_it(project):
         "modalities": ["image"],
         "labels": [1.0, 0.2],
         "seeds": [0, 1],
-        "shares": {"features": 0.1, "relations": 0.1},
     }
     (project / "conf/ci/parameters_distil.yml").write_text(json.dumps({"distil": settings}))
     code, text = run(project, "--pipeline", "distil")
@@ -188,5 +187,7 @@ def test_a_student_learns_from_the_champion_and_is_asked_without_it(project):
     assert scored["metrics"]["accuracy"] == pytest.approx(told["labels"]["1"]["taught"]["0"], abs=0.02)
     code, text = run(project, "--pipeline", "distil")
     assert "distil: up to date" in text
+    code, text = run(project, "--pipeline", "distil", "--params", "distil.shares.features=0.1")
+    assert code and "'linear_probe' places nothing there" in text, "it would learn nothing from them"
     code, text = run(project, "--pipeline", "distil", "--params", "distil.modalities=[sound]")
     assert code and "distil.modalities: no modality 'sound'. Known: text, image" in text, text
