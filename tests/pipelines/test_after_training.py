@@ -162,7 +162,7 @@ def test_merging_nothing_says_how_it_is_asked_for(trained_project):
 
 
 def test_a_student_learns_from_the_champion_and_is_asked_without_it(project):
-    """Pictures alone, with few labels, by all parts of the loss; what is kept knows nothing of a teacher."""
+    """Pictures alone, with few labels; what is kept knows nothing of a teacher."""
     settings = {
         "modalities": ["image"],
         "labels": [1.0, 0.2],
