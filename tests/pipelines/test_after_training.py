@@ -162,11 +162,13 @@ def test_merging_nothing_says_how_it_is_asked_for(trained_project):
 
 
 def test_a_student_learns_from_the_champion_and_is_asked_without_it(project):
-    """Pictures alone, with few labels; what is kept knows nothing of a teacher."""
+    """Pictures alone, with few labels, by all parts of the loss; what is kept knows nothing of a teacher."""
     settings = {
         "modalities": ["image"],
         "labels": [1.0, 0.2],
         "seeds": [0, 1],
+        "method": "perceiver_resampler",
+        "shares": {"features": 0.1, "relations": 0.1},
     }
     (project / "conf/ci/parameters_distil.yml").write_text(json.dumps({"distil": settings}))
     code, text = run(project, "--pipeline", "distil")
@@ -177,7 +179,8 @@ def test_a_student_learns_from_the_champion_and_is_asked_without_it(project):
     assert told["teacher_test"] == pytest.approx(trained["test"]["accuracy"], abs=0.02)  # features are of 16 bits
     assert told["labels"]["1"]["rows"] == 512 and 60 < told["labels"]["0.2"]["rows"] < 150
     for own in told["labels"].values():
-        assert set(own["alone"]) == set(own["taught"]) == {"0", "1"} and own["alone"] != own["taught"]
+        assert set(own["alone"]) == set(own["taught"]) == {"0", "1"}
+    assert any(own["alone"] != own["taught"] for own in told["labels"].values()), "with few labels, if not with all"
     assert (project / "data/08_reporting/ci/distilled/figures/distilled.png").stat().st_size > 5_000
     student = json.loads((project / "data/06_models/ci/student/adapter_config.json").read_text())
     assert student["data"]["task"]["name"] == "vqa" and list(student["data"]["modalities"]) == ["image"]
@@ -187,7 +190,7 @@ def test_a_student_learns_from_the_champion_and_is_asked_without_it(project):
     assert scored["metrics"]["accuracy"] == pytest.approx(told["labels"]["1"]["taught"]["0"], abs=0.02)
     code, text = run(project, "--pipeline", "distil")
     assert "distil: up to date" in text
-    code, text = run(project, "--pipeline", "distil", "--params", "distil.shares.features=0.1")
+    code, text = run(project, "--pipeline", "distil", "--params", "distil.method=linear_probe")
     assert code and "'linear_probe' places nothing there" in text, "it would learn nothing from them"
     code, text = run(project, "--pipeline", "distil", "--params", "distil.modalities=[sound]")
     assert code and "distil.modalities: no modality 'sound'. Known: text, image" in text, text
