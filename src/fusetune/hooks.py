@@ -86,7 +86,7 @@ class MLflowHook:
         mlflow = use_tracking(root)
         mlflow.set_experiment(f"fusetune-{parameters.get('experiment', 'none')}")
         names = ",".join(self._run_params.get("pipeline_names") or ["__default__"])
-        run = mlflow.start_run(run_name=names, tags=self._tags(root, names))
+        run = mlflow.start_run(run_name=names, tags=self._tags(root, names, str(parameters.get("experiment", "none"))))
         self._mlflow = mlflow
         # registered after MLflow's own handler, so it runs before it: an interrupted run is KILLED, not FINISHED
         atexit.register(self._end, "KILLED")
@@ -119,9 +119,9 @@ class MLflowHook:
             atexit.unregister(self._end)
         self._mlflow = None
 
-    def _tags(self, root: Path, pipelines: str) -> dict[str, str]:
+    def _tags(self, root: Path, pipelines: str, experiment: str) -> dict[str, str]:
         tags = {
-            "experiment": str(self._catalog.load("parameters").get("experiment", "none")),
+            "experiment": experiment,
             "kedro.pipelines": pipelines,
             "kedro.env": str(self._run_params.get("env") or "local"),
             "kedro.run_id": str(self._run_params.get("run_id")),

@@ -29,14 +29,13 @@ def comparison_figures(summary: Summary, found: Sequence[Compared], size_label: 
 
 def means(summary: Summary):
     """One line a variant: mean, interval, and each seed."""
-    rows = summary.rows
-    figure = blank(8.0, 1.3 + 0.36 * (len(rows) + len(bounds(summary))))
+    rows, others = summary.rows, bounds(summary)
+    figure = blank(8.0, 1.3 + 0.36 * (len(rows) + len(others)))
     axes = figure.subplots()
     for i, row in enumerate(rows.values()):
         axes.plot([row["low"], row["high"]], [i, i], color=MUTED, linewidth=4, solid_capstyle="round")
         axes.plot(row["by_seed"], [i] * len(row["by_seed"]), "|", color=INK, markersize=9)
         axes.plot(row["mean"], i, "o", color=ACCENT)
-    others = bounds(summary)
     for i, (name, value) in enumerate(others.items(), start=len(rows)):
         axes.plot(value, i, "D", color=colour(name), markersize=6)
     axes.set_yticks(range(len(rows) + len(others)), [*rows, *others])

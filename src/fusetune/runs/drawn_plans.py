@@ -1,11 +1,12 @@
 """Plans that a search draws, site by site, as methods."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fusetune.adapters import adapters
 
 NOTHING = "none"
+INF = float("inf")
 
 
 def drawn(trial: Any, stacks: Mapping[str, int], fuses: bool, settings: Any) -> dict[str, Any]:
@@ -33,66 +34,49 @@ def _sized(adapter: str, rank: int) -> dict[str, int]:
     return {key: rank} if key else {}
 
 
-def alone(
+def tried_first(
     stacks: Mapping[str, int],
     fuses: bool,
     settings: Any,
     cost: Callable[[Mapping[str, Any]], float],
     budget: float,
+    counts: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """What is tried first: each kind of adapter by itself, as large as the budget allows, where it allows it at all.
 
+    Then what a guide says: each kind inside of the most sensitive stack, and of all of them.
+
     Args:
         cost: of a method; infinite where it doesn't fit the data.
+        counts: of each stack the upper blocks that matter, the most sensitive stack first; {}: there is no guide.
     """
-    nothing: dict[str, Any] = {f"{name}: adapter": NOTHING for name in stacks}
-    nothing |= {"junction: adapter": NOTHING, "head": "linear"}
     ranks = sorted(settings.ranks, reverse=True)
 
     def price(chosen: Mapping[str, Any]) -> float:
         return cost(_drawn(chosen, stacks, fuses, settings))
 
-    def inside(kind: str, names: Sequence[str], rank: int) -> dict[str, Any]:
-        own = {name: {"adapter": kind, "blocks": stacks[name], "rank": rank} for name in names}
-        return nothing | {f"{name}: {key}": value for name, one in own.items() for key, value in one.items()}
-
     several = []
     for kind in settings.inside:
-        fitting = [name for name in stacks if price(inside(kind, [name], ranks[-1])) < float("inf")]
-        several += [[inside(kind, fitting, rank) for rank in ranks]] if fitting else []
+        fitting = {n: depth for n, depth in stacks.items() if price(_inside(kind, {n: depth}, ranks[-1], stacks)) < INF}
+        several += [[_inside(kind, fitting, rank, stacks) for rank in ranks]] if fitting else []
     for kind in settings.junction if fuses else ():
-        several.append([nothing | {"junction: adapter": kind, "junction: rank": rank} for rank in ranks])
+        several.append([_nothing(stacks) | {"junction: adapter": kind, "junction: rank": rank} for rank in ranks])
+    first = dict(list(counts.items())[:1])
+    for kind in settings.inside if counts else ():
+        for chosen in [first, counts] if len(counts) > 1 else [first]:
+            several.append([_inside(kind, chosen, rank, stacks) for rank in ranks])
     found = [next((one for one in sizes if price(one) <= budget), None) for sizes in several]
     return [one for one in found if one is not None]
 
 
-def guided(
-    counts: Mapping[str, int],
-    stacks: Mapping[str, int],
-    fuses: bool,
-    settings: Any,
-    cost: Callable[[Mapping[str, Any]], float],
-    budget: float,
-) -> list[dict[str, Any]]:
-    """What a guide says: each kind inside of the most sensitive stack, and of all of them, as large as fits.
+def _nothing(stacks: Mapping[str, int]) -> dict[str, Any]:
+    return {f"{name}: adapter": NOTHING for name in stacks} | {"junction: adapter": NOTHING, "head": "linear"}
 
-    Args:
-        counts: of each stack the upper blocks that matter, the most sensitive stack first.
-        cost: of a method; infinite where it doesn't fit the data.
-    """
-    nothing: dict[str, Any] = {f"{name}: adapter": NOTHING for name in stacks}
-    nothing |= {"junction: adapter": NOTHING, "head": "linear"}
-    found = []
-    for kind in settings.inside:
-        for names in dict.fromkeys((tuple(counts)[:1], tuple(counts))):
-            for rank in sorted(settings.ranks, reverse=True):
-                chosen = dict(nothing)
-                for name in names:
-                    chosen |= {f"{name}: adapter": kind, f"{name}: blocks": counts[name], f"{name}: rank": rank}
-                if cost(_drawn(chosen, stacks, fuses, settings)) <= budget:
-                    found.append(chosen)
-                    break
-    return found
+
+def _inside(kind: str, counts: Mapping[str, int], rank: int, stacks: Mapping[str, int]) -> dict[str, Any]:
+    """One kind in so many upper blocks of some stacks, and nothing elsewhere."""
+    own = {name: {"adapter": kind, "blocks": count, "rank": rank} for name, count in counts.items()}
+    return _nothing(stacks) | {f"{name}: {key}": value for name, one in own.items() for key, value in one.items()}
 
 
 def _drawn(chosen: Mapping[str, Any], stacks: Mapping[str, int], fuses: bool, settings: Any) -> dict[str, Any]:

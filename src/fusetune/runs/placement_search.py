@@ -22,7 +22,7 @@ from fusetune.config import build, check
 from fusetune.errors import FusetuneError
 from fusetune.plan.plan import Plan
 from fusetune.runs.account import account
-from fusetune.runs.drawn_plans import alone, drawn, guided
+from fusetune.runs.drawn_plans import drawn, tried_first
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.run import tested
 from fusetune.runs.sensitivity import sensitivities, upper_blocks
@@ -152,10 +152,8 @@ def search(ground: Ground, settings: SearchSettings, tell: Callable[[str], Any] 
         sampler=optuna.samplers.TPESampler(seed=settings.seed, n_startup_trials=settings.startup),
     )
     price = partial(_cost, ground, settings.cost)
-    begun, shares = alone(stacks, fuses, settings, price, budget), _guide(ground, stacks, settings, tell)
-    if shares:
-        begun += guided(upper_blocks(shares), stacks, fuses, settings, price, budget)
-    for chosen in begun:
+    shares = _guide(ground, stacks, settings, tell)
+    for chosen in tried_first(stacks, fuses, settings, price, budget, upper_blocks(shares)):
         study.enqueue_trial(chosen, skip_if_exists=True)
     study.optimize(one, settings.trials)
     ended = [trial for trial in trials if trial["metric"] is not None]

@@ -72,7 +72,8 @@ def stages_texts(env: str, root: Path, compared: list[str]) -> dict[str, str]:
         of_files = {own: made.plain(methods, [name for name in CHAIN if name != "estimate"])}
     texts = {}
     for file, stages in of_files.items():
-        below = {name: {"wdir": "../..", **stage} for name, stage in stages.items()}
+        if file != "dvc.yaml":
+            stages = {name: {"wdir": "../..", **stage} for name, stage in stages.items()}
         head = HEAD.format(
             env="" if env == DEFAULT_ENV else f" --env {env}",
             file="" if file == "dvc.yaml" else f" {file}",
@@ -80,8 +81,7 @@ def stages_texts(env: str, root: Path, compared: list[str]) -> dict[str, str]:
             own="" if env == DEFAULT_ENV else f" and conf/{env}",
             name=env,
         )
-        shown = stages if file == "dvc.yaml" else below
-        texts[file] = head + yaml.safe_dump({"stages": shown}, sort_keys=False, width=120, allow_unicode=True)
+        texts[file] = head + yaml.safe_dump({"stages": stages}, sort_keys=False, width=120, allow_unicode=True)
     return texts
 
 
