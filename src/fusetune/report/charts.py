@@ -105,7 +105,7 @@ def pareto(summary: Summary, look: Look, key: str, label: str, unit: str) -> Cha
             "hoverinfo": "skip",
         }
     )
-    costs = [row[key] for row in rows.values()]
+    costs = [row[key] for row in rows.values()] or [1.0]  # nothing costs anything
     traces += reference_lines(summary, [min(costs), max(costs)])
     longest = max((row["train_seconds"] or 0 for row in rows.values()), default=1) or 1
     for name, row in rows.items():
