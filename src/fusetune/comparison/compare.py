@@ -91,6 +91,9 @@ def shared_by_all(
     fingerprint = load_backbone(base, sample).fingerprint(list(sample.modalities))
     columns = make_task(sample.task).columns()
     origin = digest([Source(table, sample.modalities).digest(columns), fingerprint, stored, without_roots(sample)])
+    chosen = build(CompareSettings, settings, "compare")
+    if chosen.continual.ways:
+        chosen.continual.of_each(sample)  # before anything is trained
     return Shared(
         table,
         base,
@@ -98,7 +101,7 @@ def shared_by_all(
         train,
         stored,
         build(EvaluationSettings, evaluation, "evaluate"),
-        build(CompareSettings, settings, "compare"),
+        chosen,
         store,
         folder,
         code,

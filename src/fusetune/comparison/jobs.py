@@ -73,6 +73,7 @@ class Shared:
                 variant.share,
                 self.settings.robustness,
                 self.evaluation,
+                self.settings.continual if variant.compared else None,
                 experiment.column("sample_id", "test"),
             ]
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusetune.config import check
+from fusetune.runs.continual import TurnSettings
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class CompareSettings:
         memory: share of the free memory that they may take together.
         batch_seeds: train the seeds of a method as one batched model where they can be.
         search, robustness, scaling: see there.
+        continual: ways in which each method takes tasks in turn beside the training that is compared; none: it doesn't.
     """
 
     methods: Mapping[str, MethodSettings] = field(default_factory=dict)
@@ -144,6 +146,7 @@ class CompareSettings:
     search: SearchSettings = field(default_factory=SearchSettings)
     robustness: RobustnessSettings = field(default_factory=RobustnessSettings)
     scaling: ScalingSettings = field(default_factory=ScalingSettings)
+    continual: TurnSettings = field(default_factory=TurnSettings)
 
     def __post_init__(self) -> None:
         check(len(set(self.seeds)) == len(self.seeds) > 0, f"compare.seeds: expected distinct, found {self.seeds}.")

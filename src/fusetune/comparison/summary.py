@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.comparison import acting
+from fusetune.comparison import acting, in_turn
 from fusetune.comparison.cells import Cell
 from fusetune.comparison.details import by_class
 from fusetune.comparison.measures import BINS
@@ -70,9 +70,14 @@ class Summary:
     def flat(self) -> dict[str, dict[str, Any]]:
         """The numbers that `dvc metrics` shows, by variant."""
         told = ("mean", "low", "high", "seeds", "ece", "trainable_parameters", "train_seconds")
-        return {
+        found = {
             name: {self.metric if key == "mean" else key: row[key] for key in told} for name, row in self.rows.items()
         }
+        for name, row in self.rows.items():
+            found[name] |= {
+                f"forgetting_{way}": one["forgetting"] for way, one in row["continual"].items() if "forgetting" in one
+            }
+        return found
 
 
 def summarize(
@@ -110,6 +115,7 @@ def summarize(
     best = next(one for one in compared if one.name == next(iter(rows)))
     told = sentences(metric, rows, pairs, unimodal, plain or {}, settings.confidence)
     told += acting.told(rows)
+    told += in_turn.sentences(rows, metric)
     told += told_of(elsewhere or {}, rows, settings.confidence)
     count = next(iter(matrices.values())).shape[1]
     return Summary(
@@ -155,6 +161,7 @@ def _row(one: Compared, matrix: np.ndarray, groups: Sequence[Any] | None, settin
         "ece": _mean([r["calibration"].get("ece") for r in results]),
         "calibration": _bins([r["calibration"].get("bins", []) for r in results]),
         "conditions": _nested([r["conditions"] for r in results]),
+        "continual": in_turn.over_seeds([r["continual"] for r in results]),
         "trainable_parameters": metrics[0]["trainable_parameters"],
         "percent_of_base": percent(metrics[0]["trainable_parameters"], metrics[0]["base_parameters"]),
         "cache_bytes": one.account.get("cache_bytes", 0),

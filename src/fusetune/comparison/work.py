@@ -10,6 +10,7 @@ import torch
 from fusetune.comparison.attention import attention_maps, interaction_maps
 from fusetune.comparison.cells import write_cell
 from fusetune.comparison.energy import Meter
+from fusetune.comparison.in_turn import in_turn
 from fusetune.comparison.jobs import Job, Place, Shared, Tell, told
 from fusetune.comparison.measures import Conditions, calibration
 from fusetune.comparison.variants import Variant
@@ -180,6 +181,7 @@ class _Members:
             "settings": to_plain(variant.settings),
             "changed": to_plain(variant.changed),
             "share": variant.share,
+            "continual": in_turn(shared, variant, place[1], self.device),
         }
         cost = {
             "train_seconds": sum(epoch.seconds for epoch in epochs),

@@ -11,6 +11,7 @@ from fusetune.comparison.statistics import STEEPEST, PowerLaw
 from fusetune.comparison.summary import Summary
 from fusetune.report import charts, comparison_charts, inside_charts
 from fusetune.report.charts import Chart, Look
+from fusetune.report.in_turn_section import in_turn_section
 from fusetune.report.second_section import second_section
 
 Cell = tuple[str, float | None]  # as it is shown, and what it is sorted by
@@ -56,6 +57,7 @@ def comparison_page(
         ("Pairs", "Who is better than whom", shown([charts.differences(summary)] if summary.differences else [])),
         ("Samples", "Samples and answers", samples(best_first, look)),
         ("Elsewhere", "On other data", second_section(summary.elsewhere, summary.rows)),
+        ("In-turn", "One task after another", in_turn_section(summary.rows)),
         ("Modalities", "Modalities and groups", shown(comparison_charts.modalities(summary))),
         ("Robustness", "Missing modalities, noise, calibration", shown(comparison_charts.robustness(summary, look))),
         ("Classes", "Classes", shown(comparison_charts.classes(summary))),

@@ -45,27 +45,47 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class ContinualSettings:
+class TurnSettings:
     """
     Attributes:
         tasks: in order, by name: what `data.task` would say of each; none named: the tasks of a `multi_task`.
-        method: a file of conf/*/methods.
         ways: some of apart, shared, orthogonal, merged.
         orthogonal_weight: of the penalty.
-        seeds: of each way.
     """
 
     tasks: Mapping[str, Any] = field(default_factory=dict)
-    method: str = "lora"
-    ways: tuple[str, ...] = ("apart", "shared", "orthogonal", "merged")
+    ways: tuple[str, ...] = ()
     orthogonal_weight: float = 1.0
-    seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
         unknown = [way for way in self.ways if way not in WAYS]
+        check(not unknown, f"continual.ways: expected some of {', '.join(WAYS)}, found {', '.join(unknown)}.")
+
+    def of_each(self, data: DataSettings) -> dict[str, DataSettings]:
+        """The data with one task each, in order; raises FusetuneError where there is nothing to take in turn."""
+        tasks = self.tasks or data.task.get("tasks") or {}
         check(
-            bool(self.ways) and not unknown, f"continual.ways: expected some of {', '.join(WAYS)}, found {self.ways}."
+            len(tasks) > 1,
+            "continual.tasks: expected at least two, each as data.task would be, or a data.task of name multi_task.",
         )
+        return {name: replace(data, task=dict(task)) for name, task in tasks.items()}
+
+
+@dataclass(frozen=True)
+class ContinualSettings(TurnSettings):
+    """
+    Attributes:
+        method: a file of conf/*/methods.
+        seeds: of each way.
+    """
+
+    ways: tuple[str, ...] = ("apart", "shared", "orthogonal", "merged")
+    method: str = "lora"
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.ways), f"continual.ways: expected some of {', '.join(WAYS)}, found none.")
         check(bool(self.seeds), "continual.seeds: expected at least one.")
 
 
@@ -85,6 +105,10 @@ class Learner:
     evaluation: EvaluationSettings
     work: Workplace
     lengths: Mapping[str, int] | None = None
+
+    def apart(self, seed: int) -> "Apart":
+        """An adapter of each task, learned from nothing, with its test metric."""
+        return {name: self.learned(name, seed) for name in self.data}
 
     def learned(
         self, name: str, seed: int, start: Artifact | None = None, orthogonal: Orthogonal | None = None
@@ -185,15 +209,25 @@ def continual(learner: Learner, settings: ContinualSettings, tell: Callable[[str
     """JSON-ready: by way and seed, R and what follows from it."""
     found: dict[str, Any] = {"tasks": list(learner.data), "method": settings.method, "ways": {}}
     for seed in settings.seeds:
-        apart = {name: learner.learned(name, seed) for name in learner.data}
-        single = [score for _, score in apart.values()]
+        apart = learner.apart(seed)
         for way in settings.ways:
-            table = WAYS[way](learner, seed, apart, settings.orthogonal_weight)
-            kept = sum(a.bytes for a, _ in apart.values()) if way in ("apart", "orthogonal") else 0
-            one = {"after": table, "bytes": kept or max(a.bytes for a, _ in apart.values()), **measures(table, single)}
+            one = in_one_way(learner, way, seed, apart, settings.orthogonal_weight)
             found["ways"].setdefault(way, {})[str(seed)] = one
             tell(f"{way}, seed {seed}: average {one['average']:.3f}, forgetting {one['forgetting']:.3f}")
     return found
+
+
+def in_one_way(learner: Learner, way: str, seed: int, apart: Apart, orthogonal_weight: float) -> dict[str, Any]:
+    """R (`after`), what follows from it, and the bytes of what is kept; raises FusetuneError where the learner's method
+    can't go that way.
+
+    Args:
+        apart: the tasks' own adapters of this seed.
+    """
+    table = WAYS[way](learner, seed, apart, orthogonal_weight)
+    sizes = [artifact.bytes for artifact, _ in apart.values()]
+    kept = sum(sizes) if way in ("apart", "orthogonal") else max(sizes)
+    return {"after": table, "bytes": kept, **measures(table, [score for _, score in apart.values()])}
 
 
 def measures(table: Table, single: Sequence[float]) -> dict[str, float]:

@@ -119,6 +119,8 @@ def _log_cell(place: Place, cell: Cell) -> None:
     values["trainable_parameters"] = float(metrics["trainable_parameters"])
     if cell.results["calibration"]:
         values["test_ece"] = cell.results["calibration"]["ece"]
+    of_ways = cell.results["continual"].items()
+    values |= {f"forgetting_{way}": one["forgetting"] for way, one in of_ways if "forgetting" in one}
     params = flattened(cell.results["settings"]) | {"seed": place[1], "share": cell.results["share"]}
     tags = {"method": metrics["method"], "variant": place[0], "metric": metrics["metric"], "cell": cell.folder.name}
     _log_run(f"{_score(cell):.3f} {place[0]}, seed {place[1]}", params, values, tags, "FINISHED", curve)

@@ -28,8 +28,6 @@ def make_continual(methods: Sequence[str]):
         *settings: Any,
     ) -> tuple[dict[str, Any], Any]:
         """What each way reaches after each task, and a figure of it."""
-        from dataclasses import replace
-
         from fusetune.config import build
         from fusetune.device import pick_device
         from fusetune.features.index import CacheSettings
@@ -49,12 +47,7 @@ def make_continual(methods: Sequence[str]):
         chosen, known = build(ContinualSettings, continual, "continual"), dict(zip(methods, settings, strict=True))
         check(chosen.method in known, f"continual.method: no method '{chosen.method}'. Known: {', '.join(known)}.")
         own, method = build(DataSettings, data, "data"), known[chosen.method]
-        tasks = chosen.tasks or own.task.get("tasks") or {}
-        check(
-            len(tasks) > 1,
-            "continual.tasks: expected at least two, each as data.task would be, or a data.task of name multi_task.",
-        )
-        by_name = {name: replace(own, task=dict(task)) for name, task in tasks.items()}
+        by_name = chosen.of_each(own)
         with ExtractionProgress() as progress:
             device, caching = pick_device(train.get("device", "auto")), build(CacheSettings, cache, "cache")
             work = Workplace(Store(store), caching, checkpoints, progress, device)
