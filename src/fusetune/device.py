@@ -1,6 +1,7 @@
 """Where to compute."""
 
 import ctypes
+import os
 from collections.abc import Iterable
 from functools import cache
 
@@ -24,6 +25,11 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(allocator(_MAP, MAPPED) and allocator(_TRIM, KEPT))
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def half_of(parameters: Iterable[torch.nn.Parameter]) -> torch.dtype | None:

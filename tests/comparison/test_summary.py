@@ -43,6 +43,7 @@ def variant(name: str, rate: float, parameters: int, seeds: int = 4, error: str 
             "curve": [{"epoch": 1, "val_metric": rate + 0.01 * seed}],
             "calibration": {"ece": 0.1, "bins": [{"confidence": 0.5, "accuracy": 0.4, "share": 1.0}]},
             "conditions": {"samples": 10, "whole": rate, "without": {"text": rate - 0.3, "image": rate - 0.1}},
+            "continual": {},
             "attention": {},
             "interactions": {},
         }

@@ -1,6 +1,8 @@
 """From a manifest to the store and into batches: exactly what the backbone computes, and each sample only once."""
 
+import os
 import shutil
+import signal
 import threading
 import time
 
@@ -210,11 +212,67 @@ def test_several_threads_ahead_write_the_very_bytes_of_one(tmp_path, backbone, m
     """As beside a GPU, where they do: a batch is made ready in parts."""
     one, two = tmp_path / "one", tmp_path / "two"
     features, _ = run(source(), backbone, one)
-    monkeypatch.setattr("fusetune.features.chunks.threads_beside", lambda _: 3)
-    monkeypatch.setattr("fusetune.features.chunks.PART", 3)
+    monkeypatch.setattr("fusetune.features.decoding.threads_beside", lambda _: 3)
+    monkeypatch.setattr("fusetune.features.decoding.PART", 3)
     assert run(source(), backbone, two)[0] == features
     files = {f.relative_to(one): f.read_bytes() for f in one.rglob("*.*")}
     assert {f.relative_to(two): f.read_bytes() for f in two.rglob("*.*")} == files and len(files) == 12
+
+
+def test_processes_write_the_very_bytes_of_threads(tmp_path, backbone, monkeypatch):
+    one, two = tmp_path / "one", tmp_path / "two"
+    features, count = run(source(), backbone, one)
+    monkeypatch.setattr("fusetune.features.decoding.PART", 3)
+    here, prepare = os.getpid(), Backbone.prepare
+
+    def noted(self, samples):
+        (tmp_path / f"pid_{os.getpid()}").touch()
+        return prepare(self, samples)
+
+    monkeypatch.setattr(Backbone, "prepare", noted)
+    assert run(source(), backbone, two, decoders=2) == (features, count)
+    seen = [int(file.name[4:]) for file in tmp_path.glob("pid_*")]
+    assert here in seen and len(seen) == 3, "the first part is this process's, to know its size"
+    files = {f.relative_to(one): f.read_bytes() for f in one.rglob("*.*")}
+    assert {f.relative_to(two): f.read_bytes() for f in two.rglob("*.*")} == files and len(files) == 12
+
+
+def test_what_goes_wrong_in_a_process_that_decodes_is_told(tmp_path, backbone, monkeypatch):
+    monkeypatch.setattr("fusetune.features.decoding.PART", 3)
+    prepare, here = Backbone.prepare, os.getpid()
+
+    def unreadable(self, samples):
+        if os.getpid() != here:
+            raise FusetuneError("row 7, column 'image': no picture.")
+        return prepare(self, samples)
+
+    monkeypatch.setattr(Backbone, "prepare", unreadable)
+    with pytest.raises(FusetuneError, match="^row 7, column 'image': no picture"):
+        run(source(), backbone, tmp_path / "store", decoders=2)
+
+    def killed(self, samples):
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare(self, samples)
+
+    monkeypatch.setattr(Backbone, "prepare", killed)
+    with pytest.raises(FusetuneError, match=r"cache.decoders: one of 2 processes that decode was killed"):
+        run(source(), backbone, tmp_path / "store", decoders=2)
+    monkeypatch.setattr(Backbone, "prepare", prepare)
+    assert run(source(), backbone, tmp_path / "store", decoders=2)[1] > 0
+    assert run(source(), backbone, tmp_path / "store")[1] == 0
+
+
+def test_threads_decode_where_shared_memory_is_small(tmp_path, backbone, monkeypatch):
+    monkeypatch.setattr("fusetune.features.decoding.PART", 3)
+    known = shutil.disk_usage
+
+    def small(folder):
+        return shutil._ntuple_diskusage(4_000, 3_900, 100) if str(folder) == "/dev/shm" else known(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", small)
+    monkeypatch.setattr("fusetune.features.decoding.DataLoader", None)
+    assert run(source(), backbone, tmp_path / "store", decoders=2)[1] == 42
 
 
 def test_ray_writes_the_very_bytes_of_one_process(tmp_path, backbone):

@@ -16,7 +16,7 @@ import torch
 from fusetune.comparison.jobs import Job, Place, Shared, Tell, told
 from fusetune.comparison.work import run_job
 from fusetune.config import check
-from fusetune.device import pick_device
+from fusetune.device import cores, pick_device
 from fusetune.features.dataset import free_memory
 
 PRELOADED = ["fusetune.comparison.work", "transformers.modeling_utils", "torch._dynamo"]  # what every job will need
@@ -39,8 +39,7 @@ def devices(workers: int, name: str) -> list[torch.device]:
         count = torch.cuda.device_count()
         return [torch.device("cuda", i % count) for i in range(workers or count)]
     device = pick_device(name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [device] * (workers or (cores if device.type == "cpu" else 1))
+    return [device] * (workers or (cores() if device.type == "cpu" else 1))
 
 
 def run_jobs(shared: Shared, jobs: Sequence[Job], places: Sequence[torch.device], heard: Heard) -> None:

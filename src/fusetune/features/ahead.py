@@ -1,6 +1,5 @@
 """Work done ahead of its time by a thread: decoding while the backbone runs, reading while the adapter trains."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +7,8 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+
+from fusetune.device import cores
 
 MOST = 12  # threads; more wait for one another
 Item = TypeVar("Item")
@@ -31,10 +32,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int,
 
 def threads_beside(device: torch.device) -> int:
     """That may work ahead: one on a CPU, whose cores the model needs itself; most cores beside a GPU."""
-    if device.type == "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST, cores - 1))
+    return 1 if device.type == "cpu" else max(1, min(MOST, cores() - 1))
 
 
 def delayed(items: Iterable[Item], notice: Callable[[Item], None], depth: int) -> Iterator[Item]:

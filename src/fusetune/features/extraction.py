@@ -1,12 +1,13 @@
 """From a manifest to a filled store: what is there already is not computed again.
 
 Cost, for S samples that are new, T tokens of width d each: S forward passes up to the frontier, S T d bytes written,
-hashed twice (SHA-256 of the file, CRC-32 of each row) and synced once a shard. Decoding runs in one thread ahead of the
-forward pass, beside a GPU in several, and writing in one behind it, so that the slowest of the three sets the pace.
+hashed twice (SHA-256 of the file, CRC-32 of each row) and synced once a shard. Decoding runs ahead of the forward pass
+(in one thread, beside a GPU in processes) and writing in a thread behind it, so that the slowest sets the pace.
 """
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ import torch
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.device import keep_freed_memory
 from fusetune.errors import FusetuneError
-from fusetune.features.chunks import Gathered, Progress, chunks
+from fusetune.features.chunks import chunks
+from fusetune.features.computing import Gathered, Progress
+from fusetune.features.decoding import prepared_ahead
 from fusetune.features.index import CacheSettings, Features, describe
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
@@ -53,11 +56,12 @@ def extract(
     backbone = backbone.to(device)
     total = sum(len(chunk.rows) for chunk in todo)
     done = written = 0
-    with ThreadPoolExecutor(1) as writer:
+    ready = prepared_ahead(backbone, source, todo, settings, device)
+    with closing(ready), ThreadPoolExecutor(1) as writer:
         waiting: deque[Future[int]] = deque()
         for chunk in todo:
             streams = Gathered(chunk.names)
-            for count in streams.fill(backbone, source, features, chunk, settings, device):
+            for count in streams.fill(backbone, ready, features, chunk, settings, device):
                 if done == 0:
                     check_space(store, features, streams.bytes / count * total)
                 done += count

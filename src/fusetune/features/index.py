@@ -27,6 +27,8 @@ class CacheSettings:
         views: seeded augmented views of each training sample; needed where a modality has `augment`.
         part: ``2/4`` leaves three quarters of the samples to other machines; they need no lock.
         ray_workers: processes of a Ray cluster that share the work; 0 is this process alone.
+        decoders: processes that decode ahead of the model; None: one a core but one beside a GPU, none beside a CPU; 0:
+            threads of this process.
         device: auto, cpu, cuda or cuda:N.
         cut: where features are cached: auto weighs bytes against arithmetic (`plan.cost`); or inputs, encoder (in front
             of a connector), towers, frontier.
@@ -39,6 +41,7 @@ class CacheSettings:
     views: int = 0
     part: str = "1/1"
     ray_workers: int = 0
+    decoders: int | None = None
     device: str = "auto"
     cut: str = "auto"
     readings: int = 20
@@ -49,8 +52,8 @@ class CacheSettings:
         for name in ("batch_size", "shard_size", "readings"):
             value = getattr(self, name)
             check(value > 0, f"{name}: expected a positive number, found {value}.")
-        for name in ("views", "ray_workers"):
-            check(getattr(self, name) >= 0, f"{name}: expected 0 or more, found {getattr(self, name)}.")
+        for name in ("views", "ray_workers", "decoders"):
+            check((getattr(self, name) or 0) >= 0, f"{name}: expected 0 or more, found {getattr(self, name)}.")
         self.owned()
 
     def owned(self) -> tuple[int, int]:

@@ -8,7 +8,8 @@ import torch
 from fusetune.backbones.backbone import Backbone
 from fusetune.cluster import cluster
 from fusetune.errors import FusetuneError
-from fusetune.features.chunks import Chunk, Progress, extract_chunk
+from fusetune.features.chunks import Chunk
+from fusetune.features.computing import Progress, extract_chunk
 from fusetune.features.index import CacheSettings, Features
 from fusetune.features.source import Source
 from fusetune.features.storage import Store

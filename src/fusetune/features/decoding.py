@@ -1,0 +1,149 @@
+"""Samples decoded ahead of the model: by processes where it is fast, by threads of this process otherwise.
+
+Cost of a sample: read, decoded, resized once; then from a process two copies of its tokens, into shared memory and into
+the batch. Threads of one process wait for one another (Python's lock, and every large tensor is mapped anew, for which
+the system stops them all), processes don't; a part of `PART` samples is what one of them takes at a time.
+"""
+
+import multiprocessing
+import pickle
+import shutil
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fusetune.backbones.backbone import Backbone
+from fusetune.device import cores
+from fusetune.errors import FusetuneError
+from fusetune.features.ahead import ahead, threads_beside
+from fusetune.features.chunks import Chunk
+from fusetune.features.index import CacheSettings
+from fusetune.features.source import Source
+from fusetune.tokens import Tokens, joined
+
+PART = 16  # samples
+AHEAD = 2  # parts that each process may be ahead
+SHARED = Path("/dev/shm")  # where processes leave what they have decoded
+Prepared = dict[str, Tokens]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of a chunk, as places in it."""
+
+    chunk: Chunk
+    places: range
+
+
+class Preparing(Dataset):
+    """Parts as the towers take them; a sample that can't be read is an error that is handed on."""
+
+    def __init__(self, backbone: Backbone, source: Source, parts: Sequence[Part]) -> None:
+        self.backbone, self.source, self.parts = backbone, source, parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def prepared(self, number: int) -> Prepared:
+        part = self.parts[number]
+        rows, samples = [part.chunk.rows[i] for i in part.places], {}
+        for name in part.chunk.names:
+            keys = part.chunk.augmented.get(name)
+            samples[name] = self.source.decoded(name, rows, keys and [keys[i] for i in part.places])
+        return self.backbone.prepare(samples)
+
+    def __getitem__(self, number: int) -> Prepared | Exception:
+        try:
+            return self.prepared(number)
+        except Exception as error:
+            return _portable(error)
+
+
+def decoders(settings: CacheSettings, device: torch.device) -> int:
+    """Processes that may decode: what `cache.decoders` says; of itself none beside a CPU, whose cores the model needs,
+    and one a core but one beside a GPU."""
+    possible = "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
+    if settings.decoders is None:
+        return cores() - 1 if possible and device.type == "cuda" else 0
+    return settings.decoders if possible else 0
+
+
+def prepared_ahead(
+    backbone: Backbone, source: Source, chunks: Sequence[Chunk], settings: CacheSettings, device: torch.device
+) -> Generator[Prepared, None, None]:
+    """Each batch of each chunk, in order, made ready ahead of its time.
+
+    Processes are forked at the first call: before this one has threads at work.
+
+    Raises:
+        FusetuneError: an unreadable sample, or a process that was killed.
+    """
+    several, threads = decoders(settings, device), threads_beside(device)
+    size = PART if several or threads > 1 else settings.batch_size
+    parts = [_parts(chunk, batch, size) for chunk in chunks for batch in batches(chunk, settings.batch_size)]
+    work = Preparing(backbone, source, [part for of_batch in parts for part in of_batch])
+    if not work.parts:
+        return
+    ready = _by_processes(work, several) if several else None
+    if ready is None:
+        depth = 2 if threads == 1 else threads + len(parts[0])
+        ready = ahead(work.prepared, range(len(work)), depth, threads)
+    for of_batch in parts:
+        streams = [next(ready) for _ in of_batch]
+        yield {name: joined([one[name] for one in streams]) for name in streams[0]} if len(streams) > 1 else streams[0]
+
+
+def batches(chunk: Chunk, size: int) -> list[range]:
+    """Places in the chunk, batch by batch."""
+    return [range(i, min(i + size, len(chunk.rows))) for i in range(0, len(chunk.rows), size)]
+
+
+def _parts(chunk: Chunk, batch: range, size: int) -> list[Part]:
+    return [Part(chunk, batch[i : i + size]) for i in range(0, len(batch), size)]
+
+
+def _by_processes(work: Preparing, several: int) -> Iterator[Prepared] | None:
+    """None where shared memory has no room for what they would be ahead (containers often have 64 MB of it)."""
+    first = work.prepared(0)
+    needed = AHEAD * several * sum(t.values.nbytes + t.mask.nbytes for t in first.values())
+    if SHARED.is_dir() and (free := shutil.disk_usage(SHARED).free) < 2 * needed:
+        several = min(several, int(free / 2 / needed * several))
+    return _loaded(work, first, several) if several else None
+
+
+def _loaded(work: Preparing, first: Prepared, several: int) -> Iterator[Prepared]:
+    yield first
+    loader = DataLoader(
+        work, batch_size=None, sampler=range(1, len(work)), num_workers=several, prefetch_factor=AHEAD,
+        multiprocessing_context="fork", collate_fn=_as_it_is,
+    )  # fmt: skip
+    try:
+        for found in loader:
+            if isinstance(found, Exception):
+                raise found
+            yield found
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        raise FusetuneError(
+            f"cache.decoders: one of {several} processes that decode was killed ({str(error).split(' exited')[0]}): by "
+            "the system for want of memory, or by a file that its decoder can't stand. What was written stays, and a "
+            "run goes on from it; with fewer of them, or cache.decoders: 0, it takes less."
+        ) from None
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+def _portable(error: Exception) -> Exception:
+    """An exception as another process can read it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
