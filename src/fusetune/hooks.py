@@ -45,19 +45,23 @@ class MLflowHook:
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:
-        """Also checks the parameters, for every runner alike; a mistake is a failed run."""
+        """Also checks the parameters; a mistake is a failed run. Values are left to our runner, which imports what they
+        become where something is to be done at all."""
         from fusetune.errors import FusetuneError
-        from fusetune.pipelines.parameters import check_parameters
+        from fusetune.pipelines.parameters import check_names, check_parameters
 
         self._run_params, self._catalog, self._pipeline = run_params, catalog, pipeline
         runner = str(run_params.get("runner"))
         at_once = next((name for name in ("ParallelRunner", "ThreadRunner") if name in runner), None)
         if at_once:
             raise FusetuneError(AT_ONCE.format(at_once))
-        if "IncrementalRunner" not in runner:  # a plain KedroSession, or a runner of the user's
+        ours = "IncrementalRunner" in runner
+        if not ours:  # a plain KedroSession, or a runner of the user's
             logger.warning("runner %s: nothing is skipped, up to date or not; FusetuneSession does", runner)
         try:
-            check_parameters(catalog, pipeline)
+            check_names(catalog)
+            if not ours:
+                check_parameters(catalog, pipeline)
         except FusetuneError as error:
             self.on_pipeline_error(error)
             raise

@@ -1,20 +1,25 @@
-"""Adapters that were trained before, as parts of new plans: read from their folders."""
+"""Adapters that were trained before, as parts of new plans: read from their folders.
+
+Nothing heavy is imported here: whether a node is up to date depends on these folders.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from fusetune.adapters.adapter import Stream
 from fusetune.config import to_plain
 from fusetune.errors import FusetuneError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fusetune.adapters.adapter import Stream
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def load_trained(folder: str, streams: Mapping[str, Stream]) -> tuple[str, Mapping[str, Any], dict[str, Tensor]]:
+def load_trained(folder: str, streams: "Mapping[str, Stream]") -> "tuple[str, Mapping[str, Any], dict[str, Tensor]]":
     """Name, config and tensors of the first adapter at the junction of a trained adapter's folder.
 
     Raises:
@@ -41,7 +46,7 @@ def _first_at_junction(folder: str, config: Mapping[str, Any]) -> Mapping[str, A
 
 def read_folder(
     folder: str | Path, expected: str = "the folder of a trained adapter", todo: str = "Train it first."
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+) -> "tuple[dict[str, Any], dict[str, Tensor]]":
     """The config and the tensors of a trained adapter's folder; raises FusetuneError if it is none."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file

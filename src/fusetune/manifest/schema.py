@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fusetune.config import check
+from fusetune.config import build, check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +63,13 @@ def _is_colour(name: str) -> bool:
         return bool(ImageColor.getrgb(name))
     except ValueError:
         return False
+
+
+def modalities_of(data: Mapping[str, Any]) -> dict[str, Modality]:
+    """Those of `data` in conf, without what imports a task or a model."""
+    return {
+        name: build(Modality, one, f"data.modalities.{name}") for name, one in (data.get("modalities") or {}).items()
+    }
 
 
 class Audio(NamedTuple):

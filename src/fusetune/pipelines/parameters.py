@@ -65,15 +65,26 @@ class ReaderSettings:
     few_shot: FewShotSettings | None = None
 
 
+def check_names(catalog: CatalogProtocol) -> None:
+    """Raise FusetuneError for an unknown key at the top of the parameters."""
+    check_keys(catalog.load("parameters"), _schemas(), "parameters")
+
+
 def check_parameters(catalog: CatalogProtocol, pipeline: Pipeline) -> None:
-    """Raise FusetuneError for an unknown key at any level of the parameters that the pipeline's nodes use."""
-    known = dict(SCHEMAS) | dict.fromkeys(method_names(conf_source(), conf_env()), PLAN)
-    check_keys(catalog.load("parameters"), known, "parameters")
+    """Raise FusetuneError for an unknown key, or a value that can't be, at any level of what the pipeline's nodes use.
+
+    It imports what the values become, torch among it.
+    """
+    known = _schemas()
     for name in sorted(pipeline.inputs()):
         key = name.removeprefix("params:")
         schema = known.get(key)
         if name.startswith("params:") and schema:
             check_values(schema, catalog.load(name), key)
+
+
+def _schemas() -> dict[str, str | None]:
+    return dict(SCHEMAS) | dict.fromkeys(method_names(conf_source(), conf_env()), PLAN)
 
 
 def check_values(schema: str, values: Any, where: str) -> None:

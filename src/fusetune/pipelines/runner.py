@@ -6,6 +6,7 @@ out. Stamps hold contents, no times and no paths, so they travel with the output
 
 import json
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kedro.runner.task import Task
 
 from fusetune.config import digest
 from fusetune.pipelines.hashing import code_hash, plugin_hashes
+from fusetune.pipelines.parameters import check_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +27,25 @@ class IncrementalRunner(SequentialRunner):
     """Runs the stale nodes in order; says of every other that it is up to date.
 
     A node without outputs is there to be seen, and always runs; so does one that reads or makes something whose content
-    nobody can tell. ``--params force=true`` runs all, ``force=<node>`` one, whatever has changed.
+    nobody can tell. Values of parameters are checked before the first that runs; the others' were when they ran.
+    ``--params force=true`` runs all, ``force=<node>`` one, whatever has changed.
     """
 
     def _run(
         self, pipeline: Pipeline, catalog: CatalogProtocol, hook_manager: Any = None, run_id: str | None = None
     ) -> None:
         forced, ran = catalog.load("parameters").get("force", False), 0
+        check = cache(lambda: check_parameters(catalog, pipeline))
         for node in pipeline.nodes:
-            key = node_key(node, catalog) if node.outputs else None
+            try:
+                key = node_key(node, catalog) if node.outputs else None
+            except Exception:
+                check()  # whose sentence says what is wrong with a value that no key could be made of
+                raise
             if key is not None and not _forced(node, forced) and is_fresh(node, catalog, key):
                 logger.info("%s: up to date, nothing to do", node.name)
                 continue
+            check()
             Task(
                 node=node, catalog=catalog, hook_manager=hook_manager, is_async=self._is_async, run_id=run_id
             ).execute()

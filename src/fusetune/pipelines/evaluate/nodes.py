@@ -172,11 +172,11 @@ def files_of_sets(evaluate_on: Mapping[str, Any], data: Mapping[str, Any]) -> di
     """Hashes of what the sets' readers read, and of what their tables point to."""
     from fusetune.config import build
     from fusetune.features.source import Source
+    from fusetune.manifest.schema import modalities_of
     from fusetune.manifest.second_sets import SecondSet
     from fusetune.pipelines.ingest.nodes import files_read
-    from fusetune.training.data import DataSettings
 
-    own, contents = build(DataSettings, data, "data").modalities, {}
+    own, contents = modalities_of(data), {}
     with_reader = {name: settings for name, settings in evaluate_on.items() if settings.get("reader")}
     for name, settings in with_reader.items():
         where = f"evaluate_on.{name}"

@@ -47,14 +47,12 @@ def _files(inputs: Mapping[str, Any]) -> list[str]:
     """Hashes of the media files that the manifest points to, which can change while it doesn't."""
     import pyarrow.parquet as pq
 
-    from fusetune.config import build
     from fusetune.manifest.contents import content_digest, names_files
-    from fusetune.manifest.schema import MEDIA
-    from fusetune.training.data import DataSettings
+    from fusetune.manifest.schema import MEDIA, modalities_of
 
     file, found = inputs["manifest"], []
     schema = pq.read_schema(file) if file.is_file() else None
-    for name, modality in build(DataSettings, inputs["params:data"], "data").modalities.items():
+    for name, modality in modalities_of(inputs["params:data"]).items():
         column = modality.column_of(name)
         if modality.kind in MEDIA and schema and column in schema.names and names_files(schema.field(column).type):
             for cell in pq.read_table(file, columns=[column])[column]:
