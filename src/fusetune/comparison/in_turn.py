@@ -24,7 +24,7 @@ Rows = Mapping[str, Mapping[str, Any]]
 def in_turn(shared: Shared, variant: Variant, seed: int, device: torch.device) -> dict[str, dict[str, Any]]:
     """Of each way what `runs.continual` measures, or why the method can't go it (`refused`); {} where none is asked."""
     settings = shared.settings.continual
-    if not (settings.ways and variant.compared):
+    if not shared.in_turn(variant):
         return {}
     learner = Learner(
         shared.table,

@@ -73,10 +73,14 @@ class Shared:
                 variant.share,
                 self.settings.robustness,
                 self.evaluation,
-                self.settings.continual if variant.compared else None,
+                self.settings.continual if self.in_turn(variant) else None,
                 experiment.column("sample_id", "test"),
             ]
         )
+
+    def in_turn(self, variant: Variant) -> bool:
+        """Whether its cells hold what it forgets of tasks in turn; see `comparison.in_turn`."""
+        return bool(self.settings.continual.ways) and variant.compared
 
     def cell(self, key: str) -> Path:
         return self.folder / "cells" / key[:32]
