@@ -88,7 +88,7 @@ def compared_project(trained_project: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def base(trained_project: Path) -> Path:
-    """The folder of a small pretrained base with all four towers and a trunk."""
+    """The folder of a small pretrained base with all four towers."""
     from fusetune.backbones.bases import opened
 
     return Path(opened(trained_project / "data" / "06_models" / "ci" / "base.json"))

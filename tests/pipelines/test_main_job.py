@@ -169,7 +169,7 @@ def test_the_same_command_in_another_place_gives_bitwise_the_same_adapter(traine
     done = kedro(project, "run", "--pipeline", "train_wander", "--env", "ci", PYTHONHASHSEED="7")
     assert done.returncode == 0, done.stdout + done.stderr
     made = [f.relative_to(trained_project) for f in trained_project.glob("data/06_models/**/*.safetensors")]
-    assert len(made) >= 6, "the adapter, four towers and a trunk"
+    assert len(made) >= 5, "the adapter and four towers; a trunk is made where one is used"
     for name in made:
         assert (project / name).read_bytes() == (trained_project / name).read_bytes()
 

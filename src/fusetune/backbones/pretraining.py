@@ -98,16 +98,16 @@ class PretrainSettings:
         check(0 < self.mask_rate < 1, f"mask_rate: expected a share between 0 and 1, found {self.mask_rate}.")
 
 
-def pretrain(
+def pretrain_towers(
     rows: Characters, phrases: Sequence[str], settings: PretrainSettings, progress: Progress, device: torch.device
 ) -> Backbone:
-    """Train towers and trunk from nothing.
+    """Train towers from nothing.
 
     Args:
         phrases: more texts for the tokenizer's vocabulary (the questions of later tasks).
 
     Returns:
-        The backbone, frozen, on the CPU.
+        The backbone, without a trunk, frozen, on the CPU.
     """
     torch.manual_seed(settings.seed)
     tokenizer = train_tokenizer(
@@ -125,14 +125,29 @@ def pretrain(
             "metrics": VectorTower(FeatureTowerSettings(rows.metrics[0].shape[1], settings.metrics_width)),
         }
     ).to(device)
-    samples = {"image": [[p] for p in rows.pictures], "outline": rows.outlines, "metrics": rows.metrics}
-    inputs = {name: towers[name].prepare(column) for name, column in samples.items()}  # type: ignore[operator]
-    inputs["text"] = towers["text"].prepare(rows.names)  # type: ignore[operator]
-    inputs = {name: tokens.to(device) for name, tokens in inputs.items()}
+    inputs = _inputs(towers, rows, device)
     towers["metrics"].fit_statistics(inputs["metrics"])  # type: ignore[operator]
     _contrast(towers, inputs, rows.chars, tokenizer, settings, progress)
-    trunk = _fuse(towers, inputs, rows, settings, progress, device)
+    return Backbone(dict(towers.items())).cpu()  # type: ignore[arg-type]
+
+
+def pretrain_trunk(
+    backbone: Backbone, rows: Characters, settings: PretrainSettings, progress: Progress, device: torch.device
+) -> Backbone:
+    """The towers that `pretrain_towers` has made, with a trunk on them that is trained from nothing."""
+    towers = backbone.towers.to(device)
+    trunk = _fuse(towers, _inputs(towers, rows, device), rows, settings, progress, device)
     return Backbone(dict(towers.items()), trunk).cpu()  # type: ignore[arg-type]
+
+
+def _inputs(towers: nn.ModuleDict, rows: Characters, device: torch.device) -> dict[str, Tokens]:
+    samples = {
+        "image": [[picture] for picture in rows.pictures],
+        "outline": rows.outlines,
+        "metrics": rows.metrics,
+        "text": rows.names,
+    }
+    return {name: towers[name].prepare(column).to(device) for name, column in samples.items()}  # type: ignore[operator]
 
 
 def _contrast(

@@ -72,7 +72,7 @@ def make_base(
     settings, chosen = _chosen(backbone, data)
     kinds = {name: m["kind"] for name, m in data["modalities"].items()}
     if settings.is_embedded(kinds):
-        return _embedded(source_manifest, bases, pretrain)
+        return _embedded(source_manifest, bases, pretrain, data.get("use_trunk", True))
     if settings.source == EMBEDDED_LLAVA:
         settings = replace(settings, source=str(_embedded_llava(source_manifest, bases, pretrain_llava)))
     others, base = settings.beside(kinds), None
@@ -85,7 +85,7 @@ def make_base(
         made = compose(
             {name: chosen[name] for name in others},
             rows,
-            lambda: Backbone.from_pretrained(_embedded(source_manifest, bases, pretrain)),
+            lambda: Backbone.from_pretrained(_embedded(source_manifest, bases, pretrain, use_trunk=False)),
             build(AlignSettings, align, "align"),
             progress,
         )
@@ -110,18 +110,35 @@ def _chosen(backbone: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Any, 
     return settings, settings.sources({name: modality["kind"] for name, modality in data["modalities"].items()})
 
 
-def _embedded(table: Any, bases: Path, pretrain: Mapping[str, Any]) -> Path:
-    """The folder of the embedded base, pretrained once for the same settings and data."""
-    from fusetune.backbones.bases import made_before, remember_recipe, save_base
-    from fusetune.config import digest
-    from fusetune.pipelines.hashing import code_hash, table_hash
+def _embedded(table: Any, bases: Path, pretrain: Mapping[str, Any], use_trunk: bool) -> Path:
+    """The folder of the embedded base, pretrained once for the same settings and data.
 
-    recipe = digest([code_hash(make_base), pretrain, table_hash(table)])
+    Args:
+        use_trunk: whether with a trunk, on towers that may have been made for another experiment.
+    """
+    from fusetune.backbones.backbone import Backbone
+    from fusetune.backbones.bases import made_before, remember_recipe, save_base
+    from fusetune.backbones.characters import as_characters
+    from fusetune.backbones.pretraining import PretrainSettings, pretrain_towers, pretrain_trunk
+    from fusetune.config import build, digest
+    from fusetune.device import pick_device
+    from fusetune.pipelines.hashing import code_hash, table_hash
+    from fusetune.pipelines.progress import StepProgress
+
+    of_part = {name: value for name, value in pretrain.items() if use_trunk or not name.startswith("trunk_")}
+    recipe = digest([code_hash(make_base), of_part, table_hash(table), use_trunk])
     known = made_before(bases, recipe)
     if known:
         logger.info("base: %s was made from these very settings and data before", known.name[:12])
         return known
-    folder = save_base(_pretrained(table, pretrain), bases)
+    towers = Backbone.from_pretrained(_embedded(table, bases, pretrain, use_trunk=False)) if use_trunk else None
+    rows, settings, device = as_characters(table), build(PretrainSettings, pretrain, "pretrain"), pick_device("auto")
+    with StepProgress() as progress:
+        if towers:
+            made = pretrain_trunk(towers, rows, settings, progress, device)
+        else:
+            made = pretrain_towers(rows, _phrases(), settings, progress, device)
+    folder = save_base(made, bases)
     remember_recipe(bases, recipe, folder)
     return folder
 
@@ -163,16 +180,3 @@ def _phrases() -> list[str]:
     from fusetune.manifest.readers.glyphs import QUESTIONS
 
     return [phrase.format("") for phrases in QUESTIONS.values() for phrase in phrases]
-
-
-def _pretrained(table: Any, pretrain: Mapping[str, Any]) -> Any:
-    from fusetune.backbones.characters import as_characters
-    from fusetune.backbones.pretraining import PretrainSettings
-    from fusetune.backbones.pretraining import pretrain as run
-    from fusetune.config import build
-    from fusetune.device import pick_device
-    from fusetune.pipelines.progress import StepProgress
-
-    with StepProgress() as progress:
-        settings = build(PretrainSettings, pretrain, "pretrain")
-        return run(as_characters(table), _phrases(), settings, progress, pick_device("auto"))
