@@ -1,6 +1,7 @@
 """The figures of one training run: learning curve, confusion matrix, accuracy by group. Matplotlib, no display."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,24 @@ class Figures:
     """PNG files in a folder; the catalog writes them with `save_pretrained`."""
 
     def __init__(self, draw: Mapping[str, Callable[[], Any]]) -> None:
-        """`draw`: what draws each figure, by name; called when it is written."""
-        self._draw = dict(draw)
+        """`draw`: what draws each figure, by name; called when it is first written."""
+        self._draw, self._drawn = dict(draw), dict[str, bytes]()
 
     def save_pretrained(self, folder: Path) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
         folder.mkdir(parents=True, exist_ok=True)
         for name, draw in self._draw.items():
-            figure = draw()
-            FigureCanvasAgg(figure)
-            figure.savefig(folder / f"{name}.png", dpi=130, metadata={"Software": None})
+            if name not in self._drawn:
+                self._drawn[name] = _png(draw())
+            (folder / f"{name}.png").write_bytes(self._drawn[name])
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    written = BytesIO()
+    figure.savefig(written, format="png", dpi=130, metadata={"Software": None})
+    return written.getvalue()
 
 
 def learning_curve(history: Sequence[Mapping[str, Any]], metric: str, title: str):
