@@ -1,6 +1,9 @@
 """dvc.yaml says what the Kedro catalog says: derived from the pipelines, so the two can't drift apart."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +157,18 @@ def test_outs_persist_and_the_project_sends_nothing(stages):
     assert all(out.persist for stage in stages.values() for out in stage.outs)
     assert "analytics = false" in (ROOT / ".dvc" / "config").read_text()
     assert yaml.safe_load((ROOT / ".telemetry").read_text()) == {"consent": False}
+
+
+def test_raw_data_can_be_added(tmp_path):
+    """`dvc add` refuses where its own small file would be ignored."""
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    (tmp_path / "data/01_raw/pictures").mkdir(parents=True)
+    for name in ("samples.csv", "pictures/a.png"):
+        (tmp_path / "data/01_raw" / name).write_text("a,b\n")
+    dvc = [sys.executable, "-m", "dvc"]
+    for command in (["git", "init", "-q"], [*dvc, "init", "-q"], [*dvc, "add", "-q", "data/01_raw/samples.csv"],
+                    [*dvc, "add", "-q", "data/01_raw/pictures"], ["git", "add", "."]):  # fmt: skip
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+    kept = subprocess.run(["git", "ls-files", "data"], cwd=tmp_path, capture_output=True, text=True).stdout.split()
+    assert kept == [f"data/01_raw/{name}" for name in (".gitignore", "pictures.dvc", "samples.csv.dvc")]
