@@ -256,14 +256,14 @@ def test_what_goes_wrong_in_a_process_that_decodes_is_told(tmp_path, backbone, m
         return prepare(self, samples)
 
     monkeypatch.setattr(Backbone, "prepare", killed)
-    with pytest.raises(FusetuneError, match=r"cache.decoders: one of 2 processes that decode was killed"):
+    with pytest.raises(FusetuneError, match=r"cache.decoders: a process that decodes was killed"):
         run(source(), backbone, tmp_path / "store", decoders=2)
     monkeypatch.setattr(Backbone, "prepare", prepare)
     assert run(source(), backbone, tmp_path / "store", decoders=2)[1] > 0
     assert run(source(), backbone, tmp_path / "store")[1] == 0
 
 
-def test_threads_decode_where_shared_memory_is_small(tmp_path, backbone, monkeypatch):
+def test_threads_decode_where_shared_memory_is_small(tmp_path, backbone, monkeypatch, caplog):
     monkeypatch.setattr("fusetune.features.decoding.PART", 3)
     known = shutil.disk_usage
 
@@ -273,6 +273,7 @@ def test_threads_decode_where_shared_memory_is_small(tmp_path, backbone, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", small)
     monkeypatch.setattr("fusetune.features.decoding.DataLoader", None)
     assert run(source(), backbone, tmp_path / "store", decoders=2)[1] == 42
+    assert "cache.decoders: threads instead of 2 processes" in caplog.text
 
 
 def test_ray_writes_the_very_bytes_of_one_process(tmp_path, backbone):

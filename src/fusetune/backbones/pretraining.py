@@ -32,9 +32,7 @@ from fusetune.tokens import Tokens
 Progress = Callable[[str, int, int, dict[str, float]], None]  # phase, step, steps, losses
 
 INITIAL_STD = 0.1  # of the image tower; with ViT's 0.02 so small a tower stands still for the first 100 steps
-FIRST_CAPTION = (
-    0.4  # share of the trunk's steps with the first form of caption alone: to look at a cell is learned first
-)
+FIRST_CAPTION = 0.4  # share of the trunk's steps with one form of caption alone: to look at a cell is learned first
 TEXT_MASK_RATE = 0.15  # words hidden from the text tower, so that it knows [MASK] before the trunk asks for it
 WARMUP = 0.1  # share of the steps
 
@@ -141,12 +139,8 @@ def pretrain_trunk(
 
 
 def _inputs(towers: nn.ModuleDict, rows: Characters, device: torch.device) -> dict[str, Tokens]:
-    samples = {
-        "image": [[picture] for picture in rows.pictures],
-        "outline": rows.outlines,
-        "metrics": rows.metrics,
-        "text": rows.names,
-    }
+    samples = {"image": [[p] for p in rows.pictures], "outline": rows.outlines, "metrics": rows.metrics}
+    samples["text"] = rows.names
     return {name: towers[name].prepare(column).to(device) for name, column in samples.items()}  # type: ignore[operator]
 
 

@@ -1,6 +1,7 @@
 """One chunk of samples: through the backbone, batch by batch, and into the store."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.device import extraction_dtype
 from fusetune.features.chunks import Chunk
-from fusetune.features.decoding import Prepared, batches, prepared_ahead
+from fusetune.features.decoding import Prepared, batches, deaths_told, prepared_ahead
 from fusetune.features.index import CacheSettings, Features, stored_dtype
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
@@ -21,11 +22,12 @@ Progress = Callable[[int, int, int], None]  # samples done, samples, bytes writt
 def extract_chunk(
     backbone: Backbone, source: Source, features: Features, chunk: Chunk, store: Store, settings: CacheSettings, device
 ) -> int:
-    """Compute and write one chunk; returns the bytes written."""
-    streams = Gathered(chunk.names)
-    ready = prepared_ahead(backbone, source, [chunk], settings, device)
-    for _ in streams.fill(backbone, ready, features, chunk, settings, device):
-        pass
+    """Compute and write one chunk, beside others at work on this machine; returns the bytes written."""
+    streams, apart = Gathered(chunk.names), replace(settings, decoders=settings.decoders or 0)
+    ready = prepared_ahead(backbone, source, [chunk], apart, device)
+    with deaths_told():
+        for _ in streams.fill(backbone, ready, features, chunk, settings, device):
+            pass
     return streams.write(chunk, features, store, settings)
 
 

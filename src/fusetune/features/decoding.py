@@ -5,10 +5,12 @@ the batch. Threads of one process wait for one another (Python's lock, and every
 the system stops them all), processes don't; a part of `PART` samples is what one of them takes at a time.
 """
 
+import logging
 import multiprocessing
 import pickle
 import shutil
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from fusetune.features.index import CacheSettings
 from fusetune.features.source import Source
 from fusetune.tokens import Tokens, joined
 
+logger = logging.getLogger(__name__)
 PART = 16  # samples
 AHEAD = 2  # parts that each process may be ahead
 SHARED = Path("/dev/shm")  # where processes leave what they have decoded
@@ -80,7 +83,7 @@ def prepared_ahead(
     Processes are forked at the first call: before this one has threads at work.
 
     Raises:
-        FusetuneError: an unreadable sample, or a process that was killed.
+        FusetuneError: an unreadable sample.
     """
     several, threads = decoders(settings, device), threads_beside(device)
     size = PART if several or threads > 1 else settings.batch_size
@@ -108,10 +111,18 @@ def _parts(chunk: Chunk, batch: range, size: int) -> list[Part]:
 
 def _by_processes(work: Preparing, several: int) -> Iterator[Prepared] | None:
     """None where shared memory has no room for what they would be ahead (containers often have 64 MB of it)."""
+    wanted = min(several, len(work) - 1)
+    if not wanted:
+        return None
     first = work.prepared(0)
-    needed = AHEAD * several * sum(t.values.nbytes + t.mask.nbytes for t in first.values())
-    if SHARED.is_dir() and (free := shutil.disk_usage(SHARED).free) < 2 * needed:
-        several = min(several, int(free / 2 / needed * several))
+    each = AHEAD * sum(tokens.values.nbytes + tokens.mask.nbytes for tokens in first.values())
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
+    several = wanted if free is None else min(wanted, int(free / 2 / each))
+    if several < wanted:
+        logger.warning(
+            "cache.decoders: %s instead of %d processes; each is %.0f MB ahead, and %s has %.0f MB free",
+            several or "threads", wanted, each / 1e6, SHARED, (free or 0) / 1e6,
+        )  # fmt: skip
     return _loaded(work, first, several) if several else None
 
 
@@ -121,18 +132,28 @@ def _loaded(work: Preparing, first: Prepared, several: int) -> Iterator[Prepared
         work, batch_size=None, sampler=range(1, len(work)), num_workers=several, prefetch_factor=AHEAD,
         multiprocessing_context="fork", collate_fn=_as_it_is,
     )  # fmt: skip
+    for found in loader:
+        if isinstance(found, Exception):
+            raise found
+        yield found
+
+
+@contextmanager
+def deaths_told() -> Iterator[None]:
+    """A process that decodes and is killed ends what is done in here with one sentence, wherever this one is just then.
+
+    Raises:
+        FusetuneError: see above.
+    """
     try:
-        for found in loader:
-            if isinstance(found, Exception):
-                raise found
-            yield found
+        yield
     except RuntimeError as error:
-        if "exited unexpectedly" not in str(error):
+        if "DataLoader worker" not in str(error):
             raise
         raise FusetuneError(
-            f"cache.decoders: one of {several} processes that decode was killed ({str(error).split(' exited')[0]}): by "
-            "the system for want of memory, or by a file that its decoder can't stand. What was written stays, and a "
-            "run goes on from it; with fewer of them, or cache.decoders: 0, it takes less."
+            f"cache.decoders: a process that decodes was killed ({str(error).strip()}): by the system for want of "
+            "memory, or by a file that its decoder can't stand. What was written stays, and a run goes on from it; "
+            "with fewer of them, or cache.decoders: 0, it takes less."
         ) from None
 
 

@@ -17,7 +17,7 @@ from fusetune.device import keep_freed_memory
 from fusetune.errors import FusetuneError
 from fusetune.features.chunks import chunks
 from fusetune.features.computing import Gathered, Progress
-from fusetune.features.decoding import prepared_ahead
+from fusetune.features.decoding import deaths_told, prepared_ahead
 from fusetune.features.index import CacheSettings, Features, describe
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
@@ -57,7 +57,7 @@ def extract(
     total = sum(len(chunk.rows) for chunk in todo)
     done = written = 0
     ready = prepared_ahead(backbone, source, todo, settings, device)
-    with closing(ready), ThreadPoolExecutor(1) as writer:
+    with deaths_told(), closing(ready), ThreadPoolExecutor(1) as writer:
         waiting: deque[Future[int]] = deque()
         for chunk in todo:
             streams = Gathered(chunk.names)
