@@ -15,6 +15,7 @@ from fusetune.features.storage import Store
 from fusetune.plan.plan import Plan
 from fusetune.runs.continual import Learner, in_one_way
 from fusetune.runs.workplace import Workplace
+from fusetune.tasks.metric_names import told as metric_told
 
 MEASURES = ("average", "forgetting", "backward", "forward")  # see `runs.continual`
 Rows = Mapping[str, Mapping[str, Any]]
@@ -75,7 +76,7 @@ def sentences(rows: Rows, metric: str) -> list[str]:
         others = dict.fromkeys(name for name in (most, winner) if name in own and name != least)
         text = (
             f"One task after another ({way}), {least} forgets least: {100 * own[least]['forgetting']:.1f} points of "
-            f"{metric.replace('_', ' ')}, {own[least]['average']:.3f} on average in the end"
+            f"{metric_told(metric)}, {own[least]['average']:.3f} on average in the end"
         )
         for name in others:
             kept = "most, " if name == most else ""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusetune.comparison.statistics import Difference
+from fusetune.tasks.metric_names import told as metric_told
 
 LEVEL = 0.05  # of the adjusted p values below which a difference is called one
 Numbers = Mapping[str, Any]
@@ -34,7 +35,7 @@ def sentences(
             f"{strongest} (scikit-learn on the raw inputs) reaches {plain[strongest]:.3f}, MORE than {best} with "
             f"{row['mean']:.3f}: look for another base."
         )
-    found += [verdict(metric.replace("_", " "), rows, pairs, confidence)]
+    found += [verdict(metric_told(metric), rows, pairs, confidence)]
     found += [f"On the test split {beats(pair, rows, confidence)}" for pair in _won_against(best, pairs)]
     beaten = [pair for pair in pairs if pair.first == best and pair.adjusted < LEVEL]
     if beaten:

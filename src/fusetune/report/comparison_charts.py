@@ -12,6 +12,7 @@ from fusetune.comparison.summary import Summary
 from fusetune.report import charts
 from fusetune.report.beside import bounds, colour, reference_lines
 from fusetune.report.charts import Chart, Look, axis
+from fusetune.tasks.metric_names import told as metric_told
 from fusetune.training.evaluation import MOST_LABELS
 
 
@@ -34,7 +35,7 @@ def means(summary: Summary, look: Look) -> Chart:
         traces.append({"type": "scatter", "mode": "markers", "name": name, "showlegend": False, "x": [round(value, 4)],
                        "y": [name], "marker": {"color": colour(name), "symbol": "diamond", "size": 10},
                        "hovertemplate": f"{name}: %{{x:.3f}}<extra></extra>"})  # fmt: skip
-    told = summary.metric.replace("_", " ")
+    told = metric_told(summary.metric)
     caption = (
         f"Discs: mean over seeds on {summary.samples:,} test samples; bars: interval over seeds and samples; strokes: "
         "seeds. By the validation split, the best first"
@@ -67,7 +68,7 @@ def costs(summary: Summary, look: Look) -> list[Chart]:
 
 
 def modalities(summary: Summary) -> list[Chart]:
-    told, name = [], summary.metric.replace("_", " ")
+    told, name = [], metric_told(summary.metric)
     without = {
         n: {"all": r["conditions"]["whole"], **{f"without {m}": v for m, v in r["conditions"]["without"].items()}}
         for n, r in summary.rows.items()
@@ -87,7 +88,7 @@ def modalities(summary: Summary) -> list[Chart]:
 
 
 def robustness(summary: Summary, look: Look) -> list[Chart]:
-    name = summary.metric.replace("_", " ")
+    name = metric_told(summary.metric)
     told: list[Chart] = []
     layout: dict[str, Any]
     samples = round(next(iter(summary.rows.values()))["conditions"]["samples"])
@@ -164,7 +165,7 @@ def curves(summary: Summary, found: Sequence[Compared], look: Look) -> Chart:
         for one in found
         for i, (seed, (epochs, values)) in enumerate(details.curves(one).items())
     ]
-    told = summary.metric.replace("_", " ")
+    told = metric_told(summary.metric)
     caption = "One line a seed; a click in the legend hides a method. Lines end where validation had stopped rising."
     longest = max(epoch for one in found for epochs, _ in details.curves(one).values() for epoch in epochs)
     layout = {"xaxis": axis("epoch", dtick=max(1, longest // 10)), "yaxis": axis(f"validation {told}")}
@@ -206,7 +207,7 @@ def scaling(summary: Summary, label: str) -> list[Chart]:
                 }
             )
     caption = "A point a seed; lines: the fitted law. Both axes are logarithmic."
-    error = f"error (1 - test {summary.metric.replace('_', ' ')})"
+    error = f"error (1 - test {metric_told(summary.metric)})"
     layout = {
         "xaxis": axis(label, type="log", tickvals=sorted({p["size"] for p in summary.points})),
         "yaxis": charts.log_axis(error, [p["error"] for p in summary.points if p["error"] > 0] or [0.1, 1.0]),

@@ -10,6 +10,7 @@ from fusetune.comparison.summary import Summary
 from fusetune.report.beside import bounds, colour, strongest
 from fusetune.report.charts import PALETTE, pareto_front
 from fusetune.report.figures import ACCENT, INK, MUTED, Figures, blank
+from fusetune.tasks.metric_names import told as metric_told
 
 
 def comparison_figures(summary: Summary, found: Sequence[Compared], size_label: str) -> Figures:
@@ -127,4 +128,4 @@ def _beside(axes: Any, summary: Summary) -> None:
 
 
 def _told(summary: Summary) -> str:
-    return summary.metric.replace("_", " ")
+    return metric_told(summary.metric)

@@ -6,6 +6,7 @@ from typing import Any
 
 from fusetune.report.figures import INK, MUTED, blank
 from fusetune.report.located_figures import FOUND, RIGHT
+from fusetune.tasks.metric_names import told as metric_told
 
 COLOURS = ("#7b8794", FOUND, RIGHT)  # without language adapters, with them, with labels of the language itself
 
@@ -32,7 +33,7 @@ def by_language(told: Mapping[str, Any]):
     axes.plot([], [], "--", color=MUTED, label="best plain model (scikit-learn)")
     names = [f"{name}\n(labels)" if name == told["source"] else name for name in languages]
     axes.set_xticks(range(len(languages)), names, color=INK)
-    axes.set(ylabel=told["metric"].replace("_", " "), title=f"Labels in {told['source']} alone, asked in each language")
+    axes.set(ylabel=metric_told(told["metric"]), title=f"Labels in {told['source']} alone, asked in each language")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fusetune.report.figures import ACCENT, INK, MUTED, blank
+from fusetune.tasks.metric_names import told as metric_told
 
 
 def students(told: Mapping[str, Any]):
@@ -22,7 +23,7 @@ def students(told: Mapping[str, Any]):
     axes.set_xscale("log")
     axes.set_xticks(places, [f"{count:,}\n{float(share):.0%}" for count, share in zip(places, shares, strict=True)])
     axes.minorticks_off()
-    axes.set(xlabel="training rows whose label the student knows", ylabel=told["metric"].replace("_", " "))
+    axes.set(xlabel="training rows whose label the student knows", ylabel=metric_told(told["metric"]))
     axes.set_title(f"Distilled from {told['teacher']} ({len(next(iter(told['labels'].values()))['taught'])} seeds)")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

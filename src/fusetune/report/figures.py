@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fusetune.tasks.metric_names import told as metric_told
 from fusetune.training.evaluation import confusion_counts
 
 INK, ACCENT, MUTED = "#1b2a41", "#2a6f97", "#b8c4d0"
@@ -52,7 +53,7 @@ def learning_curve(history: Sequence[Mapping[str, Any]], metric: str, title: str
     right.plot(epochs[best], values[best], "o", color=ACCENT)
     right.annotate(f"{values[best]:.3f}", (epochs[best], values[best]), (0, 6), textcoords="offset points", ha="center")
     right.margins(y=0.12)
-    right.set(xlabel="epoch", ylabel=metric.replace("_", " "), title="Validation")
+    right.set(xlabel="epoch", ylabel=metric_told(metric), title="Validation")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
@@ -110,7 +111,7 @@ def by_set(found: Mapping[str, Mapping[str, Any]], title: str):
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    metrics = dict.fromkeys(one["metric"].replace("_", " ") for _, one, _ in rows)
+    metrics = dict.fromkeys(metric_told(one["metric"]) for _, one, _ in rows)
     axes.set(xlabel=", ".join(metrics), title=title)
     return figure
 
