@@ -9,6 +9,8 @@ import pytest
 
 from fusetune.comparison.cells import Cell
 from fusetune.comparison.record import Compared
+from fusetune.comparison.sentences import beats
+from fusetune.comparison.statistics import Difference
 from fusetune.comparison.summary import summarize
 from fusetune.errors import FusetuneError
 from fusetune.report.charts import log_axis, pareto_front
@@ -212,3 +214,22 @@ def test_who_acts_is_told_of_and_who_does_not_is_not():
     ]
     assert acting.told({"lora": rows["lora"], "wander": rows["wander"]})[0].endswith("; noise 20%.")
     assert acting.told({"wander": row(accuracy=0.5)}) == []
+
+
+@pytest.mark.parametrize(("parameters", "told"), [(458, "0.2% of"), (40, "under 0.1% of"), (90_000, "45% of")])
+def test_shares_of_parameters_are_told_with_their_digits(parameters, told):
+    rows = {"small": {"trainable_parameters": parameters}, "large": {"trainable_parameters": 200_000}}
+    assert f"with {told} its parameters" in beats(Difference("small", "large", 0.1, 0.05, 0.15, 0.01), rows, 0.95)
+
+
+def test_what_scikit_learn_has_is_told_beside_the_interval():
+    found = [variant("a", 0.7, 100)]
+    row = summarize(found, None, {}, EvaluationSettings()).rows["a"]
+    inside, outside = (row["mean"] + row["low"]) / 2, row["low"] - 0.05
+    for value, ends in ((inside, "raw inputs), inside the interval."), (outside, "raw inputs).")):
+        (text,) = [
+            s
+            for s in summarize(found, None, {}, EvaluationSettings(), {"TF-IDF": value}).sentences
+            if "Without any" in s
+        ]
+        assert text.endswith(ends)

@@ -45,8 +45,9 @@ def sentences(
         if others:
             found.append(f"It also beats {listed(others)}.")
     if plain and plain[strongest] <= row["mean"]:
+        inside = ", inside the interval" if row["low"] <= plain[strongest] else ""
         found.append(
-            f"Without any of this, {strongest} reaches {plain[strongest]:.3f} (scikit-learn on the raw inputs)."
+            f"Without any of this, {strongest} reaches {plain[strongest]:.3f} (scikit-learn on the raw inputs){inside}."
         )
     if unimodal:
         modality = max(unimodal, key=lambda key: unimodal[key])
@@ -140,4 +141,6 @@ def _gain(who: str, difference: float) -> str:
 
 def _share(row: Numbers, other: Numbers) -> str:
     ratio = row["trainable_parameters"] / max(1, other["trainable_parameters"])
+    if ratio < 0.01:
+        return f"{ratio:.1%} of" if ratio >= 0.0005 else "under 0.1% of"
     return f"{ratio:.0%} of" if ratio < 2 else f"{ratio:.1f} times"
