@@ -1,11 +1,14 @@
 """Shared by all tests: tiny towers made here, and a project folder with a small pretrained base."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import preloaded
 
@@ -35,8 +38,6 @@ def clean(**environment: str) -> dict[str, str]:
 
 def copy_project(target: Path) -> Path:
     """A copy of what a clone of this project holds, without its data."""
-    import shutil
-
     shutil.copytree(ROOT / "conf", target / "conf", ignore=shutil.ignore_patterns("local"))
     (target / "conf" / "local").mkdir()
     (target / "data").mkdir()
@@ -68,22 +69,41 @@ def ran(project: Path, env: str, *arguments: str) -> str:
 @pytest.fixture(scope="session")
 def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which `kedro run --pipelines train_wander --env ci` has run once."""
-    project = copy_project(tmp_path_factory.mktemp("project"))
-    done = kedro(project, "run", "--pipeline", "train_wander", "--env", "ci")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return project
+    made = _made_once(tmp_path_factory, "trained", _train)
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("trained") / "project", symlinks=True))
 
 
 @pytest.fixture(scope="session")
-def compared_project(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compared_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of it in which `compare` has run once, with records of its own."""
-    import shutil
+    trained = _made_once(tmp_path_factory, "trained", _train)
+    made = _made_once(tmp_path_factory, "compared", lambda project: _compare(trained, project))
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("compared") / "project", symlinks=True))
 
+
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A project that the first of several test processes makes, for the others to wait for; nobody writes in it."""
+    root = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    project, done = root / f"made_{name}", root / f"made_{name}.done"
+    with FileLock(root / f"made_{name}.lock"):
+        if not done.is_file():
+            shutil.rmtree(project, ignore_errors=True)  # of one that failed
+            make(project)
+            done.touch()
+    return project
+
+
+def _train(project: Path) -> None:
+    project.mkdir()
+    done = kedro(copy_project(project), "run", "--pipeline", "train_wander", "--env", "ci")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _compare(trained: Path, project: Path) -> None:
     records = shutil.ignore_patterns("mlflow.db*", "mlruns", "mlartifacts")
-    project = Path(shutil.copytree(trained_project, tmp_path_factory.mktemp("compared") / "project", ignore=records))
+    shutil.copytree(trained, project, ignore=records, symlinks=True)
     done = kedro(project, "run", "--pipeline", "compare", "--env", "ci")
     assert done.returncode == 0, done.stdout + done.stderr
-    return project
 
 
 @pytest.fixture(scope="session")

@@ -152,3 +152,10 @@ def test_a_tie_of_all_methods_still_shows_something():
     found = examples([A, variant("c", answered(ALL - {1, 2, 3}))], ["label"])
     assert {one.kind for one in found.shown} == {"nobody", "everybody"}
     assert found.shown[-1].answers["a"].score == 1.0 and found.shown[0].answers["a"].score == 0.0
+
+
+def test_several_right_answers_in_one_text_stand_apart():
+    columns = {"labels": [["animal", "sea"]] * COUNT, "score": [0.5] * COUNT, "tags": ["animal|ocean"] * COUNT}
+    several = variant("a", columns, truths=("tags",))
+    assert {one.truth for one in examples([several], ["tags"], separator="|").shown} == {"animal, ocean"}
+    assert {one.truth for one in examples([several], ["tags"]).shown} == {"animal|ocean"}

@@ -61,11 +61,14 @@ class Examples:
     samples: int
 
 
-def examples(found: Sequence[Compared], truths: Sequence[str], most: int = MOST) -> Examples:
+def examples(
+    found: Sequence[Compared], truths: Sequence[str], most: int = MOST, separator: str | None = None
+) -> Examples:
     """The samples to show, the most disagreed on first; draws among equals have a fixed seed.
 
     Args:
         truths: columns of the predictions with what is right.
+        separator: of several in one text there.
     """
     tables = {one.name: [cell.predictions() for _, cell in sorted(one.cells.items())] for one in found}
     scores = {name: np.stack([np.array(t["score"].to_pylist(), float) for t in own]) for name, own in tables.items()}
@@ -75,6 +78,7 @@ def examples(found: Sequence[Compared], truths: Sequence[str], most: int = MOST)
     texts = {name: [_told(table, columns[name]) for table in own] for name, own in tables.items()}
     first = next(iter(tables.values()))[0]
     wanted, ids = _told(first, truths), first["sample_id"].to_pylist()
+    wanted = [text.replace(separator, ", ") for text in wanted] if separator else wanted
     regions = {name: _regions(own[0], columns[name]) for name, own in tables.items()}
     right = _regions(first, truths)
     shown = []

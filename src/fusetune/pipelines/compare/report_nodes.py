@@ -59,10 +59,11 @@ def _samples(source: Any, task: Any, found: Any, look: Any) -> str:
     from fusetune.comparison.examples import examples
     from fusetune.report.sample_cards import sample_section
 
-    kind_of_question = getattr(getattr(task, "config", None), "question_type", None)
+    config = getattr(task, "config", None)
+    kind_of_question, separator = (getattr(config, name, None) for name in ("question_type", "separator"))
     truths = [name for name in task.columns() if name != kind_of_question]
     asked = (task.corners, task.config.target) if getattr(task, "dims", 0) == 2 else ()
-    return sample_section(examples(found, truths), source, look, *asked)
+    return sample_section(examples(found, truths, separator=separator), source, look, *asked)
 
 
 def log_report(summary: Mapping[str, Any], page: str, figures: Path) -> dict[str, Any]:
