@@ -9,6 +9,7 @@ import pytest
 
 from conftest import WANDER
 from fusetune.comparison.compare import Watcher, compare, shared_by_all
+from fusetune.comparison.in_turn import sentences
 from fusetune.comparison.record import opened, record
 from fusetune.comparison.summary import summarize
 from fusetune.config import to_plain
@@ -61,6 +62,8 @@ def test_what_each_method_forgets_stands_in_its_row(toy):
     assert "forgetting_orthogonal" in flat["lora"] and "forgetting_orthogonal" not in flat["wander"]
     (told,) = [text for text in summary.sentences if "(shared)" in text]
     assert "probe forgets least: 0.0 points" in told
+    tied = sentences({"a": summary.rows["probe"], "b": summary.rows["probe"]}, "accuracy")
+    assert any("a and b forget least: 0.0 points of accuracy" in text for text in tied)
     page = comparison_page(summary, rows, "two tasks")
     assert "One task after another" in page and "be merged into the base" in page
 

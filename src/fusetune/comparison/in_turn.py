@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fusetune.comparison.jobs import Shared, told
+from fusetune.comparison.sentences import listed
 from fusetune.comparison.variants import Variant
 from fusetune.config import build
 from fusetune.errors import FusetuneError
@@ -72,14 +73,17 @@ def sentences(rows: Rows, metric: str) -> list[str]:
         own = {name: row["continual"][way] for name, row in rows.items() if "average" in row["continual"].get(way, {})}
         if way == "apart" or not own:
             continue
-        least, most = min(own, key=lambda n: own[n]["forgetting"]), max(own, key=lambda n: own[n]["average"])
-        others = dict.fromkeys(name for name in (most, winner) if name in own and name != least)
+        points = {name: f"{100 * one['forgetting']:.1f}" for name, one in own.items()}  # lost; below 0: gained
+        fewest, most = min(points.values(), key=float), max(own, key=lambda n: own[n]["average"])
+        least = [name for name in own if points[name] == fewest]
+        ends = ", ".join(f"{own[name]['average']:.3f}" for name in least)
+        forget = "forgets" if len(least) == 1 else "forget"
         text = (
-            f"One task after another ({way}), {least} forgets least: {100 * own[least]['forgetting']:.1f} points of "
-            f"{metric_told(metric)}, {own[least]['average']:.3f} on average in the end"
+            f"One task after another ({way}), {listed(least)} {forget} least: {fewest} points of {metric_told(metric)}, "
+            f"{ends} on average in the end"
         )
-        for name in others:
+        for name in dict.fromkeys(name for name in (most, winner) if name in own and name not in least):
             kept = "most, " if name == most else ""
-            text += f"; {name} forgets {100 * own[name]['forgetting']:.1f} and has {kept}{own[name]['average']:.3f}"
+            text += f"; {name} forgets {points[name]} and has {kept}{own[name]['average']:.3f}"
         found.append(text + ".")
     return found
