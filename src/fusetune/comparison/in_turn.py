@@ -79,8 +79,8 @@ def sentences(rows: Rows, metric: str) -> list[str]:
         ends = ", ".join(f"{own[name]['average']:.3f}" for name in least)
         forget = "forgets" if len(least) == 1 else "forget"
         text = (
-            f"One task after another ({way}), {listed(least)} {forget} least: {fewest} points of {metric_told(metric)}, "
-            f"{ends} on average in the end"
+            f"One task after another ({way}), {listed(least)} {forget} least: {fewest} points of "
+            f"{metric_told(metric)}, {ends} on average in the end"
         )
         for name in dict.fromkeys(name for name in (most, winner) if name in own and name not in least):
             kept = "most, " if name == most else ""
