@@ -9,6 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 from fusetune.comparison.cells import Cell
+from fusetune.comparison.details import by_class, confusion
 from fusetune.comparison.examples import examples, told
 from fusetune.comparison.record import Compared
 from fusetune.features.source import Source
@@ -152,6 +153,17 @@ def test_a_tie_of_all_methods_still_shows_something():
     found = examples([A, variant("c", answered(ALL - {1, 2, 3}))], ["label"])
     assert {one.kind for one in found.shown} == {"nobody", "everybody"}
     assert found.shown[-1].answers["a"].score == 1.0 and found.shown[0].answers["a"].score == 0.0
+
+
+def test_of_answers_in_words_those_are_shown_that_were_said():
+    said = [f"cat {i}" if i % 5 == 0 else None for i in range(COUNT)]
+    columns = {"prediction": said, "teacher_forced": ["dog"] * COUNT, "score": np.linspace(0, 1, COUNT).tolist()}
+    spoken = variant("a", {**columns, "answer": ["cat 1"] * COUNT}, truths=("answer",))
+    told = [one.answers["a"].told for one in examples([spoken], ["answer"]).shown]
+    assert told and all(text.startswith("prediction: cat") for text in told)
+    assert by_class(spoken) == {} and confusion(spoken) is None, "words are no classes"
+    silent = variant("a", {**columns, "prediction": [None] * COUNT, "answer": ["cat 1"] * COUNT}, truths=("answer",))
+    assert len(examples([silent], ["answer"], most=COUNT).shown) > len(told), "nobody was let speak: all may be shown"
 
 
 def test_several_right_answers_in_one_text_stand_apart():

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fusetune.comparison.record import Compared
+from fusetune.tasks.generation import FORCED
 from fusetune.training.evaluation import confusion_counts
 
 
@@ -23,7 +24,7 @@ def confusion(one: Compared) -> tuple[list[str], np.ndarray] | None:
     predictions: list[str] = []
     for cell in one.cells.values():
         table, columns = cell.predictions(), cell.results["metrics"]["target_columns"]
-        if "prediction" not in table.column_names:
+        if not _has_classes(table):
             return None
         targets += one_by_one(table[columns[0]].to_pylist())
         predictions += one_by_one(table["prediction"].to_pylist())
@@ -31,11 +32,11 @@ def confusion(one: Compared) -> tuple[list[str], np.ndarray] | None:
 
 
 def by_class(one: Compared) -> dict[str, float]:
-    """Share of right answers for each label; {} where the task predicts none."""
+    """Share of right answers for each label; {} where the task predicts none, or answers in words."""
     hits: dict[str, list[float]] = {}
     for cell in one.cells.values():
         table, columns = cell.predictions(), cell.results["metrics"]["target_columns"]
-        if "prediction" not in table.column_names:
+        if not _has_classes(table):
             return {}
         right, said = (table[name].to_pylist() for name in (columns[0], "prediction"))
         scores = table["score"].to_pylist()
@@ -45,6 +46,10 @@ def by_class(one: Compared) -> dict[str, float]:
         for label, score in zip(right, scores, strict=True):
             hits.setdefault(str(label), []).append(score)
     return {label: float(np.mean(values)) for label, values in sorted(hits.items())}
+
+
+def _has_classes(table: Any) -> bool:
+    return "prediction" in table.column_names and FORCED not in table.column_names
 
 
 def one_by_one(labels: Sequence[Any]) -> list[str]:

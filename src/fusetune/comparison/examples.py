@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fusetune.comparison.record import Compared
+from fusetune.tasks.generation import FORCED
 
 MOST = 60  # samples on a page
 SHARES = {"disagreed": 0.6, "nobody": 0.2, "everybody": 0.2}  # of them
@@ -81,8 +82,9 @@ def examples(
     wanted = [text.replace(separator, ", ") for text in wanted] if separator else wanted
     regions = {name: _regions(own[0], columns[name]) for name, own in tables.items()}
     right = _regions(first, truths)
-    shown = []
-    for kind, place in _chosen(means, most):
+    shown, among = [], _answered(tables)
+    for kind, chosen in _chosen(means[:, among], most):
+        place = int(among[chosen])
         answers = {
             name: Answer(
                 Counter(text[place] for text in own).most_common(1)[0][0],
@@ -93,6 +95,16 @@ def examples(
         }
         shown.append(Example(ids[place], kind, wanted[place], answers, right[place]))
     return Examples(shown, graded, len(ids))
+
+
+def _answered(tables: Mapping[str, Sequence[pa.Table]]) -> np.ndarray:
+    """Places of the samples that may be shown: of answers in words those where each variant was let speak."""
+    several = [table for own in tables.values() for table in own]
+    said = np.ones(several[0].num_rows, bool)
+    for table in several:
+        if FORCED in table.column_names and "prediction" in table.column_names:
+            said &= np.array(table["prediction"].is_valid())
+    return np.flatnonzero(said if said.any() else np.ones_like(said))
 
 
 def _chosen(means: np.ndarray, most: int) -> list[tuple[str, int]]:

@@ -71,7 +71,7 @@ def log_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
     low, high = min(values), max(values)
     decades = np.log10(high / low)
     if decades < 0.7:  # too few powers for a tick each: even steps
-        rough = max(high - low, 0.1 * high) / 4
+        rough = max(high - low, 0.6 * high) / 4
         power = 10.0 ** np.floor(np.log10(rough))
         step = power * next(round_ for round_ in (1, 2, 5, 10) if round_ * power >= rough)
         ticks = [step * i for i in range(1, int(1.6 * high / step) + 1)]

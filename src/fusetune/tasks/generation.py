@@ -18,6 +18,7 @@ from fusetune.tasks.vqa_accuracy import vqa_accuracy
 
 METRICS = ("token_accuracy", "exact_match", "log_likelihood")
 NO_TOKEN = -100  # as a target
+FORCED = "teacher_forced"  # column of predictions: each word behind the right ones; `prediction` is what was said alone
 PEOPLE = 10  # who answered each question of VQA v2
 
 
@@ -167,7 +168,7 @@ class Generation(Task):
 
     def decode(self, outputs: Tensor, contents: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Any]]:
         """What the model has said; of what is `kept`, what is likeliest in each place of the true answer."""
-        column = "prediction" if outputs.ndim == 2 else "teacher_forced"
+        column = "prediction" if outputs.ndim == 2 else FORCED
         return [{column: text} for text in self._texts(outputs if outputs.ndim == 2 else outputs[..., 1])]
 
     def _true(self, targets: Any) -> list[list[str]]:
