@@ -111,6 +111,15 @@ def roberta():
     return TextTower(RobertaModel(config, add_pooling_layer=False), words)
 
 
+def xlm_roberta():
+    """Multilingual: FacebookAI/xlm-roberta-base, intfloat/multilingual-e5-base."""
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    words = tokenizer()
+    config = XLMRobertaConfig(**SMALL, vocab_size=len(words), max_position_embeddings=18, pad_token_id=1)
+    return TextTower(XLMRobertaModel(config, add_pooling_layer=False), words)
+
+
 def clip_text():
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -224,6 +233,7 @@ FAMILIES = {
     "bert": (bert, texts),
     "minilm": (minilm, texts),
     "roberta": (roberta, texts),
+    "xlm_roberta": (xlm_roberta, texts),
     "clip_text": (clip_text, texts),
     "siglip_text": (siglip_text, texts),
     "wav2vec2": (wave("Wav2Vec2", "group", False), waves),

@@ -106,6 +106,8 @@ _WAVES = Family(
     roles=_WAVE,
 )
 
+_ROBERTA = Family("encoder.layer", options=_NO_POOLER, reserved_positions=2, roles=BERT_ROLES)
+
 # by the model type of the encoder itself; MiniLM is a BERT
 FAMILIES = {
     "vit": Family("layers", options=_NO_POOLER, roles=_VIT),
@@ -114,7 +116,8 @@ FAMILIES = {
     "siglip_vision_model": Family("encoder.layers", roles=CLIP_ROLES),
     "blip_vision_model": Family("encoder.layers", roles=BLIP_ROLES),
     "bert": Family("encoder.layer", options=_NO_POOLER, roles=BERT_ROLES),
-    "roberta": Family("encoder.layer", options=_NO_POOLER, reserved_positions=2, roles=BERT_ROLES),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,  # multilingual
     "clip_text_model": Family("encoder.layers", roles=CLIP_ROLES),
     "siglip_text_model": Family("encoder.layers", fixed_length=True, roles=CLIP_ROLES),
     "blip_text_model": Family("encoder.layer", options=_NO_POOLER, roles=BERT_ROLES),
