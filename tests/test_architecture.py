@@ -84,3 +84,9 @@ def test_the_core_runs_where_kedro_mlflow_and_dvc_are_not_installed():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.stdout.strip() == "1", done.stderr
     assert "no conf/base/methods/none.yml" in done.stderr
+
+
+def test_test_files_have_names_of_their_own():
+    """Two of one name are one module to pytest, and the second isn't collected."""
+    names = [file.name for file in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) > 100 and sorted(set(names)) == sorted(names)

@@ -1,6 +1,6 @@
 """How fast samples are decoded: by one thread, by threads, by processes, with nothing behind them.
 
-pytest -m benchmark -s tests/benchmarks/test_decoding.py
+pytest -m benchmark -s tests/benchmarks/test_decoders.py
 """
 
 import os
