@@ -16,7 +16,7 @@ from fusetune.features.storage import Store
 from fusetune.plan.plan import Plan
 from fusetune.runs.continual import Learner, in_one_way
 from fusetune.runs.workplace import Workplace
-from fusetune.tasks.metric_names import told as metric_told
+from fusetune.tasks.metric_names import metric_told
 
 MEASURES = ("average", "forgetting", "backward", "forward")  # see `runs.continual`
 Rows = Mapping[str, Mapping[str, Any]]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusetune.comparison.statistics import Difference
-from fusetune.tasks.metric_names import told as metric_told
+from fusetune.tasks.metric_names import metric_told
 
 LEVEL = 0.05  # of the adjusted p values below which a difference is called one
 Numbers = Mapping[str, Any]

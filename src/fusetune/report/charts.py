@@ -10,8 +10,7 @@ from fusetune.comparison.sentences import LEVEL
 from fusetune.comparison.statistics import Difference
 from fusetune.comparison.summary import Summary
 from fusetune.report.beside import reference_lines
-from fusetune.tasks.metric_names import titled
-from fusetune.tasks.metric_names import told as metric_told
+from fusetune.tasks.metric_names import metric_titled, metric_told
 
 # readable on white and on near-black; variants beyond them come with another line and marker
 PALETTE = (
@@ -134,7 +133,7 @@ def pareto(summary: Summary, look: Look, key: str, label: str, unit: str) -> Cha
         )
     told = metric_told(summary.metric)
     return Chart(
-        f"{titled(summary.metric)} against {label}",
+        f"{metric_titled(summary.metric)} against {label}",
         f"Mean over seeds on {summary.samples:,} test samples; bars: bootstrap interval over seeds and samples; area "
         "of a disc: seconds of training a seed; grey steps: nothing is better at that cost; dotted: what needs no "
         "method, on the same samples. Logarithmic axis.",

@@ -12,7 +12,7 @@ from fusetune.comparison.summary import Summary
 from fusetune.report import charts
 from fusetune.report.beside import bounds, colour, reference_lines
 from fusetune.report.charts import Chart, Look, axis
-from fusetune.tasks.metric_names import told as metric_told
+from fusetune.tasks.metric_names import metric_told
 from fusetune.training.evaluation import MOST_LABELS
 
 

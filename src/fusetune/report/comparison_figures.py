@@ -10,7 +10,7 @@ from fusetune.comparison.summary import Summary
 from fusetune.report.beside import bounds, colour, strongest
 from fusetune.report.charts import PALETTE, pareto_front
 from fusetune.report.figures import ACCENT, INK, MUTED, Figures, blank
-from fusetune.tasks.metric_names import told as metric_told
+from fusetune.tasks.metric_names import metric_told
 
 
 def comparison_figures(summary: Summary, found: Sequence[Compared], size_label: str) -> Figures:

@@ -13,7 +13,7 @@ from fusetune.report import charts, comparison_charts, inside_charts
 from fusetune.report.charts import Chart, Look
 from fusetune.report.in_turn_section import in_turn_section
 from fusetune.report.second_section import second_section
-from fusetune.tasks.metric_names import told as metric_told
+from fusetune.tasks.metric_names import metric_told
 
 Cell = tuple[str, float | None]  # as it is shown, and what it is sorted by
 SKELETON = "comparison.html"

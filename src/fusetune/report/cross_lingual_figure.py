@@ -6,7 +6,7 @@ from typing import Any
 
 from fusetune.report.figures import INK, MUTED, blank
 from fusetune.report.located_figures import FOUND, RIGHT
-from fusetune.tasks.metric_names import told as metric_told
+from fusetune.tasks.metric_names import metric_told
 
 COLOURS = ("#7b8794", FOUND, RIGHT)  # without language adapters, with them, with labels of the language itself
 

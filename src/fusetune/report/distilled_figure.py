@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fusetune.report.figures import ACCENT, INK, MUTED, blank
-from fusetune.tasks.metric_names import told as metric_told
+from fusetune.tasks.metric_names import metric_told
 
 
 def students(told: Mapping[str, Any]):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.tasks.metric_names import told as metric_told
+from fusetune.tasks.metric_names import metric_told
 from fusetune.training.evaluation import confusion_counts
 
 INK, ACCENT, MUTED = "#1b2a41", "#2a6f97", "#b8c4d0"

@@ -163,7 +163,7 @@ def _shared(learner: Learner, seed: int, apart: Apart, weight: float) -> Table:
     names, heads, table = list(apart), {}, []
     latest: Artifact | None = None
     for i, name in enumerate(names):
-        latest, own = learner.learned(name, seed, latest)
+        latest, own = learner.learned(name, seed, latest) if latest else apart[name]  # the first begins like any
         heads[name] = latest
         row: list[float | None] = [learner.tested(n, _with_adapters(heads[n], latest)) for n in names[:i]]
         table.append([*row, own, *[None] * (len(names) - i - 1)])
@@ -175,7 +175,8 @@ def _orthogonal(learner: Learner, seed: int, apart: Apart, weight: float) -> Tab
     with TemporaryDirectory() as root:
         for name in apart:
             folders = tuple(str(Path(root, other)) for other in made)
-            made[name] = learner.learned(name, seed, orthogonal=Orthogonal(folders, weight) if folders else None)[0]
+            away = Orthogonal(folders, weight) if folders else None  # the first has nothing to keep away from
+            made[name] = (learner.learned(name, seed, orthogonal=away) if away else apart[name])[0]
             made[name].save_pretrained(Path(root, name))
     return _added(learner, made, [1.0] * len(made))
 

@@ -16,12 +16,12 @@ NAMES = {
 }
 
 
-def told(metric: str) -> str:
+def metric_told(metric: str) -> str:
     """A metric's name for a reader."""
     return NAMES.get(metric, metric.replace("_", " "))
 
 
-def titled(metric: str) -> str:
+def metric_titled(metric: str) -> str:
     """The same at the beginning of a title."""
-    name = told(metric)
+    name = metric_told(metric)
     return name if metric in NAMES else name.capitalize()
