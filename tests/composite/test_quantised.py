@@ -72,6 +72,25 @@ def test_int_weights_are_those_of_the_dequantised_layers(kind, checkpoint):
     torch.testing.assert_close(loss_of(model, backbone, task, shown), found, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", WAYS)
+def test_answering_first_changes_no_gradient(kind, checkpoint):
+    def gradients():
+        loss_of(model, backbone, task, shown).backward()
+        found = {name: p.grad.clone() for name, p in model.trainable().items()}
+        model.zero_grad()
+        return found
+
+    backbone, task = listening(checkpoint, kind)
+    model, shown = adapted(backbone, task, IN_BLOCKS["lora"]), pictures(1, 0, 1)
+    before = gradients()
+    assert any(g.any() for g in before.values())
+    with torch.no_grad():
+        loss_of(model, backbone, task, shown)
+    streams = asked(backbone, shown)
+    spoken(model, streams, ground(streams), NONE)
+    torch.testing.assert_close(gradients(), before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("method", ["lora", "bottleneck", "modality_prefix", "vl_adapter", "wander", "bitfit"])
 @pytest.mark.parametrize("kind", WAYS)
 def test_adapters_learn_beside_it_are_saved_and_answer_the_same(kind, method, checkpoint, tmp_path):

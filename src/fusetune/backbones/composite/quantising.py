@@ -89,6 +89,9 @@ def _nf4(blocks: nn.Module, layers: dict[str, nn.Linear]) -> None:
             layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", module=made
         )
         made.bias = layer.bias
+        # on some CPUs bitsandbytes would repack a weight at its first pass without gradients, into a form that carries
+        # no gradient afterwards (and takes widths of 64 alone): adapters below would learn by residual paths only
+        made.support_avx512bf16_for_cpu = False
         blocks.set_submodule(name, made.to(device).eval())
 
 
