@@ -3,7 +3,9 @@
 import re
 
 import pytest
+import yaml
 
+import fusetune
 from conftest import ROOT
 
 ROOMS = sorted(ROOT.glob("src/fusetune/**/README.md"))
@@ -48,3 +50,9 @@ def test_every_room_is_named_by_the_readme():
     text = (ROOT / "README.md").read_text()
     assert len(ROOMS) >= 8
     assert [str(room.relative_to(ROOT)) for room in ROOMS if str(room.relative_to(ROOT)) not in text] == []
+
+
+def test_what_is_cited_is_what_is_here():
+    cited = yaml.safe_load((ROOT / ".github/CITATION.cff").read_text())
+    assert cited["version"] == fusetune.__version__ and cited["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()  # what the format asks for
