@@ -15,6 +15,7 @@ from PIL import Image
 from fusetune.features import decoding
 from fusetune.features.chunks import Chunk
 from fusetune.features.index import CacheSettings
+from fusetune.features.keys import Keys
 from fusetune.features.source import Source
 from fusetune.manifest.schema import Modality
 
@@ -32,7 +33,7 @@ def test_threads_and_processes_that_decode(tmp_path, monkeypatch):
     table = pa.table({"image": [f"{i}.jpg" for i in range(COUNT)], "split": ["train"] * COUNT})
     source = Source(table, {"image": Modality("image", root=str(tmp_path))})
     backbone = full_size.backbone()
-    chunk = Chunk(("image",), tuple(range(COUNT)), tuple(map(str, range(COUNT))), {})
+    chunk = Chunk(("image",), np.arange(COUNT), Keys.of(f"{i + 1:064x}" for i in range(COUNT)), {})
     cores, device = os.cpu_count() or 1, torch.device("cpu")
 
     def run(threads: int, processes: int) -> float:

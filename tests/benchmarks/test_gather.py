@@ -22,6 +22,7 @@ from fusetune.backbones.backbone import Frontier
 from fusetune.features import dataset as feature_dataset
 from fusetune.features.dataset import FeatureSet
 from fusetune.features.index import Features
+from fusetune.features.keys import Keys
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
 
@@ -50,7 +51,7 @@ def padded(rows: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
 class Ours:
     """FeatureSet on the memory map, up to the padded float16 batch."""
 
-    keys = [f"{i:032x}" for i in range(SAMPLES)]
+    keys = Keys.of(f"{i + 1:064x}" for i in range(SAMPLES))
 
     @classmethod
     def write(cls, folder: Path, samples) -> None:

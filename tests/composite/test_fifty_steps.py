@@ -15,7 +15,7 @@ from fusetune.backbones.composite.model import CompositeModel
 from fusetune.plan.frontier import frontier
 from fusetune.training.data import ANSWER
 
-STEPS = 50
+STEPS, FEW = 50, 10
 CONNECTOR = {"where": "backbone", "adapter": "unfreeze", "config": {"parts": ["image"], "top_blocks": 1}}
 IN_TOWER = {"where": "towers", "adapter": "lora", "blocks": {"modalities": ["image"]}, "config": {"rank": 2}}
 PLANS = {  # placements, blocks of the tower above the frontier, frontier in the language blocks
@@ -45,10 +45,10 @@ CASES.remove(("mllama", "cross-attention", READING["cross-attention"]))
 CASES.append(("mllama", "cross-attention", (READING["cross-attention"][0], 0, 1)))  # its first block has none
 
 
-def fitted(parameters, loss):
-    """Losses of `STEPS` steps."""
+def fitted(parameters, loss, steps=STEPS):
+    """Losses of so many steps."""
     optimizer, found = torch.optim.AdamW(parameters, lr=3e-3), []
-    for _ in range(STEPS):
+    for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         value = loss()
         value.backward()
@@ -79,10 +79,11 @@ def test_from_the_frontier_as_from_pixels(name, plan, case, tmp_path):
         with torch.no_grad():
             cached = model.backbone.advance(streams, ground, reached)
         start, states = (reached, cached) if source == "cache" else (ground, streams)
-        losses.append(fitted(list(model.trainable().values()), partial(loss_of, model, states, start)))
+        steps = STEPS if source != "other pixels" else FEW
+        losses.append(fitted(list(model.trainable().values()), partial(loss_of, model, states, start), steps))
     pixels, cache, others = losses
     assert pixels[-1] < pixels[0] - 0.05, "something is learned"
-    assert (pixels - others).abs().max() > 1e-4, "other pictures teach something else"
+    assert (pixels[:FEW] - others).abs().max() > 1e-4, "other pictures teach something else"
     assert (pixels - cache).abs().max() <= 1e-6
 
 

@@ -1,5 +1,6 @@
 """The store itself: rows in, the same rows out; kills, flipped bytes, full disks, other file systems."""
 
+import hashlib
 import os
 import random
 import signal
@@ -13,9 +14,17 @@ import torch
 from fusetune.errors import FusetuneError
 from fusetune.features.__main__ import main
 from fusetune.features.dataset import gather
+from fusetune.features.keys import Keys
 from fusetune.features.storage import RemoteFolder, Store
 from fusetune.features.store import Entry
 from fusetune.scratch import ABANDONED, machine, scratch
+
+
+def key(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+A, B, C, D, X, OLD = map(key, ("a", "b", "c", "d", "x", "old"))
 
 
 def rows(*lengths: int, width: int = 4):
@@ -36,9 +45,9 @@ def store(request, tmp_path, monkeypatch):
 
 def test_rows_come_back_in_the_order_asked_for(store):
     entry, values = Entry.of(store, "entry"), rows(3, 0, 5, 2)
-    write(entry, ["a", "b"], values[:2])
-    write(entry, ["c", "d"], values[2:])
-    found = entry.rows(["d", "a", "b", "c", "a"])
+    write(entry, [A, B], values[:2])
+    write(entry, [C, D], values[2:])
+    found = entry.rows([D, A, B, C, A])
     found.verify()
     for got, expected in zip(found, [values[3], values[0], values[1], values[2], values[0]], strict=True):
         assert torch.equal(got, expected)
@@ -48,9 +57,9 @@ def test_rows_come_back_in_the_order_asked_for(store):
 
 def test_what_is_missing_is_said(store):
     entry = Entry.of(store, "entry")
-    write(entry, ["a"], rows(1))
+    write(entry, [A], rows(1))
     with pytest.raises(FusetuneError, match="1 of 2 samples are not cached"):
-        entry.rows(["a", "b"])
+        entry.rows([A, B])
 
 
 @pytest.mark.parametrize(
@@ -63,46 +72,46 @@ def test_every_dtype_costs_what_it_says(tmp_path, dtype, error):
     values[:, 7] *= 60
     values[:, 9] += 40
     entry = Entry(tmp_path)
-    entry.write(["a", "b"], values, torch.tensor([400, 200]), dtype)
-    found = torch.cat(list(entry.rows(["a", "b"]))).float()
+    entry.write([A, B], values, torch.tensor([400, 200]), dtype)
+    found = torch.cat(list(entry.rows([A, B]))).float()
     assert (found - values).norm() / values.norm() <= error
     if dtype == "int8":  # not paid for by the small channels
         per_channel = (found - values).norm(dim=0) / (values - values.mean(0)).norm(dim=0)
         assert per_channel.max() < 0.012
-    batch = gather(entry.rows(["b", "a"]), torch.tensor([0, 1]).numpy())
+    batch = gather(entry.rows([B, A]), torch.tensor([0, 1]).numpy())
     assert torch.equal(batch.values[batch.mask].float(), torch.cat([found[400:], found[:400]]))
     assert batch.mask.sum(1).tolist() == [200, 400] and not batch.values[0, 200:].any()
 
 
 def test_integer_ids_stay_integers(tmp_path):
     entry, ids = Entry(tmp_path), torch.tensor([[3], [2**40]])
-    entry.write(["a"], ids, torch.tensor([2]), "float16")
-    assert torch.equal(entry.rows(["a"])[0], ids)
+    entry.write([A], ids, torch.tensor([2]), "float16")
+    assert torch.equal(entry.rows([A])[0], ids)
 
 
 def test_infinite_activations_are_refused_with_the_remedy(tmp_path):
     with pytest.raises(FusetuneError, match=r"float16 can hold.*cache.dtype to bfloat16"):
-        write(Entry(tmp_path), ["a"], [torch.full((1, 4), 1e6)], "float16")
+        write(Entry(tmp_path), [A], [torch.full((1, 4), 1e6)], "float16")
     for dtype in ("int8", "float32", "as prepared"):
         with pytest.raises(FusetuneError, match="can hold"):
-            write(Entry(tmp_path), ["a"], [torch.full((1, 4), float("nan"))], dtype)
+            write(Entry(tmp_path), [A], [torch.full((1, 4), float("nan"))], dtype)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_flipped_byte_is_found_named_and_costs_its_shard_alone(store, tmp_path, capsys):
     entry, values = Entry.of(store, "entry"), rows(50, 20, 30)
-    whole = write(entry, ["x"], rows(9))
-    shard = write(entry, ["a", "b", "c"], values)
+    whole = write(entry, [X], rows(9))
+    shard = write(entry, [A, B, C], values)
     assert not list(entry.damage())
     _flip(entry, shard, -8 - 30 * 16)  # in the last token of b, in front of c's 30 tokens of 16 bytes
-    assert [(s.name, keys) for s, keys in entry.damage()] == [(shard.name, ["b"])]
-    with pytest.raises(FusetuneError, match=rf"{shard.file}: sample b has changed.*verify --repair"):
-        entry.rows(["a", "b"]).verify()
-    sound = entry.rows(["a", "c"])
+    assert [(s.name, keys) for s, keys in entry.damage()] == [(shard.name, [B])]
+    with pytest.raises(FusetuneError, match=rf"{shard.file}: sample {B} has changed.*verify --repair"):
+        entry.rows([A, B]).verify()
+    sound = entry.rows([A, C])
     sound.verify()
     assert torch.equal(sound[1], values[2])
     assert main(["verify", "--store", str(store)]) == 1
-    assert f"{shard.file}: sample b of 3 changed on disk" in capsys.readouterr().out
+    assert f"{shard.file}: sample {B} of 3 changed on disk" in capsys.readouterr().out
     assert main(["verify", "--store", str(store), "--repair"]) == 0
     assert [s.name for s in entry.shards()] == [whole.name]
     assert main(["verify", "--store", str(store)]) == 0
@@ -111,9 +120,9 @@ def test_a_flipped_byte_is_found_named_and_costs_its_shard_alone(store, tmp_path
 @pytest.mark.parametrize("place", [3, 60])
 def test_a_broken_header_is_found_too(tmp_path, place):
     entry = Entry(tmp_path)
-    shard = write(entry, ["a", "b"], rows(5, 5))
+    shard = write(entry, [A, B], rows(5, 5))
     _flip(entry, shard, place)
-    assert [keys for _, keys in entry.damage()] == [["a", "b"]]
+    assert [keys for _, keys in entry.damage()] == [[A, B]]
 
 
 def _flip(entry: Entry, shard, place: int) -> None:
@@ -134,14 +143,14 @@ def test_sizes_and_garbage(tmp_path, capsys):
     import json
 
     store, data = tmp_path / "store", tmp_path / "data"
-    write(Entry(store / "used"), ["a", "b"], rows(3, 3))
-    write(Entry(store / "used"), ["old"], rows(3))
-    write(Entry(store / "unused"), ["a"], rows(3))
+    write(Entry(store / "used"), [A, B], rows(3, 3))
+    write(Entry(store / "used"), [OLD], rows(3))
+    write(Entry(store / "unused"), [A], rows(3))
     data.mkdir()
     arguments = ["--store", str(store), "--data", str(data)]
     assert main(["gc", "--delete", *arguments]) == 1
     assert "everything would go" in capsys.readouterr().err
-    index = {"keys": {"m": ["a", "b"]}, "views": [], "entries": {"m": "used"}}
+    index = {"keys": {"m": Keys.of([A, B]).hex()}, "views": [], "entries": {"m": "used"}}
     (data / "features.json").write_text(json.dumps(index))
     assert main(["sizes", *arguments]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -149,14 +158,14 @@ def test_sizes_and_garbage(tmp_path, capsys):
     assert main(["gc", *arguments]) == 0 and "2 shards" in capsys.readouterr().out
     assert len(list(store.rglob("*.safetensors"))) == 3, "without --delete nothing goes"
     assert main(["gc", "--delete", *arguments]) == 0
-    assert [s.keys for s in Entry(store / "used").shards()] == [("a", "b")] and not (store / "unused").exists()
+    assert [s.keys for s in Entry(store / "used").shards()] == [(A, B)] and not (store / "unused").exists()
     (data / "features.json").write_text("{}")
     assert main(["gc", "--delete", *arguments]) == 1 and "nothing was deleted" in capsys.readouterr().err
 
 
 def test_an_index_that_is_none_or_has_lost_its_shard_is_named(tmp_path):
     entry = Entry(tmp_path)
-    shard = write(entry, ["a"], rows(2))
+    shard = write(entry, [A], rows(2))
     (tmp_path / "x.json").write_text('{"keys": 1}')
     with pytest.raises(FusetuneError, match=r"x\.json: not the index of a shard"):
         list(entry.shards())
@@ -173,9 +182,9 @@ from fusetune.features.store import Entry
 entry = Entry(Path(sys.argv[1])); entry.sweep(); have = entry.keys()
 print("begun", flush=True)
 for i in range(60):
-    if f"k{i}" in have: continue
+    if f"{i + 1:064x}" in have: continue
     generator = torch.Generator().manual_seed(i)
-    entry.write([f"k{i}"], torch.randn(20_000, 16, generator=generator), torch.tensor([20_000]), "float16")
+    entry.write([f"{i + 1:064x}"], torch.randn(20_000, 16, generator=generator), torch.tensor([20_000]), "float16")
 """
 
 
@@ -214,10 +223,10 @@ def test_a_full_disk_is_one_sentence_and_finished_shards_stay(tmp_path):
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
     try:
         entry = Entry(disk / "entry")
-        write(entry, ["a"], rows(5000))
+        write(entry, [A], rows(5000))
         with pytest.raises(FusetuneError, match=r"the disk is full. Finished shards are kept.*float16 or int8"):
-            write(entry, ["b"], rows(50_000))
-        assert [s.keys for s in entry.shards()] == [("a",)] and not list(entry.folder.path.glob("*.tmp"))
+            write(entry, [B], rows(50_000))
+        assert [s.keys for s in entry.shards()] == [(A,)] and not list(entry.folder.path.glob("*.tmp"))
         assert not list(entry.damage())
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -225,25 +234,25 @@ def test_a_full_disk_is_one_sentence_and_finished_shards_stay(tmp_path):
 
 def test_a_write_that_the_system_refuses_leaves_whole_shards_and_nothing_else(tmp_path):
     entry = Entry(tmp_path / "entry")
-    write(entry, ["a"], rows(3))
+    write(entry, [A], rows(3))
     limit = 2000  # bytes: RLIMIT_FSIZE makes the kernel refuse, as a full disk would
     code = (
         "import resource, signal, sys, torch; from pathlib import Path\n"
         "from fusetune.features.store import Entry\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        "Entry(Path(sys.argv[1])).write(['big'], torch.zeros(5000, 4), torch.tensor([5000]))"
+        "Entry(Path(sys.argv[1])).write(['b' * 64], torch.zeros(5000, 4), torch.tensor([5000]))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(entry.folder)], capture_output=True, text=True)
     assert done.returncode != 0 and "File too large" in done.stderr
-    assert [s.keys for s in entry.shards()] == [("a",)]
+    assert [s.keys for s in entry.shards()] == [(A,)]
     assert not list(entry.folder.path.glob("*.tmp"))
 
 
 def test_what_a_living_writer_has_half_written_is_not_swept(tmp_path):
     entry = Entry(tmp_path)
-    write(entry, ["a"], rows(3))
-    alive, gone = scratch(tmp_path / "x"), tmp_path / f"y.{machine()}-999999999-0a1b.tmp"
+    write(entry, [A], rows(3))
+    alive, gone = scratch(tmp_path / X), tmp_path / f"y.{machine()}-999999999-0a1b.tmp"
     elsewhere, long_ago = tmp_path / "z.0123456789ab-1-0a1b.tmp", tmp_path / "w.0123456789ab-2-0a1b.tmp"
     for file in (alive, gone, elsewhere, long_ago):
         file.write_text("half")
@@ -254,16 +263,17 @@ def test_what_a_living_writer_has_half_written_is_not_swept(tmp_path):
 
 
 FAR_WRITER = """
-import sys, torch
+import hashlib, sys, torch
 import fusetune.scratch
 from pathlib import Path
 from fusetune.features.store import Entry
+key = lambda name: hashlib.sha256(name.encode()).hexdigest()
 fusetune.scratch.machine = lambda: sys.argv[2]
 entry = Entry(Path(sys.argv[1]))
 print("begun", flush=True)
 for i in range(40):
     entry.sweep()
-    entry.write([f"{sys.argv[3]}{i}"], torch.full((40_000, 16), float(i)), torch.tensor([40_000]))
+    entry.write([key(f"{sys.argv[3]}{i}")], torch.full((40_000, 16), float(i)), torch.tensor([40_000]))
 """
 
 
@@ -277,5 +287,5 @@ def test_two_writers_on_two_machines_never_sweep_one_another(tmp_path):
     ended = [process.communicate(timeout=120) for process in writers]
     assert [process.returncode for process in writers] == [0, 0], ended
     entry = Entry(tmp_path)
-    assert entry.keys() == {f"{side}{i}" for side in ("left", "right") for i in range(40)}
+    assert set(entry.keys()) == {key(f"{side}{i}") for side in ("left", "right") for i in range(40)}
     assert not list(entry.damage()) and not list(tmp_path.glob("*.tmp"))

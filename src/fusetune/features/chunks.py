@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from fusetune.features.index import CacheSettings, Features
+from fusetune.features.keys import Keys
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
@@ -15,15 +18,15 @@ class Chunk:
 
     Attributes:
         names: the streams: one tower's, or all of them where they have met in the trunk.
-        rows: of the manifest.
+        rows: of the manifest, (samples,).
         keys: of the rows in the store, the same for all streams.
         augmented: keys of the rows' views by augmented modality; {} for the samples as they are.
     """
 
     names: tuple[str, ...]
-    rows: tuple[int, ...]
-    keys: tuple[str, ...]
-    augmented: Mapping[str, tuple[str, ...]]
+    rows: np.ndarray
+    keys: Keys
+    augmented: Mapping[str, Keys]
 
 
 def chunks(source: Source, features: Features, store: Store, settings: CacheSettings) -> list[Chunk]:
@@ -36,21 +39,22 @@ def chunks(source: Source, features: Features, store: Store, settings: CacheSett
     for group in groups:
         for entry in (Entry.of(store, features.entries[name]) for name in group):
             entry.sweep()
-        done = set.intersection(*(Entry.of(store, features.entries[name]).keys() for name in group))
+        there = [Entry.of(store, features.entries[name]).keys() for name in group]
         for view, mapping in enumerate((features.keys, *features.views), start=-1):
-            todo = []
-            for row, key in enumerate(mapping[group[0]]):
-                if key not in done and _owner(key, count) == number:
-                    done.add(key)
-                    todo.append(row)
-            drawn = source.view_keys(content, view) if view >= 0 and todo else {}
+            keys = mapping[group[0]]
+            rows = keys.numbered()[1]  # the first of several with one content
+            rows = rows[_owners(keys[rows], count) == number]
+            done = np.logical_and.reduce([keys[rows].places_in(other) >= 0 for other in there])
+            todo = np.sort(rows[~done])
+            there = [Keys.joined([other, keys[todo]]) for other in there]
+            drawn = source.view_keys(content, view) if view >= 0 and len(todo) else {}
             for start in range(0, len(todo), settings.shard_size):
-                rows = tuple(todo[start : start + settings.shard_size])
-                augmented = {n: tuple(drawn[n][row] for row in rows) for n in source.augmentations if n in drawn}
-                found.append(Chunk(group, rows, tuple(mapping[group[0]][row] for row in rows), augmented))
+                rows = todo[start : start + settings.shard_size]
+                augmented = {n: drawn[n][rows] for n in source.augmentations if n in drawn}
+                found.append(Chunk(group, rows, keys[rows], augmented))
     return found
 
 
-def _owner(key: str, count: int) -> int:
-    """Which of `count` machines owns a row: each has a range of the hashes."""
-    return int(key[:8] or "0", 16) * count >> 32
+def _owners(keys: Keys, count: int) -> np.ndarray:
+    """Which of `count` machines owns each row: each has a range of the hashes."""
+    return keys.digests[:, :4].copy().view(">u4")[:, 0].astype(np.int64) * count >> 32

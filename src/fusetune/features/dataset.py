@@ -18,9 +18,11 @@ from torch import Tensor
 from fusetune.device import keep_freed_memory
 from fusetune.features.ahead import ahead, delayed, threads_beside
 from fusetune.features.index import Features
+from fusetune.features.keys import Keys
 from fusetune.features.mapping import named
+from fusetune.features.rows import Rows
 from fusetune.features.storage import Store
-from fusetune.features.store import Entry, Rows
+from fusetune.features.store import Entry
 from fusetune.tokens import Tokens, pad
 
 SHARE = 0.5  # of the free memory that features may take
@@ -50,10 +52,9 @@ class FeatureSet:
         self._rows: dict[str, Rows] = {}
         self._where: dict[str, np.ndarray] = {}  # by modality (views * rows): number of the distinct row
         for name, entry in features.entries.items():
-            keys = [key for mapping in mappings for key in mapping[name]]
-            distinct = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-            self._where[name] = np.fromiter((distinct[key] for key in keys), np.int64, len(keys))
-            self._rows[name] = Entry.of(store, entry).rows(list(distinct))
+            keys = Keys.joined(mapping[name] for mapping in mappings)
+            self._where[name], distinct = keys.numbered()
+            self._rows[name] = Entry.of(store, entry).rows(keys[distinct])
         self.bytes = sum(_memory(rows) for rows in self._rows.values())
         place = self._place()
         if place is not None:  # every byte will be read now, so a look at the checksums costs little
@@ -169,11 +170,7 @@ class _Packed:
     """All rows of one stream in one tensor, and a last token of zeros for padding; a batch is one gather."""
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
-        found = [rows[i] for i in range(len(rows))]
-        found.append(found[0].new_zeros(1, found[0].shape[1]) if found else torch.zeros(1, 1))
-        values = torch.cat(found)
-        # int8 comes off the map as float32; half of that holds all that is in it
-        self.values = (values.half() if rows.coded else values).to(device)
+        self.values = rows.packed().to(device)
         self.counts = torch.from_numpy(rows.length)
         self.lengths = self.counts.to(device)
         self.starts = self.lengths.cumsum(0) - self.lengths
@@ -270,5 +267,4 @@ def free_memory(device: torch.device) -> int:
 
 
 def _memory(rows: Rows) -> int:
-    width = rows.maps[0].arrays["values"].shape[1] if rows.maps else 1
-    return int(rows.length.sum()) * width * (2 if rows.coded else rows.memory_dtype.itemsize)
+    return int(rows.length.sum()) * rows.width() * (2 if rows.coded else rows.memory_dtype.itemsize)

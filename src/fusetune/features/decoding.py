@@ -53,7 +53,7 @@ class Preparing(Dataset):
 
     def prepared(self, number: int) -> Prepared:
         part = self.parts[number]
-        rows, samples = [part.chunk.rows[i] for i in part.places], {}
+        rows, samples = part.chunk.rows[part.places.start : part.places.stop].tolist(), {}
         for name in part.chunk.names:
             keys = part.chunk.augmented.get(name)
             samples[name] = self.source.decoded(name, rows, keys and [keys[i] for i in part.places])

@@ -10,6 +10,7 @@ from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
 from fusetune.features.codecs import CODECS
+from fusetune.features.keys import Keys
 from fusetune.features.source import Source
 from fusetune.manifest.decoders import VERSIONS
 from fusetune.manifest.schema import Modality
@@ -78,16 +79,13 @@ class Features:
 
     frontier: Frontier
     entries: Mapping[str, str]
-    keys: Mapping[str, Sequence[str]]
-    views: Sequence[Mapping[str, Sequence[str]]] = ()
+    keys: Mapping[str, Keys]
+    views: Sequence[Mapping[str, Keys]] = ()
     later: Mapping[int, "Features"] = field(default_factory=dict)
 
     def of_rows(self, rows: Sequence[int], augmented: bool) -> "Features":
         """The features of some rows of the manifest; `augmented` rows keep their views."""
-        picked = [
-            {name: [keys[row] for row in rows] for name, keys in mapping.items()}
-            for mapping in (self.keys, *self.views)
-        ]
+        picked = [{name: keys[rows] for name, keys in mapping.items()} for mapping in (self.keys, *self.views)]
         return Features(self.frontier, self.entries, picked[0], picked[1:] if augmented else ())
 
     def joined(self, other: "Features") -> "Features":
@@ -105,8 +103,8 @@ class Features:
         record: dict[str, Any] = {
             "frontier": {"towers": dict(self.frontier.towers), "trunk": self.frontier.trunk},
             "entries": dict(self.entries),
-            "keys": {name: list(keys) for name, keys in self.keys.items()},
-            "views": [{name: list(keys) for name, keys in view.items()} for view in self.views],
+            "keys": {name: keys.hex() for name, keys in self.keys.items()},
+            "views": [{name: keys.hex() for name, keys in view.items()} for view in self.views],
         }
         if self.later:
             record["later"] = {epoch: features._record() for epoch, features in self.later.items()}
@@ -119,7 +117,15 @@ class Features:
     @classmethod
     def _of(cls, record: Mapping[str, Any]) -> "Features":
         later = {int(epoch): cls._of(part) for epoch, part in record.get("later", {}).items()}
-        return cls(Frontier(**record["frontier"]), record["entries"], record["keys"], record["views"], later)
+        keys, *views = (
+            {name: Keys.from_hex(text) for name, text in mapping.items()}
+            for mapping in (record["keys"], *record["views"])
+        )
+        return cls(Frontier(**record["frontier"]), record["entries"], keys, views, later)
+
+    def fingerprints(self) -> list[Any]:
+        """Of which rows they are, JSON-ready."""
+        return [{name: keys.fingerprint() for name, keys in mapping.items()} for mapping in (self.keys, *self.views)]
 
 
 def together(several: Sequence[Features]) -> Features:
@@ -166,10 +172,10 @@ def decoder_of(modality: Modality) -> list[Any]:
     return [VERSIONS[modality.kind], *([modality.background] if modality.kind == "image" else [])]
 
 
-def _met(keys: Mapping[str, Sequence[str]], meets: bool) -> dict[str, list[str]]:
+def _met(keys: Mapping[str, Keys], meets: bool) -> dict[str, Keys]:
     if not meets:
-        return {name: list(column) for name, column in keys.items()}
-    joint = [digest(list(row)) for row in zip(*keys.values(), strict=True)]
+        return dict(keys)
+    joint = Keys.of(digest(list(row)) for row in zip(*keys.values(), strict=True))
     return dict.fromkeys(keys, joint)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import resource
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 NUMPY = {"F32": "f4", "F16": "f2", "BF16": "u2", "I64": "i8", "I8": "i1"}
 _VIEWS = {"BF16": torch.bfloat16}
 PAGE = mmap.PAGESIZE
+SPARE = 512  # files that a process has open besides
 
 
 class MappedShard:
@@ -61,6 +63,15 @@ class MappedShard:
     def crc(self, row: int) -> int:
         """CRC-32 of one row's values as stored."""
         return zlib.crc32(np.ascontiguousarray(self.arrays["values"][self.offsets[row] : self.offsets[row + 1]]).data)
+
+
+def may_map(files: int) -> None:
+    """Let this process hold so many files open, as far as the system lets it: a map keeps its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files + SPARE
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def named(tensor: Tensor, kind: str) -> Tensor:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusetune.errors import FusetuneError
+from fusetune.features.keys import Keys
 from fusetune.features.storage import Folder
 
 FORMAT = 2
+AT_ONCE = 128  # indices that are read at once: a round trip each where the store is far away
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ def read_shards(folder: Folder) -> Iterator[Shard]:
     """
     names = folder.names()
     files, indices = set(names), [name for name in names if name.endswith(".json")]
-    for index, content in zip(indices, folder.read(indices), strict=True):
+    contents = (c for i in range(0, len(indices), AT_ONCE) for c in folder.read(indices[i : i + AT_ONCE]))
+    for index, content in zip(indices, contents, strict=True):
         try:
             record = json.loads(content)
             shard = Shard(index.removesuffix(".json"), tuple(record["keys"]), tuple(record["crc32"]), record["sha256"])
@@ -50,16 +53,21 @@ def read_shards(folder: Folder) -> Iterator[Shard]:
         yield shard
 
 
-def references(indices: Iterable[Path]) -> dict[str, set[str]]:
+def keys_of(shards: Iterable[Shard]) -> Keys:
+    """Of all their rows."""
+    return Keys.joined(Keys.of(shard.keys) for shard in shards)
+
+
+def references(indices: Iterable[Path]) -> dict[str, Keys]:
     """By entry, the row keys that the given features.json files name."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, list[Keys]] = {}
     for file in indices:
         try:
             record = json.loads(file.read_text())
             for stage in (record, *record.get("later", {}).values()):
                 for mapping in (stage["keys"], *stage["views"]):
                     for name, keys in mapping.items():
-                        found.setdefault(stage["entries"][name], set()).update(keys)
-        except (ValueError, KeyError, TypeError):
+                        found.setdefault(stage["entries"][name], []).append(Keys.from_hex(keys))
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise FusetuneError(f"{file}: not the index of cached features; nothing was deleted.") from None
-    return found
+    return {entry: Keys.joined(several) for entry, several in found.items()}

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
+from fusetune.features.keys import Keys
 from fusetune.manifest.augmentations import make_augmentation
 from fusetune.manifest.contents import content_digest, digest_column, files_digest, with_constants
 from fusetune.manifest.decoders import decoded
@@ -50,9 +51,10 @@ class Source:
     def digest(self, columns: Sequence[str] = ()) -> str:
         """SHA-256 (hex) of the data: every sample's id and split, its own content, and the given columns."""
         named = [name for name in ("sample_id", "split", *columns) if name in self.table.column_names]
-        return digest([{name: self.table[name].to_pylist() for name in named}, self.content_keys()])
+        keys = {name: list(column) for name, column in self.content_keys().items()}
+        return digest([{name: self.table[name].to_pylist() for name in named}, keys])
 
-    def content_keys(self, names: Sequence[str] | None = None) -> dict[str, list[str]]:
+    def content_keys(self, names: Sequence[str] | None = None) -> dict[str, Keys]:
         """By modality, the SHA-256 of each sample's own content; '' where the sample has none.
 
         A file that has not changed since it was last hashed is not read.
@@ -61,7 +63,7 @@ class Source:
             names: of the modalities; None: all.
         """
         return {
-            name: [self._content(name, row, cell) for row, cell in enumerate(self.column(name))]
+            name: Keys.of(self._content(name, row, cell) for row, cell in enumerate(self.column(name)))
             for name in (self.modalities if names is None else names)
             if name in self.modalities
         }
@@ -77,16 +79,16 @@ class Source:
 
         return {name: [key(name, row, cell) for row, cell in enumerate(self.column(name))] for name in self.modalities}
 
-    def view_keys(self, content: Mapping[str, Sequence[str]], view: int) -> dict[str, list[str]]:
+    def view_keys(self, content: Mapping[str, Keys], view: int) -> dict[str, Keys]:
         """Keys of the training samples' augmented view number `view`; of everything else, its content key."""
-        keys = {name: list(column) for name, column in content.items()}
+        keys = dict(content)
         for name in self.augmentations:
             train = [split == "train" for split in self.table["split"].to_pylist()]
             settings = self.modalities[name].augment
-            keys[name] = [
+            keys[name] = Keys.of(
                 digest([key, settings, view]) if key and is_train else key
                 for key, is_train in zip(content[name], train, strict=True)
-            ]
+            )
         return keys
 
     def decoded(self, name: str, rows: Sequence[int], keys: Sequence[str] | None = None) -> list[Any]:

@@ -15,20 +15,21 @@ import errno
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from fusetune.errors import FusetuneError
-from fusetune.features.codecs import decode, encode
-from fusetune.features.mapping import NUMPY, MappedShard
-from fusetune.features.shards import FORMAT, Shard, read_shards
+from fusetune.features.codecs import encode
+from fusetune.features.keys import Keys
+from fusetune.features.mapping import MappedShard
+from fusetune.features.rows import Rows
+from fusetune.features.shards import FORMAT, Shard, keys_of, read_shards
 from fusetune.features.storage import Folder, LocalFolder, Store
 from fusetune.scratch import is_abandoned
 
@@ -51,8 +52,9 @@ class Entry:
         """The finished shards, by name."""
         return read_shards(self.folder)
 
-    def keys(self) -> set[str]:
-        return {key for shard in self.shards() for key in shard.keys}
+    def keys(self) -> Keys:
+        """Of all rows that are there."""
+        return keys_of(self.shards())
 
     def write(self, keys: Sequence[str], values: Tensor, lengths: Tensor, dtype: str = "as prepared") -> Shard:
         """Add one shard.
@@ -115,72 +117,9 @@ class Entry:
             if file_sha256(file) != shard.sha256:
                 yield shard, broken_rows(file, shard)
 
-    def rows(self, keys: Sequence[str]) -> "Rows":
+    def rows(self, keys: Iterable[str]) -> Rows:
         """Open the rows of the given keys, in that order; raises FusetuneError if some were never written."""
-        maps: list[MappedShard] = []
-        shards: list[Shard] = []
-        place: dict[str, tuple[int, int]] = {}
-        wanted = set(keys)
-        for shard in self.shards():
-            if wanted.isdisjoint(shard.keys):
-                continue
-            file = self.folder.local(shard.file, shard.sha256)
-            try:
-                mapped = MappedShard(file)
-            except (ValueError, KeyError, OSError) as error:
-                raise FusetuneError(_broken(f"{self.folder}/{shard.file}", str(error))) from error
-            for i, key in enumerate(shard.keys):
-                place[key] = (len(maps), i)
-            maps.append(mapped)
-            shards.append(shard)
-        missing = [key for key in keys if key not in place]
-        if missing:
-            raise FusetuneError(
-                f"{self.folder}: {len(missing)} of {len(keys)} samples are not cached. Run `cache_features` first."
-            )
-        return Rows(str(self.folder), maps, shards, [place[key] for key in keys])
-
-
-class Rows(Sequence[Tensor]):
-    """Rows of an entry, by number, as they were before the codec; (tokens, width) each.
-
-    Attributes:
-        maps: the shards that they lie in.
-        shard, start, length: by row, its shard's number, its first token there, and how many it has.
-        coded: whether values have to be decoded (int8).
-        kind, memory_dtype: safetensors' name of the stored dtype, and what numpy moves it about as.
-    """
-
-    def __init__(
-        self, folder: str, maps: list[MappedShard], shards: list[Shard], places: list[tuple[int, int]]
-    ) -> None:
-        self.folder, self.maps, self.shards, self.places = folder, maps, shards, places
-        self.coded = bool(maps) and "scales" in maps[0].arrays
-        self.kind = maps[0].kinds["values"] if maps else "F32"
-        self.memory_dtype = torch.from_numpy(np.empty(0, NUMPY[self.kind])).dtype
-        numbers = np.array([number for number, _ in places], dtype=np.int64)
-        rows = np.array([row for _, row in places], dtype=np.int64)
-        self.shard, self.start = numbers, np.zeros(len(places), dtype=np.int64)
-        self.length = np.zeros(len(places), dtype=np.int64)
-        for number, mapped in enumerate(maps):
-            mine = numbers == number
-            self.start[mine] = mapped.offsets[rows[mine]]
-            self.length[mine] = mapped.offsets[rows[mine] + 1] - self.start[mine]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, number: Any) -> Any:
-        mapped = self.maps[self.shard[number]]
-        start = int(self.start[number])
-        return decode(mapped.tensors(start, start + int(self.length[number])))
-
-    def verify(self) -> None:
-        """Read every row and compare it with its checksum; raises FusetuneError that names file and sample."""
-        for number, row in self.places:
-            shard = self.shards[number]
-            if self.maps[number].crc(row) != shard.checks[row]:
-                raise FusetuneError(_broken(f"{self.folder}/{shard.file}", f"sample {shard.keys[row]} has changed"))
+        return Rows(self.folder, Keys.of(keys))
 
 
 def file_sha256(path: Path) -> str:
@@ -197,13 +136,6 @@ def broken_rows(file: Path, shard: Shard) -> list[str]:
         return list(shard.keys)
     broken = [key for key, check, is_ in zip(shard.keys, shard.checks, found, strict=True) if check != is_]
     return broken or list(shard.keys)  # header or offsets: nothing in it can be trusted
-
-
-def _broken(file: str, what: str) -> str:
-    return (
-        f"{file}: {what}, its bytes are not those that were written. `python -m fusetune.features verify --repair` "
-        "removes this shard; then `cache_features` makes it anew, and nothing else."
-    )
 
 
 def _raw(tensor: Tensor) -> Any:

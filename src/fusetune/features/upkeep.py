@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fusetune.features.keys import Keys
+from fusetune.features.shards import keys_of
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
+
+NOTHING = Keys.of(())
 
 
 @dataclass(frozen=True)
@@ -18,20 +22,22 @@ class EntrySize:
     bytes: int
 
 
-def sizes(store: Store, named: dict[str, set[str]]) -> Iterator[EntrySize]:
+def sizes(store: Store, named: dict[str, Keys]) -> Iterator[EntrySize]:
     """Every entry of the store."""
     for name in store.entries():
         entry = Entry.of(store, name)
         shards = list(entry.shards())
-        keys = {key for shard in shards for key in shard.keys}
-        yield EntrySize(name, len(shards), len(keys), len(keys & named.get(name, set())), entry.size())
+        keys = keys_of(shards)
+        keys = keys[keys.numbered()[1]]
+        used = int((keys.places_in(named.get(name, NOTHING)) >= 0).sum())
+        yield EntrySize(name, len(shards), len(keys), used, entry.size())
 
 
-def collect_garbage(store: Store, named: dict[str, set[str]], delete: bool) -> tuple[int, int]:
+def collect_garbage(store: Store, named: dict[str, Keys], delete: bool) -> tuple[int, int]:
     """Shards of which no row is named, and their bytes; deleted if `delete`."""
     count = size = 0
     for name in store.entries():
-        entry, wanted = Entry.of(store, name), named.get(name, set())
+        entry, wanted = Entry.of(store, name), set(named.get(name, NOTHING))
         for shard in list(entry.shards()):
             if wanted.isdisjoint(shard.keys):
                 count += 1

@@ -210,7 +210,7 @@ class FeaturesDataset(_PathDataset):
     def content(self) -> str | None:
         """None where a row that the index names is in no shard any more."""
         from fusetune.errors import FusetuneError
-        from fusetune.features.shards import read_shards, references
+        from fusetune.features.shards import keys_of, read_shards, references
         from fusetune.features.storage import Store
 
         if not self.path.is_file():
@@ -218,10 +218,10 @@ class FeaturesDataset(_PathDataset):
         store = Store(self.store)
         for entry, named in references([self.path]).items():
             try:
-                there = {key for shard in read_shards(store.folder(entry)) for key in shard.keys}
+                there = keys_of(read_shards(store.folder(entry)))
             except FusetuneError:
                 return None
-            if not there.issuperset(named):
+            if (named.places_in(there) < 0).any():
                 return None
         return content_hash(self.path)
 

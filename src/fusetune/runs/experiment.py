@@ -108,7 +108,7 @@ class Experiment(TaskRows):
 
     def distinct(self) -> dict[str, int]:
         """By stream, the contents among its samples."""
-        return {name: len(set(keys)) for name, keys in self.source.content_keys().items()}
+        return {name: len(keys.numbered()[1]) for name, keys in self.source.content_keys().items()}
 
     def extract(
         self, store: Store | Path | str, cache: CacheSettings, progress: Progress, device: torch.device
@@ -161,7 +161,7 @@ class Experiment(TaskRows):
                 [remembered_sha256(Path(folder, WEIGHTS)) for folder in folders_in(to_plain(self.model.plan))],
                 replace(settings, devices=1, graph=True),  # how the same steps are computed
                 without_roots(self.data),
-                [[f.entries, f.keys, f.views] for f in (features, *features.later.values())],
+                [[f.entries, f.fingerprints()] for f in (features, *features.later.values())],
                 self.task.state(),
                 self.starts,
                 self.rows_digest,

@@ -49,7 +49,7 @@ def find_starts(
     device = pick_device(cache.device)
     top = backbone.full_depth(list(plain))
     features = extract(backbone, source, top, store, replace(cache, views=0, part="1/1"), progress, device)
-    key = digest([VERSION, features.entries, features.keys, targets.tolist(), groups, rows.task.state()])
+    key = digest([VERSION, features.entries, features.fingerprints(), targets.tolist(), groups, rows.task.state()])
 
     def fitted() -> dict[str, Tensor]:
         pooled = _pooled(FeatureSet(features, store, torch.device("cpu")), len(train))

@@ -94,7 +94,7 @@ def _own_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | Non
 def sample_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
     """What `task.targets` and `task.contents` need to know of samples themselves; `keys` as `task_columns` has it."""
     known = source.content_keys(task.content_modalities()) if keys is None else keys
-    contents = {content_column(name): known[name] for name in task.content_modalities() if name in known}
+    contents = {content_column(name): list(known[name]) for name in task.content_modalities() if name in known}
     measured = [name for name in task.measured_modalities() if name in source.modalities]
     return contents | {extent_column(name): source.extents(name) for name in measured}
 

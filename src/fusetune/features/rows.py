@@ -1,0 +1,135 @@
+"""Rows of an entry of the store, opened where they lie.
+
+Cost: reading the index of every shard once, and 70 bytes a row from then on, whatever a row holds.
+"""
+
+import errno
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusetune.errors import FusetuneError
+from fusetune.features.codecs import decode
+from fusetune.features.keys import Keys
+from fusetune.features.mapping import NUMPY, MappedShard, may_map
+from fusetune.features.shards import read_shards
+from fusetune.features.storage import Folder
+
+
+class Rows(Sequence[Tensor]):
+    """Rows of an entry, by number, as they were before the codec; (tokens, width) each.
+
+    Args:
+        folder: of the entry.
+        keys: of the rows that are wanted, in their order.
+
+    Attributes:
+        maps: the shards that they lie in.
+        files: of these shards, in words.
+        shard, row, start, length: by row, its shard's number, its own there, its first token there, and how many it
+            has.
+        coded: whether values have to be decoded (int8).
+        kind, memory_dtype: safetensors' name of the stored dtype, and what numpy moves it about as.
+
+    Raises:
+        FusetuneError: some were never written, a shard can't be read, or there are too many.
+    """
+
+    def __init__(self, folder: Folder, keys: Keys) -> None:
+        self.keys = keys
+        known: list[Keys] = []
+        checks: list[np.ndarray] = []
+        shards: list[tuple[str, str]] = []
+        for shard in read_shards(folder):
+            known.append(Keys.of(shard.keys))
+            checks.append(np.array(shard.checks, np.uint32))
+            shards.append((shard.file, shard.sha256))
+        places = keys.places_in(Keys.joined(known))
+        if len(places) and places.min() < 0:
+            raise FusetuneError(
+                f"{folder}: {(places < 0).sum()} of {len(keys)} samples are not cached. Run `cache_features` first."
+            )
+        begins = np.cumsum([0, *map(len, known)])
+        self.checks = np.concatenate(checks)[places] if checks else np.empty(0, np.uint32)
+        owner = np.searchsorted(begins, places, side="right") - 1
+        used, self.shard = np.unique(owner, return_inverse=True)
+        self.row = places - begins[owner]
+        self.files = [f"{folder}/{shards[number][0]}" for number in used]
+        self.maps = list(_mapped(folder, [shards[number] for number in used]))
+        sizes = np.concatenate([np.diff(mapped.offsets) for mapped in self.maps] or [np.empty(0, np.int64)])
+        starts = np.concatenate([mapped.offsets[:-1] for mapped in self.maps] or [np.empty(0, np.int64)])
+        where = np.cumsum([0, *(len(mapped.offsets) - 1 for mapped in self.maps)])[self.shard] + self.row
+        self.start, self.length = starts[where], sizes[where]
+        self.coded = bool(self.maps) and "scales" in self.maps[0].arrays
+        self.kind = self.maps[0].kinds["values"] if self.maps else "F32"
+        self.memory_dtype = torch.from_numpy(np.empty(0, NUMPY[self.kind])).dtype
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, number: Any) -> Any:
+        mapped = self.maps[self.shard[number]]
+        start = int(self.start[number])
+        return decode(mapped.tensors(start, start + int(self.length[number])))
+
+    def width(self) -> int:
+        """Of a token."""
+        return self.maps[0].arrays["values"].shape[1] if self.maps else 1
+
+    def packed(self) -> Tensor:
+        """All tokens of all rows, in order, and a last one of zeros: (tokens + 1, width). int8 comes as float16."""
+        ends = self.length.cumsum()
+        dtype = (
+            torch.float16 if self.coded else decode(self.maps[0].tensors(0, 0)).dtype if self.maps else torch.float32
+        )
+        out = torch.zeros(int(ends[-1]) + 1 if len(ends) else 1, self.width(), dtype=dtype)
+        order = self.shard.argsort(kind="stable")
+        limits = np.searchsorted(self.shard[order], np.arange(len(self.maps) + 1))
+        for number, mapped in enumerate(self.maps):
+            mine = order[limits[number] : limits[number + 1]]
+            values = decode(mapped.tensors(0, int(mapped.offsets[-1])))
+            there = _ranges(self.start[mine], self.length[mine])
+            out[_ranges((ends - self.length)[mine], self.length[mine])] = values[there].to(dtype)
+        return out
+
+    def verify(self) -> None:
+        """Read every row and compare it with its checksum; raises FusetuneError that names file and sample."""
+        for number, (shard, row, check) in enumerate(
+            zip(self.shard.tolist(), self.row.tolist(), self.checks.tolist(), strict=True)
+        ):
+            if self.maps[shard].crc(row) != check:
+                raise FusetuneError(broken(self.files[shard], f"sample {self.keys[number]} has changed"))
+
+
+def broken(file: str, what: str) -> str:
+    """What to say of a shard that isn't as it was written."""
+    return (
+        f"{file}: {what}, its bytes are not those that were written. `python -m fusetune.features verify --repair` "
+        "removes this shard; then `cache_features` makes it anew, and nothing else."
+    )
+
+
+def _mapped(folder: Folder, shards: Sequence[tuple[str, str]]) -> Iterator[MappedShard]:
+    may_map(len(shards))
+    for name, sha256 in shards:
+        file = folder.local(name, sha256)
+        try:
+            yield MappedShard(file)
+        except (ValueError, KeyError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise FusetuneError(
+                    f"{folder}: {len(shards)} shards are more files than this system lets one process open "
+                    f"({error.strerror}). Raise its limit (ulimit -n, vm.max_map_count), or cache in larger shards: "
+                    "cache.shard_size=8192."
+                ) from None
+            raise FusetuneError(broken(f"{folder}/{name}", str(error))) from error
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> Tensor:
+    """start, start + 1, ... of each, one after another."""
+    ends = lengths.cumsum()
+    steps = np.arange(int(ends[-1]) if len(ends) else 0)
+    return torch.from_numpy(steps + np.repeat(starts - (ends - lengths), lengths))
