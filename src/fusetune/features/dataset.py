@@ -54,7 +54,7 @@ class FeatureSet:
         for name, entry in features.entries.items():
             keys = Keys.joined(mapping[name] for mapping in mappings)
             self._where[name], distinct = keys.numbered()
-            self._rows[name] = Entry.of(store, entry).rows(keys[distinct])
+            self._rows[name] = Entry.of(store, entry).rows(keys if len(distinct) == len(keys) else keys[distinct])
         self.bytes = sum(_memory(rows) for rows in self._rows.values())
         place = self._place()
         if place is not None:  # every byte will be read now, so a look at the checksums costs little

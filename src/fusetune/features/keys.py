@@ -37,7 +37,8 @@ class Keys(Sequence[str]):
     @classmethod
     def joined(cls, several: Iterable["Keys"]) -> "Keys":
         """One after another."""
-        return cls(np.concatenate([keys.digests for keys in several] or [np.empty((0, BYTES), np.uint8)]))
+        parts = [keys.digests for keys in several]
+        return cls(parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty((0, BYTES), np.uint8)]))
 
     @classmethod
     def from_hex(cls, text: str) -> "Keys":
@@ -72,13 +73,16 @@ class Keys(Sequence[str]):
     def numbered(self) -> tuple[np.ndarray, np.ndarray]:
         """The number of each (rows,) among the distinct ones, as they appear, and the first row of each of those."""
         numbers = self._arrow().dictionary_encode().indices.to_numpy().astype(np.int64)
+        pa.default_memory_pool().release_unused()  # a table as large as the keys
         first = np.empty(int(numbers.max(initial=-1)) + 1, np.int64)
         first[numbers[::-1]] = np.arange(len(self))[::-1]  # of several, the last that is written stays
         return numbers, first
 
     def places_in(self, others: "Keys") -> np.ndarray:
         """Where each of these is among `others` (rows,); -1 where it isn't."""
-        return pc.index_in(self._arrow(), value_set=others._arrow()).fill_null(-1).to_numpy().astype(np.int64)
+        found = pc.index_in(self._arrow(), value_set=others._arrow()).fill_null(-1).to_numpy().astype(np.int64)
+        pa.default_memory_pool().release_unused()
+        return found
 
     def _arrow(self) -> pa.Array:
         return pa.Array.from_buffers(pa.binary(BYTES), len(self), [None, pa.py_buffer(self.digests)])

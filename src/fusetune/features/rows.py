@@ -47,12 +47,12 @@ class Rows(Sequence[Tensor]):
             known.append(Keys.of(shard.keys))
             checks.append(np.array(shard.checks, np.uint32))
             shards.append((shard.file, shard.sha256))
-        places = keys.places_in(Keys.joined(known))
+        begins = np.cumsum([0, *map(len, known)])
+        places = keys.places_in(_one(known))
         if len(places) and places.min() < 0:
             raise FusetuneError(
                 f"{folder}: {(places < 0).sum()} of {len(keys)} samples are not cached. Run `cache_features` first."
             )
-        begins = np.cumsum([0, *map(len, known)])
         self.checks = np.concatenate(checks)[places] if checks else np.empty(0, np.uint32)
         owner = np.searchsorted(begins, places, side="right") - 1
         used, self.shard = np.unique(owner, return_inverse=True)
@@ -110,6 +110,13 @@ def broken(file: str, what: str) -> str:
         f"{file}: {what}, its bytes are not those that were written. `python -m fusetune.features verify --repair` "
         "removes this shard; then `cache_features` makes it anew, and nothing else."
     )
+
+
+def _one(known: list[Keys]) -> Keys:
+    """All of them; the list is emptied, so that they are held once."""
+    whole = Keys.joined(known)
+    known.clear()
+    return whole
 
 
 def _mapped(folder: Folder, shards: Sequence[tuple[str, str]]) -> Iterator[MappedShard]:
