@@ -2,7 +2,8 @@
 
 `pytest -m benchmark -s tests/benchmarks/test_cuts.py`. Environment: ROUNDS (3), SAMPLES (16), THREADS (1), PLANS
 (names, separated by `;`), DEVICE (cpu), SIZE (mid: some 100 M parameters; tiny). Model, pictures, answers, batches of 4
-are the same. Predicted: what is measured from the inputs gives the rate, beside the operations that Python launches.
+are the same. By two processes, each with half of every batch: `torchrun --nproc_per_node 2 -m pytest ...`. Predicted:
+what is measured from the inputs gives the rate, beside the operations that Python launches.
 """
 
 import os
@@ -25,6 +26,7 @@ from fusetune.plan.plan import Plan
 from fusetune.runs.account import account
 from fusetune.runs.experiment import Experiment
 from fusetune.training.data import DataSettings, answering
+from fusetune.training.distributed import Group, joined
 from fusetune.training.epochs import Reporter
 from fusetune.training.loop import train
 from fusetune.training.settings import TrainSettings
@@ -49,7 +51,7 @@ DATA = build(
 )  # fmt: skip
 
 
-def ours(folder, table, placement, tmp_path, cut: str) -> tuple[Experiment, Callable[[], float]]:
+def ours(folder, table, placement, tmp_path, cut: str, group: Group) -> tuple[Experiment, Callable[[], float]]:
     """The experiment, and what trains one epoch of it from a cut; seconds of its steps."""
     backbone = Backbone.from_composite(CompositeSource(str(folder)), {"image": "image", "text": "text"})
     plan = build(Plan, {"placements": [placement, HEAD]}, "plan")
@@ -60,14 +62,15 @@ def ours(folder, table, placement, tmp_path, cut: str) -> tuple[Experiment, Call
     settings = TrainSettings(epochs=1, batch_size=BATCH, device=str(DEVICE), patience=1, autocast=False)
 
     def epoch() -> float:
-        key = str(time.perf_counter())
-        done = train(experiment.model, splits["train"], splits["val"], settings, key, tmp_path / cut, Reporter())
+        key = group.first_says(str(time.perf_counter()))
+        both = splits["train"], splits["val"]
+        done = train(experiment.model, *both, settings, key, tmp_path / cut, Reporter(), group=group)
         return SAMPLES / done[0].samples_per_second
 
     return experiment, epoch
 
 
-def plain(folder, experiment: Experiment, placement, tmp_path) -> Callable[[], float]:
+def plain(folder, experiment: Experiment, placement, tmp_path, group: Group) -> Callable[[], float]:
     """The same by `Trainer`: the whole model, in every step."""
     model = tf.LlavaForConditionalGeneration.from_pretrained(folder)
     model.requires_grad_(False)
@@ -114,7 +117,7 @@ def plain(folder, experiment: Experiment, placement, tmp_path) -> Callable[[], f
             experiment.task.loss(out, experiment.targets(rows[:BATCH]).to(DEVICE)), own, atol=1e-4, rtol=1e-4
         )
     arguments = tf.TrainingArguments(
-        str(tmp_path / "trainer"), num_train_epochs=1, per_device_train_batch_size=BATCH, report_to=[],
+        str(tmp_path / "trainer"), num_train_epochs=1, per_device_train_batch_size=BATCH // group.size, report_to=[],
         use_cpu=DEVICE.type == "cpu", save_strategy="no", logging_steps=1000, disable_tqdm=True,
         dataloader_pin_memory=False, max_grad_norm=1.0,
     )  # fmt: skip
@@ -131,14 +134,19 @@ def test_epochs_from_the_cut_beside_trainer_and_peft(tmp_path):
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))
     tf.logging.set_verbosity_error()
     folder, table = mid_size.saved(tmp_path / "llava"), mid_size.manifest(SAMPLES)
+    with joined() as group:
+        measured(folder, table, tmp_path, group)
+
+
+def measured(folder, table, tmp_path, group: Group) -> None:
     rows = []
     for name in os.environ.get("PLANS", ";".join(PLANS)).split(";"):
         placement = PLANS[name]
-        experiment, cached = ours(folder, table, placement, tmp_path, "frontier")
-        whole, uncached = ours(folder, table, placement, tmp_path, "inputs")
+        experiment, cached = ours(folder, table, placement, tmp_path, "frontier", group)
+        whole, uncached = ours(folder, table, placement, tmp_path, "inputs", group)
         costs = account(whole, CacheSettings(dtype="float32"), BATCH)
         found = in_turn(
-            {"cut": cached, "inputs": uncached, "Trainer": plain(folder, whole, placement, tmp_path)}, ROUNDS
+            {"cut": cached, "inputs": uncached, "Trainer": plain(folder, whole, placement, tmp_path, group)}, ROUNDS
         )
         batches = SAMPLES / BATCH
         arithmetic = found["inputs"] - costs.launches_uncached * LAUNCH * batches
@@ -162,4 +170,5 @@ def test_epochs_from_the_cut_beside_trainer_and_peft(tmp_path):
         "Trainer, s",
         "x",
     ]
-    show(f"An epoch of {SAMPLES} samples, medians of {ROUNDS}", headings, rows)
+    if group.rank == 0:
+        show(f"An epoch of {SAMPLES} samples by {group.size}, medians of {ROUNDS}", headings, rows)
