@@ -216,13 +216,12 @@ class FeaturesDataset(_PathDataset):
         if not self.path.is_file():
             return None
         store = Store(self.store)
-        for entry, named in references([self.path]).items():
-            try:
-                there = keys_of(read_shards(store.folder(entry)))
-            except FusetuneError:
-                return None
-            if (named.places_in(there) < 0).any():
-                return None
+        try:
+            for entry, named in references([self.path]).items():
+                if (named.places_in(keys_of(read_shards(store.folder(entry)))) < 0).any():
+                    return None
+        except FusetuneError:  # of another version, or not whole
+            return None
         return content_hash(self.path)
 
 
