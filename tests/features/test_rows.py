@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,6 +75,30 @@ def test_more_shards_than_files_may_be_open_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MappedShard", refused)
     with pytest.raises(FusetuneError, match=r"1 shards are more files than .* cache.shard_size=8192"):
         entry.rows([NAMES[1]])
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from fusetune.features.store import Entry
+entry, most = Entry(Path(sys.argv[1])), int(sys.argv[2])
+names = [key for shard in entry.shards() for key in shard.keys]
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, most))
+held = [entry.rows(names) for _ in range(3)]
+print(sum(len(rows.maps) for rows in held))
+"""
+
+
+def test_a_low_limit_of_open_files_is_raised_each_time_as_far_as_it_goes(tmp_path):
+    entry = Entry(tmp_path)
+    for name in NAMES[1:31]:
+        entry.write([name], torch.ones(1, 3), torch.ones(1, dtype=torch.long))
+    done = [
+        subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path), most], capture_output=True, text=True)
+        for most in ("400", "60")
+    ]
+    assert done[0].stdout.strip() == "90", done[0].stderr
+    assert "30 shards are more files than this system lets one process open" in done[1].stderr
 
 
 def test_rows_take_no_python_object_each(tmp_path):

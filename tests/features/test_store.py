@@ -252,7 +252,7 @@ def test_a_write_that_the_system_refuses_leaves_whole_shards_and_nothing_else(tm
 def test_what_a_living_writer_has_half_written_is_not_swept(tmp_path):
     entry = Entry(tmp_path)
     write(entry, [A], rows(3))
-    alive, gone = scratch(tmp_path / X), tmp_path / f"y.{machine()}-999999999-0a1b.tmp"
+    alive, gone = scratch(tmp_path / "x"), tmp_path / f"y.{machine()}-999999999-0a1b.tmp"
     elsewhere, long_ago = tmp_path / "z.0123456789ab-1-0a1b.tmp", tmp_path / "w.0123456789ab-2-0a1b.tmp"
     for file in (alive, gone, elsewhere, long_ago):
         file.write_text("half")

@@ -39,19 +39,19 @@ def chunks(source: Source, features: Features, store: Store, settings: CacheSett
     for group in groups:
         for entry in (Entry.of(store, features.entries[name]) for name in group):
             entry.sweep()
-        there = [Entry.of(store, features.entries[name]).keys() for name in group]
-        for view, mapping in enumerate((features.keys, *features.views), start=-1):
-            keys = mapping[group[0]]
-            rows = keys.numbered()[1]  # the first of several with one content
-            rows = rows[_owners(keys[rows], count) == number]
-            done = np.logical_and.reduce([keys[rows].places_in(other) >= 0 for other in there])
-            todo = np.sort(rows[~done])
-            there = [Keys.joined([other, keys[todo]]) for other in there]
+        mappings = (features.keys, *features.views)
+        keys = Keys.joined(mapping[group[0]] for mapping in mappings)  # of all views, one behind another
+        first = keys.numbered()[1]  # of several with one content
+        first = first[_owners(keys[first], count) == number]
+        there = [keys[first].places_in(Entry.of(store, features.entries[name]).keys()) >= 0 for name in group]
+        views, places = np.divmod(first[~np.logical_and.reduce(there)], len(source))
+        for view, mapping in enumerate(mappings, start=-1):
+            todo = places[views == view + 1]
             drawn = source.view_keys(content, view) if view >= 0 and len(todo) else {}
             for start in range(0, len(todo), settings.shard_size):
                 rows = todo[start : start + settings.shard_size]
                 augmented = {n: drawn[n][rows] for n in source.augmentations if n in drawn}
-                found.append(Chunk(group, rows, keys[rows], augmented))
+                found.append(Chunk(group, rows, mapping[group[0]][rows], augmented))
     return found
 
 

@@ -53,10 +53,11 @@ class Preparing(Dataset):
 
     def prepared(self, number: int) -> Prepared:
         part = self.parts[number]
-        rows, samples = part.chunk.rows[part.places.start : part.places.stop].tolist(), {}
+        places = slice(part.places.start, part.places.stop)
+        rows, samples = part.chunk.rows[places].tolist(), {}
         for name in part.chunk.names:
             keys = part.chunk.augmented.get(name)
-            samples[name] = self.source.decoded(name, rows, keys and [keys[i] for i in part.places])
+            samples[name] = self.source.decoded(name, rows, keys and keys[places])
         return self.backbone.prepare(samples)
 
     def __getitem__(self, number: int) -> Prepared | Exception:

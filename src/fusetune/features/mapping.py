@@ -15,7 +15,6 @@ from torch import Tensor
 NUMPY = {"F32": "f4", "F16": "f2", "BF16": "u2", "I64": "i8", "I8": "i1"}
 _VIEWS = {"BF16": torch.bfloat16}
 PAGE = mmap.PAGESIZE
-SPARE = 512  # files that a process has open besides
 
 
 class MappedShard:
@@ -51,11 +50,12 @@ class MappedShard:
             begin = (self._begin + start * self._width) // PAGE * PAGE
             self._map.madvise(mmap.MADV_WILLNEED, begin, self._begin + stop * self._width - begin)
 
-    def tensors(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Copies of tokens `start` to `stop` of what has one row a token, and of the whole of `channels`."""
+    def tensors(self, tokens: slice | np.ndarray) -> dict[str, Tensor]:
+        """Copies of some tokens of what has one row a token, and of the whole of `channels`."""
         return {
             name: named(
-                torch.from_numpy(np.array(array if name == "channels" else array[start:stop])), self.kinds[name]
+                torch.from_numpy(np.require(array if name == "channels" else array[tokens], requirements=("O", "W"))),
+                self.kinds[name],
             )
             for name, array in self.arrays.items()
         }
@@ -66,12 +66,11 @@ class MappedShard:
 
 
 def may_map(files: int) -> None:
-    """Let this process hold so many files open, as far as the system lets it: a map keeps its own."""
+    """Let this process hold so many more files open, as far as the system lets it: a map keeps its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = files + SPARE
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    if soft != resource.RLIM_INFINITY:
+        more = soft + files
+        resource.setrlimit(resource.RLIMIT_NOFILE, (more if hard == resource.RLIM_INFINITY else min(hard, more), hard))
 
 
 def named(tensor: Tensor, kind: str) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fusetune.errors import FusetuneError
 from fusetune.features.codecs import decode
 from fusetune.features.keys import Keys
-from fusetune.features.mapping import NUMPY, MappedShard, may_map
+from fusetune.features.mapping import NUMPY, MappedShard, may_map, named
 from fusetune.features.shards import read_shards
 from fusetune.features.storage import Folder
 
@@ -49,9 +49,9 @@ class Rows(Sequence[Tensor]):
             shards.append((shard.file, shard.sha256))
         begins = np.cumsum([0, *map(len, known)])
         places = keys.places_in(_one(known))
-        if len(places) and places.min() < 0:
+        if missing := int((places < 0).sum()):
             raise FusetuneError(
-                f"{folder}: {(places < 0).sum()} of {len(keys)} samples are not cached. Run `cache_features` first."
+                f"{folder}: {missing} of {len(keys)} samples are not cached. Run `cache_features` first."
             )
         self.checks = np.concatenate(checks)[places] if checks else np.empty(0, np.uint32)
         owner = np.searchsorted(begins, places, side="right") - 1
@@ -73,7 +73,7 @@ class Rows(Sequence[Tensor]):
     def __getitem__(self, number: Any) -> Any:
         mapped = self.maps[self.shard[number]]
         start = int(self.start[number])
-        return decode(mapped.tensors(start, start + int(self.length[number])))
+        return decode(mapped.tensors(slice(start, start + int(self.length[number]))))
 
     def width(self) -> int:
         """Of a token."""
@@ -82,17 +82,15 @@ class Rows(Sequence[Tensor]):
     def packed(self) -> Tensor:
         """All tokens of all rows, in order, and a last one of zeros: (tokens + 1, width). int8 comes as float16."""
         ends = self.length.cumsum()
-        dtype = (
-            torch.float16 if self.coded else decode(self.maps[0].tensors(0, 0)).dtype if self.maps else torch.float32
-        )
-        out = torch.zeros(int(ends[-1]) + 1 if len(ends) else 1, self.width(), dtype=dtype)
+        # int8 comes off the map as float32; half of that holds all that is in it
+        dtype = torch.float16 if self.coded else self.memory_dtype
+        out = named(torch.zeros(int(self.length.sum()) + 1, self.width(), dtype=dtype), self.kind)
         order = self.shard.argsort(kind="stable")
         limits = np.searchsorted(self.shard[order], np.arange(len(self.maps) + 1))
         for number, mapped in enumerate(self.maps):
             mine = order[limits[number] : limits[number + 1]]
-            values = decode(mapped.tensors(0, int(mapped.offsets[-1])))
-            there = _ranges(self.start[mine], self.length[mine])
-            out[_ranges((ends - self.length)[mine], self.length[mine])] = values[there].to(dtype)
+            values = decode(mapped.tensors(_ranges(self.start[mine], self.length[mine])))
+            out[torch.from_numpy(_ranges((ends - self.length)[mine], self.length[mine]))] = values.to(out.dtype)
         return out
 
     def verify(self) -> None:
@@ -135,8 +133,7 @@ def _mapped(folder: Folder, shards: Sequence[tuple[str, str]]) -> Iterator[Mappe
             raise FusetuneError(broken(f"{folder}/{name}", str(error))) from error
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> Tensor:
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """start, start + 1, ... of each, one after another."""
     ends = lengths.cumsum()
-    steps = np.arange(int(ends[-1]) if len(ends) else 0)
-    return torch.from_numpy(steps + np.repeat(starts - (ends - lengths), lengths))
+    return np.arange(int(lengths.sum())) + np.repeat(starts - (ends - lengths), lengths)
