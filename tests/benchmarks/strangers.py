@@ -31,7 +31,8 @@ from fusetune.manifest.readers.digits6 import read as read_digits6
 from fusetune.plan.plan import Plan
 from fusetune.runs.__main__ import read_parameters
 from fusetune.runs.experiment import Experiment
-from fusetune.runs.run import TrainingResult, train_and_test
+from fusetune.runs.run import train_and_test
+from fusetune.runs.testing import TrainingResult
 from fusetune.training.data import DataSettings, TaskRows
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings

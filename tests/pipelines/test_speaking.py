@@ -253,3 +253,14 @@ def test_conversations_in_turns_from_json_to_answers(project):
     ran(project, "talks", "--pipelines", "predict")
     rows = pq.read_table(project / "data/07_model_output/talks/scored.parquet").to_pylist()
     assert {row["sample_id"].rpartition("-")[2] for row in rows} == {"0", "1"} and all(r["prediction"] for r in rows)
+
+
+def test_two_devices_that_hold_a_half_of_the_blocks_each_say_the_same(project, tmp_path):
+    report = project / "data/08_reporting/talks/lora/metrics.json"
+    found = []
+    for fsdp in ("true", "false"):
+        text = ran(project, "talks", "--pipelines", "train_lora", "--params",
+                   f"train.devices=2,train.device=cpu,train.seed=3,train.fsdp={fsdp}")  # fmt: skip
+        assert ("of blocks lie in 2 parts" in text) == (fsdp == "true") and "lora: test " in text
+        found.append(json.loads(report.read_text()))
+    assert found[0] == found[1] and found[0]["said"]["samples"] == 4 and found[0]["shown"]

@@ -133,7 +133,7 @@ def test_several_streams_of_a_side_are_fused_there_and_nowhere_else(tmp_path):
     from fusetune.features.storage import Store
     from fusetune.plan.plan import Plan
     from fusetune.runs.experiment import Experiment
-    from fusetune.runs.run import tested
+    from fusetune.runs.testing import tested
     from fusetune.runs.workplace import Workplace
     from fusetune.training.data import DataSettings
     from fusetune.training.evaluation import EvaluationSettings

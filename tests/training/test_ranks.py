@@ -17,6 +17,7 @@ from fusetune.features.index import CacheSettings
 from fusetune.runs.ranks import ranks, take_part
 from fusetune.training.distributed import ALONE, Group, joined, spawned
 from fusetune.training.epochs import Reporter
+from fusetune.training.evaluation import EvaluationSettings
 from fusetune.training.loop import train
 from fusetune.training.settings import TrainSettings
 
@@ -41,7 +42,7 @@ def trained(toy, folder, settings, *placements, stop_at=None, seed_split=None):
         if epoch == stop_at:
             raise Stopped
 
-    with ranks(experiment, features, toy.store, settings, folder, "toy") as group:
+    with ranks(experiment, features, toy.store, settings, EvaluationSettings(), folder, "toy") as group:
         key, both = experiment.key(features, settings), (splits["train"], splits["val"])
         epochs = train(experiment.model, *both, settings, key, folder, Reporter(), stop, group)
     return epochs, {name: p.detach().clone() for name, p in experiment.model.trainable().items()}
@@ -86,9 +87,10 @@ def test_one_rank_goes_on_where_two_were_and_two_where_one_was(toy, tmp_path):
 
 def test_a_loss_of_the_whole_batch_is_refused(toy, tmp_path):
     experiment = toy.experiment(WANDER)
+    features = toy.features(experiment)
     experiment.task.by_sample = False
     with pytest.raises(FusetuneError, match="of a batch as a whole"):
-        take_part(experiment, toy.features(experiment), toy.store, SETTINGS, tmp_path, Group(0, 2))
+        take_part(experiment, features, toy.store, SETTINGS, EvaluationSettings(), tmp_path, "toy", Group(0, 2))
 
 
 def test_every_row_is_one_ranks():
@@ -120,6 +122,7 @@ def test_a_rank_that_is_killed_ends_all_with_a_sentence_and_costs_its_epoch_alon
         from fusetune.features.index import CacheSettings
         from fusetune.runs import ranks as module
         from fusetune.training.epochs import Reporter
+        from fusetune.training.evaluation import EvaluationSettings as Evaluation
         from fusetune.training.loop import train
 
         def killed(epoch):
@@ -134,7 +137,7 @@ def test_a_rank_that_is_killed_ends_all_with_a_sentence_and_costs_its_epoch_alon
             experiment.begin(toy.store, CacheSettings(dtype="float32"), lambda *_: None)
             splits = toy.splits(experiment)
             try:
-                with module.ranks(experiment, features, toy.store, settings, folder, "toy") as group:
+                with module.ranks(experiment, features, toy.store, settings, Evaluation(), folder, "toy") as group:
                     both, key = (splits["train"], splits["val"]), experiment.key(features, settings)
                     train(experiment.model, *both, settings, key, folder, Reporter(), killed, group)
             except FusetuneError as error:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fusetune.backbones.families import Family
 
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 STATES = "hidden_states"  # what blocks of `transformers` call their input where it is given by name
 
 
@@ -38,7 +39,7 @@ def entered(model: nn.Module, family: Family, states: Tensor, start: int) -> Ite
 
 @contextmanager
 def skipped(blocks: Iterable[nn.Module], through: Callable[..., Any] | None = None) -> Iterator[None]:
-    """While this lasts, these blocks hand on what they are given.
+    """While this lasts, these blocks hand on what they are given; weights that lie elsewhere stay there.
 
     Args:
         through: their forward then; None: the states as they are.
@@ -50,7 +51,28 @@ def skipped(blocks: Iterable[nn.Module], through: Callable[..., Any] | None = No
     with ExitStack() as stack:
         for block in blocks:
             stack.enter_context(forward_of(block, through or same))
+            stack.enter_context(_unfetched(block))
         yield
+
+
+@contextmanager
+def fetched(block: nn.Module) -> Iterator[None]:
+    """What is hooked into a block while this lasts fetches its weights, and rests where the block is `skipped`."""
+    before = {name: set(getattr(block, name)) for name in HOOKS}
+    yield
+    block.__dict__["fetching"] = {name: [n for n in getattr(block, name) if n not in before[name]] for name in HOOKS}
+
+
+@contextmanager
+def _unfetched(block: nn.Module) -> Iterator[None]:
+    taken = {n: {i: getattr(block, n).pop(i) for i in own} for n, own in block.__dict__.get("fetching", {}).items()}
+    try:
+        yield
+    finally:
+        for name, hooks in taken.items():
+            for number, hook in hooks.items():
+                getattr(block, name)[number] = hook
+                getattr(block, name).move_to_end(number, last=name == HOOKS[1])  # in front of others, then behind them
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def shared(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
     """Those that lie on the same memory, together."""
     found: dict[Any, list[nn.Parameter]] = {}
     for parameter in parameters:
-        if parameter.numel() and not parameter.is_meta:
+        if parameter.numel() and not parameter.is_meta and not hasattr(parameter, "device_mesh"):  # divided: on its own
             found.setdefault((parameter.data_ptr(), parameter.shape), []).append(parameter)
     return [several for several in found.values() if len(several) > 1]
 

@@ -62,7 +62,8 @@ class Shared:
         return found
 
     def training(self, variant: Variant, seed: int, device: str = "auto") -> TrainSettings:
-        return replace(of_method(self.train, variant.settings, variant.method), seed=seed, device=device, devices=1)
+        settings = of_method(self.train, variant.settings, variant.method)
+        return replace(settings, seed=seed, device=device, devices=1, fsdp=False)
 
     def key(self, experiment: Experiment, features: Features, variant: Variant, seed: int) -> str:
         """Of a cell: digest of all that determines it."""

@@ -16,7 +16,7 @@ from fusetune.comparison.measures import Conditions, calibration
 from fusetune.comparison.variants import Variant
 from fusetune.config import digest, to_plain
 from fusetune.runs.experiment import Experiment
-from fusetune.runs.run import tested
+from fusetune.runs.testing import tested
 from fusetune.training.ensemble import refusal
 from fusetune.training.epochs import Epoch, Reporter
 from fusetune.training.loop import assign, train

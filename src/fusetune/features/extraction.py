@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fusetune.backbones.backbone import Backbone, Frontier
+from fusetune.backbones.offloaded import placed
 from fusetune.device import keep_freed_memory
 from fusetune.errors import FusetuneError
 from fusetune.features.chunks import chunks
@@ -53,11 +54,10 @@ def extract(
         extract_with_ray(backbone, source, features, todo, store, settings, progress, device)
         return features
     keep_freed_memory()
-    backbone = backbone.to(device)
     total = sum(len(chunk.rows) for chunk in todo)
     done = written = 0
     ready = prepared_ahead(backbone, source, todo, settings, device)
-    with deaths_told(), closing(ready), ThreadPoolExecutor(1) as writer:
+    with placed(backbone, device), deaths_told(), closing(ready), ThreadPoolExecutor(1) as writer:
         waiting: deque[Future[int]] = deque()
         for chunk in todo:
             streams = Gathered(chunk.names)

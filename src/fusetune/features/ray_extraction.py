@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.offloaded import placed
 from fusetune.cluster import cluster
 from fusetune.errors import FusetuneError
 from fusetune.features.chunks import Chunk
@@ -75,7 +76,8 @@ class _Worker:
         torch.set_num_threads(threads)
         self.backbone, self.source, self.features, self.todo, self.store, self.settings, device = ray.get(job)
         self.device = torch.device("cuda" if device.startswith("cuda") else device)  # Ray shows a worker its own GPU
-        self.backbone.to(self.device)
+        self._placed = placed(self.backbone, self.device)
+        self._placed.__enter__()  # as long as this process lives
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         chunk = self.todo[int(batch["chunk"][0])]

@@ -276,6 +276,10 @@ class AdaptedModel(nn.Module):
         """Whether a parameter is the backbone's own, opened to training or not."""
         return parameter in self._base
 
+    def exchange_base(self, others: Mapping[nn.Parameter, nn.Parameter]) -> None:
+        """Parameters of the backbone that others have taken the place of are no more its own; those are."""
+        self._base = {others.get(parameter, parameter) for parameter in self._base}
+
     def _count_base(self) -> int:
         used: list[Any] = [self.backbone.tower(name) for name in self.streams]
         modules = [*used, self.backbone.trunk] if self.backbone.trunk else used

@@ -9,7 +9,7 @@ from fusetune.report.figures import Figures, answers, compared, confusion_matrix
 from fusetune.report.located_figures import figure_of
 from fusetune.report.rollout_figure import strips
 from fusetune.report.segment_figures import labels_on_a_line
-from fusetune.runs.run import TrainingResult
+from fusetune.runs.testing import TrainingResult
 
 
 def training_figures(result: TrainingResult) -> Figures:

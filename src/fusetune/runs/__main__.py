@@ -105,10 +105,10 @@ def run(options: argparse.Namespace) -> None:
         experiment.begin(options.store, cache, cached)
         group.wait()
         features = experiment.extract(options.store, cache, cached, device)
-        if group.rank:
-            take_part(experiment, features, options.store, settings, checkpoints, group)
-            return
         evaluation = build(EvaluationSettings, parameters["evaluate"], "evaluate")
+        if group.rank:
+            take_part(experiment, features, options.store, settings, evaluation, checkpoints, options.method, group)
+            return
         result = train_and_test(
             experiment,
             features,

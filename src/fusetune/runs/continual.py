@@ -32,7 +32,7 @@ from fusetune.features.dataset import FeatureSet
 from fusetune.features.extraction import extract
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
-from fusetune.runs.run import tested
+from fusetune.runs.testing import tested
 from fusetune.runs.workplace import Workplace
 from fusetune.training.data import DataSettings, TaskRows, load_backbone
 from fusetune.training.epochs import Reporter

@@ -26,7 +26,7 @@ from fusetune.plan.plan import Plan
 from fusetune.runs.baselines import plain_baselines
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.language_rows import TEXT, CrossLingualSettings, Languages
-from fusetune.runs.run import TrainingResult, tested
+from fusetune.runs.testing import TrainingResult, tested
 from fusetune.runs.workplace import Workplace
 from fusetune.tasks.masked_words import MaskedWordsConfig
 from fusetune.tasks.translated import TranslatedConfig

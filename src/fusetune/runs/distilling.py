@@ -23,7 +23,7 @@ from fusetune.manifest.readers.layouts import is_drawn
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
-from fusetune.runs.run import tested
+from fusetune.runs.testing import tested
 from fusetune.runs.workplace import Workplace
 from fusetune.tasks.distilled import DistilledConfig, Shares
 from fusetune.tasks.task import Task

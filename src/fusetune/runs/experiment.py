@@ -159,7 +159,7 @@ class Experiment(TaskRows):
             [
                 self.model.plan,
                 [remembered_sha256(Path(folder, WEIGHTS)) for folder in folders_in(to_plain(self.model.plan))],
-                replace(settings, devices=1, graph=True),  # how the same steps are computed
+                replace(settings, devices=1, fsdp=False, graph=True),  # how the same steps are computed
                 without_roots(self.data),
                 [[f.entries, f.fingerprints()] for f in (features, *features.later.values())],
                 self.task.state(),

@@ -24,8 +24,8 @@ from fusetune.plan.plan import Plan
 from fusetune.runs.account import account
 from fusetune.runs.drawn_plans import drawn, tried_first
 from fusetune.runs.experiment import Experiment
-from fusetune.runs.run import tested
 from fusetune.runs.sensitivity import sensitivities, upper_blocks
+from fusetune.runs.testing import tested
 from fusetune.runs.workplace import Workplace
 from fusetune.training.data import DataSettings, load_backbone, make_task
 from fusetune.training.evaluation import EvaluationSettings

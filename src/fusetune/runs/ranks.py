@@ -13,9 +13,12 @@ from fusetune.features.index import CacheSettings, Features
 from fusetune.features.storage import Store
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
+from fusetune.runs.said import Shown
+from fusetune.runs.testing import tested
 from fusetune.training.data import DataSettings, load_backbone
 from fusetune.training.distributed import ALONE, Group, spawned
 from fusetune.training.epochs import Reporter
+from fusetune.training.evaluation import EvaluationSettings
 from fusetune.training.loop import train
 from fusetune.training.settings import TrainSettings
 
@@ -38,6 +41,7 @@ class Recipe:
     store: Store
     cache: CacheSettings | None
     settings: TrainSettings
+    evaluation: EvaluationSettings
     checkpoints: Path
     name: str
 
@@ -48,6 +52,7 @@ def ranks(
     features: Features,
     store: Store | Path | str,
     settings: TrainSettings,
+    evaluation: EvaluationSettings,
     checkpoints: Path,
     name: str,
 ) -> Iterator[Group]:
@@ -71,6 +76,7 @@ def ranks(
         place.absolute(),
         experiment.begun_with,
         replace(settings, devices=1),
+        evaluation,
         checkpoints,
         name,
     )
@@ -84,7 +90,16 @@ def follow(group: Group, recipe: Recipe) -> None:
     experiment = Experiment(recipe.table, backbone, recipe.data, recipe.plan, settings.seed, recipe.name)
     if recipe.cache:
         experiment.begin(recipe.store, recipe.cache, lambda *_: None)
-    take_part(experiment, recipe.features, recipe.store, settings, recipe.checkpoints, group)
+    take_part(
+        experiment,
+        recipe.features,
+        recipe.store,
+        settings,
+        recipe.evaluation,
+        recipe.checkpoints,
+        recipe.name,
+        group,
+    )
 
 
 def take_part(
@@ -92,10 +107,18 @@ def take_part(
     features: Features,
     store: Store | Path | str,
     settings: TrainSettings,
+    evaluation: EvaluationSettings,
     checkpoints: Path,
+    method: str,
     group: Group,
 ) -> None:
-    """What a rank behind the first does: train, and leave the result to the first."""
+    """What a rank behind the first does: train, and leave the result to the first.
+
+    Where each holds a part of the base, it takes part in what the first answers, too.
+    """
     splits, key = experiment.splits(features, store, pick_device(settings.device)), experiment.key(features, settings)
     folder = checkpoints / key[:16]
-    train(experiment.model, splits["train"], splits["val"], settings, key, folder, Reporter(), group=group)
+    shown = Shown(experiment, settings, evaluation, folder, Reporter(), noting=False)
+    epochs = train(experiment.model, splits["train"], splits["val"], settings, key, folder, Reporter(), shown, group)
+    if group.together:
+        tested(experiment, splits, epochs, settings, evaluation, method, {})

@@ -58,6 +58,7 @@ class Shown:
     Args:
         folder: of the run's checkpoint, which what was said is kept beside: an interrupted run goes on with it.
         reporter: is told how much was right.
+        noting: whether what was said is kept; one of several processes that answer the same does.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Shown:
         evaluation: EvaluationSettings,
         folder: Path,
         reporter: Reporter,
+        noting: bool = True,
     ) -> None:
+        self.noting = noting
         self.experiment, self.settings, self.file = experiment, settings, folder / "shown.jsonl"
         self.evaluation, self.reporter = evaluation, reporter
         rows = list(experiment.rows["val"]) if experiment.task.speaks else []
@@ -91,7 +94,7 @@ class Shown:
             right = {name: float(each.mean()) for name, each in task.per_sample(found.outputs, truths).items()}
             noted["right"] = right
             self.reporter.said(epoch, right)
-        if len(noted) > 1:
+        if len(noted) > 1 and self.noting:
             with self.file.open("a") as file:
                 file.write(json.dumps(noted) + "\n")
 

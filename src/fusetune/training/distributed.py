@@ -44,15 +44,28 @@ class Group:
     Attributes:
         rank: this one's number, from 0; the first alone writes.
         size: how many.
+        together: whether every rank takes part in every pass, since each holds a part of the weights (`sharded`).
     """
 
     rank: int = 0
     size: int = 1
+    together: bool = False
     _used: Tensor | None = field(default=None, repr=False)  # which parameters get gradients, in this epoch
 
     def part(self, index: Tensor) -> Tensor:
         """This rank's rows of a batch; of a short one perhaps none."""
         return index.tensor_split(self.size)[self.rank] if self.size > 1 else index
+
+    def passes(self, index: Tensor, size: int) -> list[Tensor]:
+        """This rank's rows in passes of `size`; empty ones where others have more and all take part in every pass."""
+        own = self.part(index)
+        several = list(own.split(size)) if len(own) else []
+        most = -(-len(index.tensor_split(self.size)[0]) // size) if self.together else 0
+        return several + [own[:0]] * (most - len(several))
+
+    def asked(self, part: Tensor, whole: Tensor) -> Tensor:
+        """This rank's rows of a pass; where it has none and takes part, one of another's that counts for nothing."""
+        return whole[:1] if self.together and not len(part) else part
 
     def begin_epoch(self) -> None:
         """Which parameters get gradients may have changed."""

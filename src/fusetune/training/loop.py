@@ -21,6 +21,7 @@ from fusetune.training.optimizer import TOTAL, make_optimizer
 from fusetune.training.predicting import Split, predict
 from fusetune.training.recomputing import recomputed
 from fusetune.training.settings import TrainSettings
+from fusetune.training.sharded import shard
 from fusetune.training.steps import Steps
 from fusetune.training.zero_shot import zero_shot_metric
 
@@ -46,7 +47,8 @@ def train(
     Args:
         key: digest of all that determines the run; a checkpoint with another key is not resumed.
         folder: of the checkpoint, written after each epoch.
-        after_epoch: called behind each checkpoint (tests kill the run there).
+        after_epoch: called behind each checkpoint, by the first rank, or by every one where they act `together` (tests
+            kill the run there).
         group: the ranks that train this model together, each calling this with the same arguments; the first writes.
 
     Raises:
@@ -56,6 +58,8 @@ def train(
     if settings.devices > group.size:
         logger.warning("train.devices: %d were asked for; here one process trains", settings.devices)
     device = train_split.features.device
+    if settings.fsdp:
+        shard(model, group, device)
     model.to(device)
     trainable = model.trainable()
     names = {parameter: name for name, parameter in trainable.items()}
@@ -108,6 +112,7 @@ def train(
                 state = {"key": key, "history": [asdict(e) for e in history], "scaler": scaler.state_dict()}
                 checkpoint.save(folder, _tensors(model, optimizer, names, best), state)
                 reporter.epoch(epoch, metric >= best_metric)
+            if not group.rank or group.together:
                 after_epoch(number + 1)
     finally:
         reporter.ended()

@@ -58,10 +58,13 @@ def predict(
     model.eval()
     outputs, losses, shares, weights = [], [], [], model.task.row_weights(split.targets)
     features = split.features if epoch is None else split.at(epoch)
-    own = group.part(torch.arange(len(split.targets)))
+    rows = torch.arange(len(split.targets))
+    own = group.passes(rows, 4 * batch_size)
     with torch.no_grad():
-        for index, states in features.batches(own.split(4 * batch_size) if len(own) else ()):
+        for part, (index, states) in zip(own, features.batches(group.asked(part, rows) for part in own), strict=True):
             out = model(states, features.frontier).float()
+            if not len(part):
+                continue
             targets = split.targets[index].to(out.device)
             losses.append(model.task.loss(out, targets))
             shares.append(weights[index].sum().item())

@@ -36,6 +36,7 @@ class TrainSettings:
             in float32.
         devices: processes that train together, each on its own GPU (or a share of the cores) with its rows of every
             batch.
+        fsdp: each of these devices holds a part of the frozen blocks alone: for a base that none of them holds whole.
         graph: on a GPU, steps whose features lie in its memory are recorded once and replayed.
     """
 
@@ -67,6 +68,7 @@ class TrainSettings:
     device: str = "auto"
     autocast: bool = True
     devices: int = 1
+    fsdp: bool = False
     graph: bool = True
 
     def __post_init__(self) -> None:

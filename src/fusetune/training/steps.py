@@ -71,16 +71,17 @@ class Steps:
         blocks = features.blocks() if settings.shuffle == "blocks" else None
         whole = list(batches(len(self.targets), settings.batch_size, order, lengths, blocks))
         own = [self.group.part(index) for index in whole]
+        asked = [self.group.asked(part, index) for part, index in zip(own, whole, strict=True)]
         shares = [self.weights[index].sum().item() for index in whole]  # of rows: 1, or their tokens
         of_step = [sum(shares[i : i + several]) for i in range(0, len(shares), several)]  # what is behind each step
         losses, sums, first = _Losses(number, step, settings), dict[str, Tensor](), step
         self.group.begin_epoch()
         self.optimizer.zero_grad(set_to_none=True)
-        for part, (index, states) in enumerate(self._coming(features, own, number, graph)):
+        for part, (index, states) in enumerate(self._coming(features, asked, number, graph)):
             if states is None and graph:
                 losses.add(graph.step(index, number, warmup_cosine(step, self.steps, settings.warmup)), shares[part])
             else:
-                share = self.weights[index].sum().item() if self.group.size > 1 else shares[part]
+                share = self.weights[own[part]].sum().item() if self.group.size > 1 else shares[part]
                 if states is not None and len(index):
                     losses.add(self._backward(features, index, states, share / of_step[part // several]), share)
                 if (part + 1) % several and part + 1 < len(shares):
