@@ -2,8 +2,9 @@
 
 `pytest -m benchmark -s tests/benchmarks/test_cuts.py`. Environment: ROUNDS (3), SAMPLES (16), THREADS (1), PLANS
 (names, separated by `;`), DEVICE (cpu), SIZE (mid: some 100 M parameters; tiny). Model, pictures, answers, batches of 4
-are the same. By two processes, each with half of every batch: `torchrun --nproc_per_node 2 -m pytest ...`. Predicted:
-what is measured from the inputs gives the rate, beside the operations that Python launches.
+are the same. By two processes, each with half of every batch: `torchrun --nproc_per_node 2 -m pytest ...`; then also
+with half of every frozen block (`train.fsdp`). Predicted: what is measured from the inputs gives the rate, beside the
+operations that Python launches.
 """
 
 import os
@@ -51,7 +52,7 @@ DATA = build(
 )  # fmt: skip
 
 
-def ours(folder, table, placement, tmp_path, cut: str, group: Group) -> tuple[Experiment, Callable[[], float]]:
+def ours(folder, table, placement, tmp_path, cut, group: Group, **more) -> tuple[Experiment, Callable[[], float]]:
     """The experiment, and what trains one epoch of it from a cut; seconds of its steps."""
     backbone = Backbone.from_composite(CompositeSource(str(folder)), {"image": "image", "text": "text"})
     plan = build(Plan, {"placements": [placement, HEAD]}, "plan")
@@ -59,7 +60,7 @@ def ours(folder, table, placement, tmp_path, cut: str, group: Group) -> tuple[Ex
     cache = CacheSettings(dtype="float32", cut=cut, batch_size=4)
     features = experiment.extract(tmp_path / "store", cache, lambda *_: None, DEVICE)
     splits = {name: experiment.split(name, features, tmp_path / "store", DEVICE) for name in ("train", "val")}
-    settings = TrainSettings(epochs=1, batch_size=BATCH, device=str(DEVICE), patience=1, autocast=False)
+    settings = TrainSettings(epochs=1, batch_size=BATCH, device=str(DEVICE), patience=1, autocast=False, **more)
 
     def epoch() -> float:
         key = group.first_says(str(time.perf_counter()))
@@ -145,9 +146,13 @@ def measured(folder, table, tmp_path, group: Group) -> None:
         experiment, cached = ours(folder, table, placement, tmp_path, "frontier", group)
         whole, uncached = ours(folder, table, placement, tmp_path, "inputs", group)
         costs = account(whole, CacheSettings(dtype="float32"), BATCH)
-        found = in_turn(
-            {"cut": cached, "inputs": uncached, "Trainer": plain(folder, whole, placement, tmp_path, group)}, ROUNDS
-        )
+        ways = {"cut": cached, "inputs": uncached, "Trainer": plain(folder, whole, placement, tmp_path, group)}
+        if group.size > 1:
+            ways |= {
+                f"{cut}, divided": ours(folder, table, placement, tmp_path, cut, group, fsdp=True)[1]
+                for cut in ("frontier", "inputs")
+            }
+        found = in_turn(ways, ROUNDS)
         batches = SAMPLES / BATCH
         arithmetic = found["inputs"] - costs.launches_uncached * LAUNCH * batches
         predicted = arithmetic * costs.flops / costs.flops_uncached + costs.launches * LAUNCH * batches
@@ -156,7 +161,8 @@ def measured(folder, table, tmp_path, group: Group) -> None:
             [name, str(experiment.frontier).replace("image ", "im ").replace(", text 0, answer 0", ""),
              f"{costs.flop_ratio:.2f}", f"{found['inputs']:.2f}", f"{found['cut']:.2f}", f"{times:.2f}",
              f"{times / costs.flop_ratio:.0%}", f"{predicted:.2f} ({predicted / found['cut'] - 1:+.0%})",
-             f"{found['Trainer']:.2f}", f"{found['Trainer'] / found['cut']:.2f}"]
+             f"{found['Trainer']:.2f}", f"{found['Trainer'] / found['cut']:.2f}",
+             *(f"{seconds:.2f}" for way, seconds in found.items() if "divided" in way)]
         )  # fmt: skip
     headings = [
         "plan",
@@ -169,6 +175,7 @@ def measured(folder, table, tmp_path, group: Group) -> None:
         "predicted, s",
         "Trainer, s",
         "x",
+        *(["cut, divided, s", "inputs, divided, s"] if group.size > 1 else []),
     ]
     if group.rank == 0:
         show(f"An epoch of {SAMPLES} samples by {group.size}, medians of {ROUNDS}", headings, rows)
