@@ -43,9 +43,33 @@ class Tokens:
         with whole:  # a mean of float32 is taken in it
             return torch.bmm(weights.unsqueeze(1), values).squeeze(1) / counts  # one pass, no product in memory
 
+    def shifted(self, vectors: Tensor) -> "Tokens":
+        """With a vector of each sample, (batch, width), added to all of its tokens.
+
+        Where nobody asks for the tokens but for their mean alone, no token is read or written.
+        """
+        return _Shifted(self, vectors)
+
     def ragged(self) -> list[Tensor]:
         """The real tokens of each sample: a list of (tokens_i, width)."""
         return [row[keep] for row, keep in zip(self.values, self.mask, strict=True)]
+
+
+class _Shifted(Tokens):
+    def __init__(self, tokens: Tokens, vectors: Tensor) -> None:
+        self.__dict__.update(mask=tokens.mask, _tokens=tokens, _vectors=vectors)
+
+    @property
+    def width(self) -> int:
+        return self.__dict__["_tokens"].width
+
+    @cached_property
+    def values(self) -> Tensor:
+        return self.__dict__["_tokens"].values + self.__dict__["_vectors"].unsqueeze(1)
+
+    @cached_property
+    def _pooled(self) -> Tensor:
+        return self.__dict__["_tokens"].pooled() + self.__dict__["_vectors"] * self.mask.any(1, keepdim=True)
 
 
 @dataclass(frozen=True)

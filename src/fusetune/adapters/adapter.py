@@ -146,9 +146,14 @@ class StreamAdapter(Adapter, ABC):
 
     At the junction it acts once; in the trunk there is one behind each chosen block; as a connector it acts when the
     towers have run as far as `reach` says.
+
+    Attributes:
+        reads_means: of the streams it takes the mean of the tokens alone, and what it makes of them changes by the same
+            vector for every token (`Tokens.shifted`); features then need one token a row.
     """
 
     sites: ClassVar[tuple[str, ...]] = ("junction", "trunk")
+    reads_means: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, config: Any, streams: Mapping[str, Stream]) -> None:

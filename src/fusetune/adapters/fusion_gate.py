@@ -42,6 +42,7 @@ class FusionGate(StreamAdapter):
     """See the module's docstring; `observed` gives the gates of each sample, one column a modality."""
 
     Config = FusionGateConfig
+    reads_means = True
     rank_key = "bottleneck_dim"
 
     def __init__(self, config: FusionGateConfig, streams: Mapping[str, Stream]) -> None:
@@ -62,8 +63,7 @@ class FusionGate(StreamAdapter):
         hidden = torch.stack([self.hidden[name](vector).tanh() for name, vector in vectors.items()], 1)
         fused = self.up((gates.unsqueeze(-1) * hidden).sum(1))  # (batch, d_t)
         self._seen = {f"gate_{name}": gates[:, i : i + 1].detach() for i, name in enumerate(self.widths)}
-        target = streams[self.target]
-        return {**streams, self.target: Tokens(target.values + fused.unsqueeze(1), target.mask)}
+        return {**streams, self.target: streams[self.target].shifted(fused)}
 
     def observed(self) -> Mapping[str, Tensor]:
         return self._seen

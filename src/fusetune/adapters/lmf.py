@@ -42,6 +42,7 @@ class LMF(StreamAdapter):
     """See the module's docstring."""
 
     Config = LMFConfig
+    reads_means = True
     rank_key = "rank"
     undecayed = ("ones",)
 
@@ -60,7 +61,7 @@ class LMF(StreamAdapter):
     def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
         target = streams[self.target]
         fused = self.fuse(pooled(streams, self.widths)[0])
-        return {**streams, self.target: Tokens(target.values + fused.unsqueeze(1), target.mask)}
+        return {**streams, self.target: target.shifted(fused)}
 
     def fuse(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """h of the module's docstring, (batch, d_t)."""

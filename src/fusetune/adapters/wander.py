@@ -88,8 +88,9 @@ class Wander(StreamAdapter):
     def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
         target = streams[self.target]
         fused = self.fuse(streams)  # (batch, T_h, width)
-        if self.fused_tokens > 1:
-            fused = fused[:, : target.values.shape[1]]
+        if self.fused_tokens == 1:
+            return {**streams, self.target: target.shifted(fused[:, 0])}
+        fused = fused[:, : target.values.shape[1]]
         return {**streams, self.target: Tokens(target.values + fused, target.mask)}
 
     def fuse(self, streams: Mapping[str, Tokens]) -> Tensor:

@@ -6,7 +6,7 @@ the disk's own rate the first time: it is told of the next batches early, and re
 GPU several threads gather them into pinned memory meanwhile.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fusetune.features.ahead import ahead, delayed, threads_beside
 from fusetune.features.index import Features
 from fusetune.features.keys import Keys
 from fusetune.features.mapping import named
+from fusetune.features.means import Means
 from fusetune.features.rows import Rows
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
@@ -35,6 +36,9 @@ BUCKET = 16  # batches, among which rows of about one length are brought togethe
 class FeatureSet:
     """The features of a manifest, by row.
 
+    Args:
+        means: the mean of a row's tokens is all that is asked for; it is taken once, where there is room for it.
+
     Attributes:
         frontier: where they were taken.
         views: how many augmented views of each row there are; 0 where the rows are as they are.
@@ -42,7 +46,9 @@ class FeatureSet:
         placement: where they are kept, and why, in words.
     """
 
-    def __init__(self, features: Features, store: Store | Path | str, device: torch.device) -> None:
+    def __init__(
+        self, features: Features, store: Store | Path | str, device: torch.device, means: bool = False
+    ) -> None:
         """Open the rows; raises FusetuneError if some were never cached or, where all are read, if one has changed."""
         keep_freed_memory()
         store = Store(store)
@@ -55,12 +61,13 @@ class FeatureSet:
             keys = Keys.joined(mapping[name] for mapping in mappings)
             self._where[name], distinct = keys.numbered()
             self._rows[name] = Entry.of(store, entry).rows(keys if len(distinct) == len(keys) else keys[distinct])
-        self.bytes = sum(_memory(rows) for rows in self._rows.values())
+        self._kept: Mapping[str, Rows | Means] = self._means() or self._rows if means else self._rows
+        self.bytes = sum(map(_memory, self._kept.values()))
         place = self._place()
         if place is not None:  # every byte will be read now, so a look at the checksums costs little
             for rows in self._rows.values():
                 rows.verify()
-        self._packed = {} if place is None else {n: _Packed(rows, place) for n, rows in self._rows.items()}
+        self._packed = {} if place is None else {n: _Packed(rows, place) for n, rows in self._kept.items()}
         self.resident = bool(self._packed) and place == device
 
     def __len__(self) -> int:
@@ -71,7 +78,7 @@ class FeatureSet:
 
     def lengths(self) -> dict[str, np.ndarray]:
         """By modality, the tokens of each row (of its first view)."""
-        return {name: rows.length[self._where[name][: self.count]] for name, rows in self._rows.items()}
+        return {name: rows.length[self._where[name][: self.count]] for name, rows in self._kept.items()}
 
     def blocks(self) -> np.ndarray:
         """The shard that each row (of its first view) lies in, of the stream with the most bytes."""
@@ -154,9 +161,15 @@ class FeatureSet:
                 start = int(rows.start[row])
                 rows.maps[rows.shard[row]].will_need(start, start + int(rows.length[row]))
 
+    def _means(self) -> dict[str, Rows | Means]:
+        """Of all rows; those of one token are their own. {} where main memory has no room for them."""
+        found = {name: Means(rows) if rows.length.max(initial=0) > 1 else rows for name, rows in self._rows.items()}
+        return found if sum(map(_memory, found.values())) <= SHARE * free_memory(torch.device("cpu")) else {}
+
     def _place(self) -> torch.device | None:
         """The device where the rows fit into its free memory, else main memory, else None: the map."""
-        size = f"{self.bytes / 1e9:.2f} GB of features"
+        what = "means of features" if any(isinstance(rows, Means) for rows in self._kept.values()) else "features"
+        size = f"{self.bytes / 1e9:.2f} GB of {what}"
         for place in dict.fromkeys((self.device, torch.device("cpu"))):
             free = free_memory(place)
             if self.bytes <= SHARE * free:
@@ -169,7 +182,7 @@ class FeatureSet:
 class _Packed:
     """All rows of one stream in one tensor, and a last token of zeros for padding; a batch is one gather."""
 
-    def __init__(self, rows: Rows, device: torch.device) -> None:
+    def __init__(self, rows: Rows | Means, device: torch.device) -> None:
         self.values = rows.packed().to(device)
         self.counts = torch.from_numpy(rows.length)
         self.lengths = self.counts.to(device)
@@ -266,5 +279,5 @@ def free_memory(device: torch.device) -> int:
         return 4 * 2**30  # no such file on this system: a modest guess
 
 
-def _memory(rows: Rows) -> int:
+def _memory(rows: Rows | Means) -> int:
     return int(rows.length.sum()) * rows.width() * (2 if rows.coded else rows.memory_dtype.itemsize)

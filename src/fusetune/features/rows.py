@@ -85,13 +85,19 @@ class Rows(Sequence[Tensor]):
         # int8 comes off the map as float32; half of that holds all that is in it
         dtype = torch.float16 if self.coded else self.memory_dtype
         out = named(torch.zeros(int(self.length.sum()) + 1, self.width(), dtype=dtype), self.kind)
-        order = self.shard.argsort(kind="stable")
-        limits = np.searchsorted(self.shard[order], np.arange(len(self.maps) + 1))
-        for number, mapped in enumerate(self.maps):
-            mine = order[limits[number] : limits[number + 1]]
-            values = decode(mapped.tensors(_ranges(self.start[mine], self.length[mine])))
+        for mine, values in self.parts():
             out[torch.from_numpy(_ranges((ends - self.length)[mine], self.length[mine]))] = values.to(out.dtype)
         return out
+
+    def parts(self, most: int | None = None) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """All rows, shard by shard, at most so many at once: their numbers, and their tokens one behind another."""
+        order = self.shard.argsort(kind="stable")
+        limits = np.searchsorted(self.shard[order], np.arange(len(self.maps) + 1)).tolist()
+        for number, mapped in enumerate(self.maps):
+            first, behind = limits[number : number + 2]
+            for begin in range(first, behind, most or max(1, behind - first)):
+                mine = order[begin : min(behind, begin + most) if most else behind]
+                yield mine, decode(mapped.tensors(_ranges(self.start[mine], self.length[mine])))
 
     def verify(self) -> None:
         """Read every row and compare it with its checksum; raises FusetuneError that names file and sample."""

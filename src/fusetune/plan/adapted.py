@@ -88,6 +88,11 @@ class AdaptedModel(nn.Module):
                 parts[task] = adapter(parts[task]) if adapter.active else parts[task]
         return self.head.apart(parts, entered)  # type: ignore[operator]
 
+    def reads_means(self) -> bool:
+        """Whether all that is trained reads no more of the streams at the junction than the mean of their tokens."""
+        more = self.connectors or any(hasattr(self.head, name) for name in ("embeds", "takes_tokens", "apart"))
+        return not more and not self.task.speaks and all(adapter.reads_means for adapter in self.junction)
+
     def _met(self, states: Mapping[str, Tokens], start: Frontier) -> dict[str, Tokens]:
         """The streams at the junction: through towers, connectors and trunk."""
         full = self.backbone.full_depth(list(states))

@@ -125,7 +125,8 @@ class Experiment(TaskRows):
         stages = {}
         for epoch, of_stage in {1: features, **features.later}.items():
             picked = of_stage.of_rows(self.rows[name], augmented=name == "train")
-            stages[epoch] = FeatureSet(picked, store, device)
+            top = of_stage.frontier == self.model.backbone.full_depth(list(picked.entries))
+            stages[epoch] = FeatureSet(picked, store, device, means=top and self.model.reads_means())
         return Split(stages, self.targets(self.rows[name]), name)
 
     def splits(
