@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fusetune.errors import FusetuneError
 
 T = TypeVar("T")
+PLAIN = frozenset((str, int, float, bool, type(None)))  # what JSON holds as it is
 
 
 def build(cls: type[T], values: Mapping[str, Any] | None, where: str) -> T:
@@ -66,7 +67,8 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
+        plain = all(type(item) in PLAIN for item in value)
+        return list(value) if plain else [to_plain(item) for item in value]
     return value
 
 

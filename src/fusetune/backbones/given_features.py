@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -113,18 +114,20 @@ class FeaturesTower(LayersTower):
         return tower
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
-        empty = torch.zeros(0, self.settings.inputs)
-        return pad(
-            [
-                empty if sample is None else self._checked(_tensor(sample), i, "batch")[: self.max_tokens]
-                for i, sample in enumerate(samples)
-            ]
-        )
+        empty = np.zeros((0, self.settings.inputs), np.float32)
+        rows = [
+            empty if sample is None else self._checked(_array(sample), i, "batch")[: self.max_tokens]
+            for i, sample in enumerate(samples)
+        ]
+        if rows and len({len(row) for row in rows}) == 1 and len(rows[0]):
+            values = torch.from_numpy(np.stack(rows))
+            return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool))
+        return pad([torch.from_numpy(row) for row in rows])
 
     def tokens_out(self, tokens_in: int) -> int:
         return min(tokens_in, self.max_tokens or tokens_in)
 
-    def _checked(self, row: Tensor, number: int, where: str) -> Tensor:
+    def _checked(self, row: np.ndarray, number: int, where: str) -> np.ndarray:
         if row.shape[1] != self.settings.inputs:
             raise FusetuneError(
                 f"{where}: sample {number} has {row.shape[1]} floats a token, expected {self.settings.inputs} as in "
@@ -145,23 +148,23 @@ TOWERS: dict[str, type[FeaturesTower]] = {tower.kind: tower for tower in (Featur
 BLOCK = 4096  # tokens whose statistics are taken at once
 
 
-def _tensor(sample: Any) -> Tensor:
-    values = torch.as_tensor(sample, dtype=torch.float32)
+def _array(sample: Any) -> np.ndarray:
+    values = np.asarray(sample, np.float32)
     return values.reshape(-1, values.shape[-1])
 
 
-def _present(part: Sequence[Any]) -> list[Tensor]:
-    return [_tensor(sample) for sample in part if sample is not None]
+def _present(part: Sequence[Any]) -> list[np.ndarray]:
+    return [_array(sample) for sample in part if sample is not None]
 
 
-def _blocks(rows: Iterable[Tensor]) -> Iterable[Tensor]:
-    gathered: list[Tensor] = []
+def _blocks(rows: Iterable[np.ndarray]) -> Iterable[Tensor]:
+    gathered: list[np.ndarray] = []
     count = 0
     for row in rows:
         gathered.append(row)
         count += len(row)
         if count >= BLOCK:
-            yield torch.cat(gathered)
+            yield torch.from_numpy(np.concatenate(gathered))
             gathered, count = [], 0
     if gathered:
-        yield torch.cat(gathered)
+        yield torch.from_numpy(np.concatenate(gathered))

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from fusetune.config import digest
+from fusetune.features.keys import Keys
 from fusetune.features.source import Source
 from fusetune.manifest.augmentations import make_augmentation
 from fusetune.manifest.schema import Modality
@@ -44,6 +45,10 @@ class ChangedSource(Source):
             sample if sample is None else change(sample, _generator(self._content(name, row, column[row])))
             for row, sample in zip(rows, samples, strict=True)
         ]
+
+    def _hashed(self, name: str) -> Keys:
+        keys, change = super()._hashed(name), self.changes.get(name)
+        return keys if change is None else Keys.of(key and digest([key, change]) for key in keys)
 
     def _content(self, name: str, row: int, cell: Any) -> str:
         key = super()._content(name, row, cell)

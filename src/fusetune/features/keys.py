@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 
 BYTES = 32
 NONE = bytes(BYTES)  # of a sample that isn't there, whose key is ''
+ZEROS, AT_ONCE = NONE.hex(), 65536
 
 
 class Keys(Sequence[str]):
@@ -27,11 +29,14 @@ class Keys(Sequence[str]):
         """Raises ValueError for what is neither a SHA-256 in hex nor ''."""
         if isinstance(keys, Keys):
             return keys
-        data = bytearray()
-        for key in keys:
-            data += bytes.fromhex(key) if key else NONE
-            if len(data) % BYTES:
-                raise ValueError(f"expected a SHA-256 in hex, found '{key}'")
+        data, rows = bytearray(), iter(keys)
+        while some := list(islice(rows, AT_ONCE)):
+            odd = next((key for key in some if key and len(key) != 2 * BYTES), None)
+            if odd is not None:
+                raise ValueError(f"expected a SHA-256 in hex, found '{odd}'")
+            data += bytes.fromhex("".join(key or ZEROS for key in some))
+            if len(data) % BYTES:  # it takes white space for nothing
+                raise ValueError("expected SHA-256s in hex, found some with white space in them")
         return cls(np.frombuffer(data, np.uint8))
 
     @classmethod

@@ -10,10 +10,17 @@ import pyarrow as pa
 
 from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
-from fusetune.features.keys import Keys
+from fusetune.features.keys import BYTES, NONE, Keys
 from fusetune.manifest.augmentations import make_augmentation
-from fusetune.manifest.contents import content_digest, digest_column, files_digest, with_constants
-from fusetune.manifest.decoders import decoded
+from fusetune.manifest.contents import (
+    content_digest,
+    content_digests,
+    digest_column,
+    files_digest,
+    names_files,
+    with_constants,
+)
+from fusetune.manifest.decoders import decoded, vectors
 from fusetune.manifest.extents import Extent, extent_of_cell
 from fusetune.manifest.files import read_media
 from fusetune.manifest.headers import duration
@@ -31,6 +38,7 @@ class Source:
     def __init__(self, table: pa.Table, modalities: Mapping[str, Modality]) -> None:
         self.table = table = with_constants(table, modalities)
         self.modalities = dict(modalities)
+        self._keys: dict[str, Keys] = {}  # of contents that lie in the table; a file may change
         self.augmentations = {}
         for name, modality in modalities.items():
             column = modality.column_of(name)
@@ -62,11 +70,29 @@ class Source:
         Args:
             names: of the modalities; None: all.
         """
-        return {
-            name: Keys.of(self._content(name, row, cell) for row, cell in enumerate(self.column(name)))
-            for name in (self.modalities if names is None else names)
-            if name in self.modalities
-        }
+        found = {}
+        for name in self.modalities if names is None else names:
+            if name in self.modalities:
+                found[name] = self._keys[name] if name in self._keys else self._hashed(name)
+                if not self._in_files(name):
+                    self._keys[name] = found[name]
+        return found
+
+    def _in_files(self, name: str) -> bool:
+        known = digest_column(name) in self.table.column_names
+        return self.modalities[name].kind in MEDIA and names_files(self.column(name).type) and not known
+
+    def _hashed(self, name: str) -> Keys:
+        data, modality = bytearray(), self.modalities[name]
+        if digest_column(name) in self.table.column_names:
+            return Keys.of(digest or "" for digest in self.table[digest_column(name)].to_pylist())
+        try:
+            for digest in content_digests(modality, self.column(name)):
+                data += digest or NONE
+        except OSError as error:
+            row = len(data) // BYTES
+            raise self._unread(name, row, self.column(name)[row], error) from None
+        return Keys(np.frombuffer(data, np.uint8))
 
     def readable_keys(self) -> dict[str, list[str | None]]:
         """The same, with None in place of what can't be read."""
@@ -98,18 +124,24 @@ class Source:
             keys: of these rows' views; the samples are augmented, each by its own generator. None: as they are.
         """
         modality = self.modalities[name]
-        samples = []
-        for row, cell in zip(rows, self.column(name).take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
-            where = f"row {row}, column '{modality.column_of(name)}'"
-            if cell is not None and modality.kind in MEDIA:
-                cell = self._unchanged(name, row, read_media(modality.root, cell, where), where)
-            samples.append(None if cell is None else decoded(modality, cell, where))
+        cells = self.column(name).take(pa.array(rows, pa.int64()))
+        samples = vectors(cells) if modality.kind == "vector" else None
+        samples = self._one_by_one(name, rows, cells) if samples is None else samples
         if keys is None:
             return samples
         return [
             sample if sample is None else self.augmentations[name](sample, np.random.default_rng(int(key[:16], 16)))
             for sample, key in zip(samples, keys, strict=True)
         ]
+
+    def _one_by_one(self, name: str, rows: Sequence[int], cells: pa.ChunkedArray) -> list[Any]:
+        modality, samples = self.modalities[name], []
+        for row, cell in zip(rows, cells.to_pylist(), strict=True):
+            where = f"row {row}, column '{modality.column_of(name)}'"
+            if cell is not None and modality.kind in MEDIA:
+                cell = self._unchanged(name, row, read_media(modality.root, cell, where), where)
+            samples.append(None if cell is None else decoded(modality, cell, where))
+        return samples
 
     def longest_sound(self, name: str) -> int:
         """The row of an audio modality whose sound lasts longest."""
@@ -171,8 +203,12 @@ class Source:
         try:
             return content_digest(modality, cell)
         except OSError as error:
-            path = error.filename or Path(modality.root, str(cell.as_py()))
-            raise FusetuneError(
-                f"row {row}, column '{modality.column_of(name)}': the file {path} can't be read ({error.strerror}). "
-                f"Expected a path below data.modalities.{name}.root."
-            ) from None
+            raise self._unread(name, row, cell, error) from None
+
+    def _unread(self, name: str, row: int, cell: Any, error: OSError) -> FusetuneError:
+        modality = self.modalities[name]
+        path = error.filename or Path(modality.root, str(cell.as_py()))
+        return FusetuneError(
+            f"row {row}, column '{modality.column_of(name)}': the file {path} can't be read ({error.strerror}). "
+            f"Expected a path below data.modalities.{name}.root."
+        )

@@ -4,6 +4,8 @@ import io
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fusetune.errors import FusetuneError
 from fusetune.manifest.pictures import read_picture
@@ -52,6 +54,24 @@ def decode(kind: str, cell: Any, where: str, frames: int = 16, background: str =
 def decoded(modality: Modality, cell: Any, where: str) -> Any:
     """One cell, as its modality's settings say; see `decode`."""
     return decode(modality.kind, cell, where, modality.frames, modality.background)
+
+
+def vectors(cells: Any) -> list[Any] | None:
+    """Cells of a column of vectors, each as `decode` gives it, all at once; None where one has to be looked at alone:
+    another width, or what is no finite number."""
+    kind = cells.type
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not listed or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        return None
+    flat = [chunk.flatten() for chunk in cells.chunks]
+    widths = set(pc.list_value_length(cells).drop_null().unique().to_pylist())
+    if len(widths) != 1 or 0 in widths or any(part.null_count for part in flat):
+        return None
+    values = np.concatenate([part.to_numpy(zero_copy_only=False) for part in flat]).astype(np.float32)
+    if not np.isfinite(values).all():
+        return None
+    found = iter(values.reshape(-1, 1, widths.pop()))
+    return [next(found) if there else None for there in cells.is_valid().to_pylist()]
 
 
 def _audio(data: Any, where: str) -> Audio:

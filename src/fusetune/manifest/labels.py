@@ -18,6 +18,10 @@ def label_text(value: Any) -> str | None:
     Raises:
         FusetuneError: lists, mappings and bytes are no labels.
     """
+    if type(value) is str:
+        text = value.strip()
+        whole = _WHOLE.match(text) if text.endswith("0") else None
+        return whole.group() if whole else text
     value = value.item() if hasattr(value, "item") else value
     if value is None or value != value:
         return None
@@ -29,9 +33,7 @@ def label_text(value: Any) -> str | None:
         return str(value)
     if not isinstance(value, str):
         raise FusetuneError(f"a {type(value).__name__} is no label: {str(value)[:60]!r}. Expected text or a number.")
-    text = value.strip()
-    whole = _WHOLE.match(text)
-    return whole.group() if whole else text
+    return label_text(str(value))
 
 
 def label_problem(value: Any) -> str | None:

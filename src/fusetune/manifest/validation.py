@@ -19,7 +19,7 @@ from fusetune.manifest.checks import (
     row_checks,
     target_checks,
 )
-from fusetune.manifest.contents import content_digest
+from fusetune.manifest.contents import readable_digests
 from fusetune.manifest.labels import label_problem, label_text
 from fusetune.manifest.probing import column_facts, decode_facts
 from fusetune.manifest.schema import CONVERSATION, MEDIA, REQUIRED, SPLITS, Modality
@@ -181,9 +181,10 @@ def _totals(facts: pd.DataFrame, labels: list[str], least: int) -> list[Failure]
 
 
 def _groups(facts: pd.DataFrame) -> list[Failure]:
-    splits = facts.groupby("group_id")["split"].agg(lambda s: ", ".join(sorted(set(s))))
-    leaking = splits[splits.str.contains(", ")].to_dict()
-    groups = facts["group_id"][facts["group_id"].isin(list(leaking))]
+    several = facts.groupby("group_id")["split"].nunique()
+    rows = facts[facts["group_id"].isin(several.index[several > 1])]
+    leaking = rows.groupby("group_id")["split"].agg(lambda s: ", ".join(sorted(set(s)))).to_dict()
+    groups = rows["group_id"]
     return [
         Failure(int(str(row)), "group_id", "group.leakage", f"{group!s}: {leaking[group]}")
         for row, group in groups.items()
@@ -192,20 +193,22 @@ def _groups(facts: pd.DataFrame) -> list[Failure]:
 
 def _contents(table: pa.Table, modalities: Mapping[str, Modality], split: pd.Series, kept: np.ndarray) -> list[Failure]:
     """Samples that are the same in every modality: in two splits a leak, in one a duplicate."""
-    columns = {name: table[modality.column_of(name)] for name, modality in modalities.items()}
-    seen: dict[tuple[str, ...], tuple[int, str]] = {}
+    whole, unread = np.zeros((table.num_rows, len(modalities), 32), np.uint8), np.zeros(table.num_rows, bool)
+    for place, (name, modality) in enumerate(modalities.items()):
+        digests = readable_digests(modality, table[modality.column_of(name)])
+        unread |= [digest is None for digest in digests]  # where that is no reason to set its row aside
+        whole[:, place] = np.frombuffer(b"".join(digest or bytes(32) for digest in digests), np.uint8).reshape(-1, 32)
+    turn = split.map({name: place for place, name in enumerate(SPLITS)}).fillna(len(SPLITS)).to_numpy()
+    order = np.flatnonzero(kept & ~unread)
+    order = order[turn[order].argsort(kind="stable")]
+    bytes_ = pa.py_buffer(whole[order].tobytes())
+    samples = pa.Array.from_buffers(pa.binary(32 * len(modalities)), len(order), [None, bytes_])
+    numbers = samples.dictionary_encode().indices.to_numpy()
+    first = order[np.unique(numbers, return_index=True)[1]][numbers] if len(order) else order
     failures = []
-    turn = {name: place for place, name in enumerate(SPLITS)}
-    order = sorted(np.flatnonzero(kept), key=lambda row: turn.get(split[row], len(turn)))
-    for row in order:
-        try:
-            key = tuple(content_digest(modalities[name], columns[name][int(row)]) for name in columns)
-        except (OSError, ValueError):
-            continue  # a file that can't be read, where that is no reason to set its row aside
-        first, where = seen.setdefault(key, (int(row), split[row]))
-        if first != row:
-            name = "content.duplicate" if where == split[row] else "content.leakage"
-            failures.append(Failure(int(row), "", name, f"the same as row {first} of {where}"))
+    for row, same in zip(order[first != order].tolist(), first[first != order].tolist(), strict=True):
+        name = "content.duplicate" if split[same] == split[row] else "content.leakage"
+        failures.append(Failure(row, "", name, f"the same as row {same} of {split[same]}"))
     return failures
 
 

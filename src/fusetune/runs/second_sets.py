@@ -195,7 +195,7 @@ def _shared(train: Source, rows: Source) -> int:
     names = list(train.modalities)
     keys = train.content_keys()
     seen = set(zip(*(keys[name] for name in names), strict=True))
-    own = Source.content_keys(rows)
+    own = Source(rows.table, rows.modalities).content_keys()  # as they were before any change
     return sum(row in seen for row in zip(*(own[name] for name in names), strict=True))
 
 
