@@ -6,7 +6,7 @@ import pytest
 
 from fusetune.errors import FusetuneError
 from fusetune.features.source import Source
-from fusetune.manifest.contents import content_digest, content_digests, readable_digests
+from fusetune.manifest.contents import content_digest, content_digests, readable_digests, taken
 from fusetune.manifest.decoders import decode, vectors
 from fusetune.manifest.labels import label_text
 from fusetune.manifest.schema import Modality
@@ -54,6 +54,13 @@ def test_a_file_that_is_gone_is_noticed_at_the_next_look(tmp_path):
         source.content_keys()
 
 
+@pytest.mark.parametrize("rows", [[], [0], [5, 6, 0, 0, 9, 3], range(10), [9, 4, 4, 5]])
+def test_rows_are_taken_chunk_by_chunk(rows):
+    column = pa.chunked_array([["a", None, "b"], [], ["c", "d"], ["e", "f", "g", "h", None]])
+    assert taken(column, rows).to_pylist() == [column.to_pylist()[row] for row in rows]
+    assert taken(column, rows).type == column.type
+
+
 @pytest.mark.parametrize("name", ["fixed", "fixed with gaps"])
 def test_vectors_are_decoded_as_their_cells_are(name):
     cells = pa.chunked_array([COLUMNS[name][1], COLUMNS[name][1].slice(1)])
@@ -76,8 +83,9 @@ def test_vectors_that_need_a_look_are_left_to_it(cells):
 
 @pytest.mark.parametrize(
     ("given", "label"),
-    [(" a ", "a"), ("1.0", "1"), ("007", "007"), ("10", "10"), ("-2.00", "-2"), ("1.50", "1.50"), (1.0, "1"), (True, "true"),
-     (np.str_("3.0"), "3"), (np.int64(4), "4"), (None, None), (float("nan"), None), ("0", "0"), ("x.0", "x.0")],
+    [(" a ", "a"), ("1.0", "1"), ("007", "007"), ("10", "10"), ("-2.00", "-2"), ("1.50", "1.50"), (1.0, "1"),
+     (True, "true"), (np.str_("3.0"), "3"), (np.int64(4), "4"), (None, None), (float("nan"), None), ("0", "0"),
+     ("x.0", "x.0")],
 )  # fmt: skip
 def test_a_label_is_text(given, label):
     assert label_text(given) == label

@@ -18,6 +18,7 @@ from fusetune.manifest.contents import (
     digest_column,
     files_digest,
     names_files,
+    taken,
     with_constants,
 )
 from fusetune.manifest.decoders import decoded, vectors
@@ -124,7 +125,7 @@ class Source:
             keys: of these rows' views; the samples are augmented, each by its own generator. None: as they are.
         """
         modality = self.modalities[name]
-        cells = self.column(name).take(pa.array(rows, pa.int64()))
+        cells = taken(self.column(name), rows)
         samples = vectors(cells) if modality.kind == "vector" else None
         samples = self._one_by_one(name, rows, cells) if samples is None else samples
         if keys is None:
