@@ -255,6 +255,7 @@ def test_conversations_in_turns_from_json_to_answers(project):
     assert {row["sample_id"].rpartition("-")[2] for row in rows} == {"0", "1"} and all(r["prediction"] for r in rows)
 
 
+@pytest.mark.slow
 def test_two_devices_that_hold_a_half_of_the_blocks_each_say_the_same(project, tmp_path):
     report = project / "data/08_reporting/talks/lora/metrics.json"
     found = []
