@@ -1,5 +1,6 @@
 """The comparison: variants to jobs, jobs to cells; what is there already is not computed again."""
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from fusetune.runs.account import ADAM, Account, account
 from fusetune.training.data import DataSettings, load_backbone, make_task, without_roots
 from fusetune.training.evaluation import EvaluationSettings
 
+logger = logging.getLogger(__name__)
 PROCESS = 500_000_000  # bytes that a process takes before it has any data
 STEP, RATE = 1e-3, 2e10  # seconds of a step beside its arithmetic, FLOP/s of a core: a guess, for the time left
 RATES = ("learning_rate", "base_learning_rate", "rate_factors", "weight_decay")  # may differ within a batched model
@@ -122,6 +124,9 @@ def compare(
         methods: what the methods' files hold, by name.
         progress: of the cache; see `extraction.extract`.
     """
+    alone = [name for name, usual in (("devices", 1), ("fsdp", False)) if shared.train.get(name, usual) != usual]
+    if alone:
+        logger.warning("compare: train.%s left out; each training has one device", " and train.".join(alone))
     places = devices(shared.settings.workers, shared.train.get("device", "auto"))
     rows, jobs, features = [], [], []
     for variant in variants(shared.settings, methods):
