@@ -4,6 +4,7 @@ import ctypes
 import os
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -30,6 +31,18 @@ def keep_freed_memory() -> bool:
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes: of the GPU, or of this machine's main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        text = Path("/proc/meminfo").read_text()
+        line = next(line for line in text.splitlines() if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return 4 * 2**30  # no such file on this system: a modest guess
 
 
 def half_of(parameters: Iterable[torch.nn.Parameter]) -> torch.dtype | None:

@@ -105,6 +105,8 @@ def joined(parts: Sequence[Tokens]) -> Tokens:
 
 def pad(rows: Sequence[Tensor]) -> Tokens:
     """Right-pad with zeros a list of (tokens_i, width); at least one token long, so that no dimension is empty."""
+    if len({row.shape for row in rows}) == 1 and len(rows[0]):  # nothing to pad
+        return Tokens(torch.stack(list(rows)), rows[0].new_ones(len(rows), len(rows[0]), dtype=torch.bool))
     longest = max(1, max(len(row) for row in rows))
     values = rows[0].new_zeros(len(rows), longest, rows[0].shape[-1])
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)

@@ -115,13 +115,10 @@ class FeaturesTower(LayersTower):
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
         empty = np.zeros((0, self.settings.inputs), np.float32)
-        rows = [
+        rows = (
             empty if sample is None else self._checked(_array(sample), i, "batch")[: self.max_tokens]
             for i, sample in enumerate(samples)
-        ]
-        if rows and len({len(row) for row in rows}) == 1 and len(rows[0]):
-            values = torch.from_numpy(np.stack(rows))
-            return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool))
+        )
         return pad([torch.from_numpy(row) for row in rows])
 
     def tokens_out(self, tokens_in: int) -> int:

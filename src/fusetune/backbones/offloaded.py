@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.replay import fetched
+from fusetune.device import free_memory
 
 logger = logging.getLogger(__name__)
 SHARE = 0.8  # of the memory that is free: the rest is for activations
@@ -43,7 +44,7 @@ def placed(backbone: Backbone, device: torch.device) -> Iterator[None]:
 
 def free(device: torch.device) -> float:
     """Bytes of a GPU that a model may take; of main memory, which needs no copy, any number."""
-    return SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+    return SHARE * free_memory(device) if device.type == "cuda" else float("inf")
 
 
 @contextmanager

@@ -16,8 +16,7 @@ import torch
 from fusetune.comparison.jobs import Job, Place, Shared, Tell, told
 from fusetune.comparison.work import run_job
 from fusetune.config import check
-from fusetune.device import cores, pick_device
-from fusetune.features.dataset import free_memory
+from fusetune.device import cores, free_memory, pick_device
 
 PRELOADED = ["fusetune.comparison.work", "transformers.modeling_utils", "torch._dynamo"]  # what every job will need
 LOOK = 0.5  # seconds between two looks at the processes, at most

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusetune.device import keep_freed_memory
+from fusetune.device import free_memory, keep_freed_memory
 from fusetune.features.ahead import ahead, delayed, threads_beside
 from fusetune.features.index import Features
 from fusetune.features.keys import Keys
@@ -265,18 +265,6 @@ def padding(lengths: dict[str, np.ndarray], size: int) -> dict[str, float]:
         padded = sum(max(1, batch.max()) * len(batch) for batch in batches_)
         shares[name] = 1 - values.sum() / max(1, padded)
     return shares
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes: of the GPU, or of this machine's main memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        text = Path("/proc/meminfo").read_text()
-        line = next(line for line in text.splitlines() if line.startswith("MemAvailable"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return 4 * 2**30  # no such file on this system: a modest guess
 
 
 def _memory(rows: Rows | Means) -> int:

@@ -25,9 +25,6 @@ class Means:
         self.rows, self.shard = rows, rows.shard
         self.length = (rows.length > 0).astype(np.int64)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def width(self) -> int:
         """Of a row."""
         return self.rows.width()

@@ -39,7 +39,7 @@ class Source:
     def __init__(self, table: pa.Table, modalities: Mapping[str, Modality]) -> None:
         self.table = table = with_constants(table, modalities)
         self.modalities = dict(modalities)
-        self._keys: dict[str, Keys] = {}  # of contents that lie in the table; a file may change
+        self._keys: dict[str, Keys] = {}  # of contents as they were last hashed
         self.augmentations = {}
         for name, modality in modalities.items():
             column = modality.column_of(name)
@@ -71,13 +71,11 @@ class Source:
         Args:
             names: of the modalities; None: all.
         """
-        found = {}
-        for name in self.modalities if names is None else names:
-            if name in self.modalities:
-                found[name] = self._keys[name] if name in self._keys else self._hashed(name)
-                if not self._in_files(name):
-                    self._keys[name] = found[name]
-        return found
+        asked = [name for name in (self.modalities if names is None else names) if name in self.modalities]
+        for name in asked:
+            if name not in self._keys or self._in_files(name):
+                self._keys[name] = self._hashed(name)
+        return {name: self._keys[name] for name in asked}
 
     def _in_files(self, name: str) -> bool:
         known = digest_column(name) in self.table.column_names

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fusetune.errors import FusetuneError
+from fusetune.manifest.contents import is_list
 from fusetune.manifest.pictures import read_picture
 from fusetune.manifest.schema import Audio, Modality
 
@@ -57,11 +58,12 @@ def decoded(modality: Modality, cell: Any, where: str) -> Any:
 
 
 def vectors(cells: Any) -> list[Any] | None:
-    """Cells of a column of vectors, each as `decode` gives it, all at once; None where one has to be looked at alone:
-    another width, or what is no finite number."""
+    """Cells of a column of vectors, each as `decode` gives it, all at once.
+
+    None where one has to be looked at alone: another width, or what is no finite number.
+    """
     kind = cells.type
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not listed or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+    if not is_list(kind) or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
         return None
     flat = [chunk.flatten() for chunk in cells.chunks]
     widths = set(pc.list_value_length(cells).drop_null().unique().to_pylist())

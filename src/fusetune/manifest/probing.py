@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fusetune.errors import FusetuneError
-from fusetune.manifest.contents import names_files
+from fusetune.manifest.contents import is_list, names_files, taken
 from fusetune.manifest.decoders import decoded
 from fusetune.manifest.files import path_problem, read_media
 from fusetune.manifest.pictures import NOTE
@@ -45,11 +45,11 @@ def column_facts(modality: Modality, column: pa.ChunkedArray) -> pd.DataFrame:
     """
     facts = pd.DataFrame({"present": column.is_valid().to_pandas()})
     kind, arrow = modality.kind, column.type
-    if kind in ("sequence", "vector") and _is_list(arrow):
+    if kind in ("sequence", "vector") and is_list(arrow):
         return facts.join(_numbers(column, kind))
-    if kind in MEDIA and (_is_binary(arrow) or (kind == "image" and _is_list(arrow) and not names_files(arrow))):
+    if kind in MEDIA and (_is_binary(arrow) or (kind == "image" and is_list(arrow) and not names_files(arrow))):
         facts["type"] = None
-        count = pc.list_value_length if _is_list(arrow) else pc.binary_length
+        count = pc.list_value_length if is_list(arrow) else pc.binary_length
         facts["length"] = count(column).to_pandas().astype(float)
         return facts
     cells = column.to_pylist()
@@ -81,7 +81,7 @@ def _numbers(column: pa.ChunkedArray, kind: str) -> pd.DataFrame:
     array = column.combine_chunks()
     outer = pc.list_value_length(array)
     facts = pd.DataFrame({"length": outer.to_pandas().astype(float)})
-    depth = 1 + _is_list(array.type.value_type)
+    depth = 1 + is_list(array.type.value_type)
     if depth != (2 if kind == "sequence" else 1):
         facts["type"] = f"{depth}-dimensional list"
         return facts
@@ -123,7 +123,7 @@ def _mapped(
     modality: Modality, column: pa.ChunkedArray, chunks: Sequence[list[int]], workers: int, count: int
 ) -> Iterator[list[dict[str, Any]]]:
     workers = workers or os.cpu_count() or 1
-    cells = (column.take(pa.array(chunk, pa.int64())).to_pylist() for chunk in chunks)
+    cells = (taken(column, chunk).to_pylist() for chunk in chunks)
     if workers == 1 or count <= ALONE:
         for some in cells:
             yield _probed(modality, some)
@@ -181,10 +181,6 @@ def _probe(modality: Modality, cell: Any) -> dict[str, Any]:
 def _is_constant(picture: Any) -> bool:
     extremes = picture.getextrema()
     return all(low == high for low, high in (extremes if isinstance(extremes[0], tuple) else [extremes]))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -47,7 +47,7 @@ def _files(inputs: Mapping[str, Any]) -> list[str]:
     """Hashes of the media files that the manifest points to, which can change while it doesn't."""
     import pyarrow.parquet as pq
 
-    from fusetune.manifest.contents import content_digest, names_files
+    from fusetune.manifest.contents import names_files, readable_digests
     from fusetune.manifest.schema import MEDIA, modalities_of
 
     file, found = inputs["manifest"], []
@@ -55,11 +55,8 @@ def _files(inputs: Mapping[str, Any]) -> list[str]:
     for name, modality in modalities_of(inputs["params:data"]).items():
         column = modality.column_of(name)
         if modality.kind in MEDIA and schema and column in schema.names and names_files(schema.field(column).type):
-            for cell in pq.read_table(file, columns=[column])[column]:
-                try:
-                    found.append(content_digest(modality, cell))
-                except (OSError, ValueError):
-                    found.append("unreadable")
+            cells = pq.read_table(file, columns=[column])[column]
+            found += ["unreadable" if d is None else d.hex() for d in readable_digests(modality, cells)]
     return found
 
 
