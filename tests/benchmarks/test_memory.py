@@ -36,7 +36,7 @@ def memory():
 
 root, before, began = Path(sys.argv[1]), memory(), time.perf_counter()
 dataset.free_memory = lambda _: 0  # nothing fits: all is read from the map
-features = dataset.FeatureSet(Features.load(root / "features.json"), root, torch.device("cpu"))
+features = dataset.FeatureSet(Features.load(root / "features.arrow"), root, torch.device("cpu"))
 seconds, generator = time.perf_counter() - began, torch.Generator().manual_seed(0)
 order = dataset.batches(len(features), 256, generator, blocks=features.blocks())
 for number, _ in enumerate(features.batches(order)):
@@ -58,7 +58,7 @@ def test_rows_of_a_store_that_no_memory_holds(tmp_path):
             some = Keys.of(hashlib.sha256(b"%d" % row).hexdigest() for row in range(start, start + count))
             entry.write(some, torch.zeros(count, WIDTH), torch.ones(count, dtype=torch.long), "float16")
             keys.append(some)
-        Features(Frontier({"left": 1}), {"left": "left"}, {"left": Keys.joined(keys)}).save(folder / "features.json")
+        Features(Frontier({"left": 1}), {"left": "left"}, {"left": Keys.joined(keys)}).save(folder / "features.arrow")
         done = subprocess.run(
             [sys.executable, "-c", READER, str(folder), str(BATCHES)], capture_output=True, text=True, check=True
         )

@@ -120,8 +120,8 @@ def test_other_weights_are_another_entry(tmp_path, backbone):
 
 def test_the_index_survives_json(tmp_path, backbone):
     features, _ = run(source(numbers={"augment": {"name": "noise"}}), backbone, tmp_path, views=2)
-    features.save(tmp_path / "features.json")
-    assert Features.load(tmp_path / "features.json") == features
+    features.save(tmp_path / "features.arrow")
+    assert Features.load(tmp_path / "features.arrow") == features
 
 
 def test_mapped_and_resident_batches_are_the_same(tmp_path, backbone, monkeypatch):

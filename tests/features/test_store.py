@@ -14,6 +14,7 @@ import torch
 from fusetune.errors import FusetuneError
 from fusetune.features.__main__ import main
 from fusetune.features.dataset import gather
+from fusetune.features.key_files import write_keys
 from fusetune.features.keys import Keys
 from fusetune.features.storage import RemoteFolder, Store
 from fusetune.features.store import Entry
@@ -140,8 +141,6 @@ def _flip(entry: Entry, shard, place: int) -> None:
 
 
 def test_sizes_and_garbage(tmp_path, capsys):
-    import json
-
     store, data = tmp_path / "store", tmp_path / "data"
     write(Entry(store / "used"), [A, B], rows(3, 3))
     write(Entry(store / "used"), [OLD], rows(3))
@@ -150,8 +149,8 @@ def test_sizes_and_garbage(tmp_path, capsys):
     arguments = ["--store", str(store), "--data", str(data)]
     assert main(["gc", "--delete", *arguments]) == 1
     assert "everything would go" in capsys.readouterr().err
-    index = {"keys": {"m": Keys.of([A, B]).hex()}, "views": [], "entries": {"m": "used"}}
-    (data / "features.json").write_text(json.dumps(index))
+    index = {"keys": {"m": 0}, "views": [], "entries": {"m": "used"}}
+    write_keys(data / "features.arrow", index, [Keys.of([A, B])])
     assert main(["sizes", *arguments]) == 0
     said = capsys.readouterr().out.splitlines()
     assert "1 rows, 0 in use" in said[0] and said[0].endswith("unused") and "3 rows, 2 in use" in said[1]
@@ -159,7 +158,7 @@ def test_sizes_and_garbage(tmp_path, capsys):
     assert len(list(store.rglob("*.safetensors"))) == 3, "without --delete nothing goes"
     assert main(["gc", "--delete", *arguments]) == 0
     assert [s.keys for s in Entry(store / "used").shards()] == [(A, B)] and not (store / "unused").exists()
-    (data / "features.json").write_text("{}")
+    (data / "features.arrow").write_text("{}")
     assert main(["gc", "--delete", *arguments]) == 1 and "nothing was deleted" in capsys.readouterr().err
 
 

@@ -6,10 +6,11 @@ import pytest
 
 from fusetune.errors import FusetuneError
 from fusetune.features.source import Source
-from fusetune.manifest.contents import content_digest, content_digests, readable_digests, taken
+from fusetune.manifest.contents import content_digest, content_digests, readable_digests
 from fusetune.manifest.decoders import decode, vectors
 from fusetune.manifest.labels import label_text
 from fusetune.manifest.schema import Modality
+from fusetune.on_disk import taken
 
 RNG = np.random.default_rng(0)
 PAIRS = pa.list_(pa.float32(), 2)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import kedro
+from fusetune.features.key_files import read_keys
 
 REPORT, MODEL_INPUT = "data/08_reporting/ci", "data/05_model_input/ci"
 
@@ -26,7 +27,7 @@ def test_a_plan_that_unfreezes_gradually_caches_every_stage_and_is_served(projec
     text = said(kedro(project, *command))
     assert "mixed: frontier at text 2, image 3" in text and "mixed: frontier at text 1, image 2 from epoch 3 on" in text
     assert "moves from (text 2, image 3) to (text 1, image 2)" in text
-    features = json.loads((project / MODEL_INPUT / "mixed" / "features.json").read_text())
+    features, _ = read_keys(project / MODEL_INPUT / "mixed" / "features.arrow")
     assert features["frontier"]["towers"] == {"text": 2, "image": 3}
     assert features["later"]["3"]["frontier"]["towers"] == {"text": 1, "image": 2}
     assert "everything is up to date" in said(kedro(project, *command))

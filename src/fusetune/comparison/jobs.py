@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -56,8 +57,8 @@ class Shared:
         found = Experiment(self.table, backbone, self.data, plan, seed, variant.name, self.lengths)
         if variant.share < 1:
             rows = found.rows["train"]
-            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-            found.rows["train"] = sorted(rows[i] for i in order[: max(1, round(variant.share * len(rows)))])
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).numpy()
+            found.rows["train"] = np.sort(rows[order[: max(1, round(variant.share * len(rows)))]])
         found.begin(self.store, self.cache, lambda *_: None)
         return found
 

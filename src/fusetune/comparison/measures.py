@@ -78,7 +78,7 @@ class Conditions:
 
     @torch.no_grad()
     def __init__(self, experiment: Experiment, settings: RobustnessSettings, device: torch.device) -> None:
-        rows = experiment.rows["test"]
+        rows = experiment.rows["test"].tolist()
         generator = np.random.default_rng(settings.seed)
         picked = sorted(generator.permutation(len(rows))[: settings.samples].tolist())
         self.rows, self.start = [rows[i] for i in picked], experiment.frontier

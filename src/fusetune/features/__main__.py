@@ -2,7 +2,7 @@
 
 python -m fusetune.features sizes            # per entry
 python -m fusetune.features verify --repair  # checksums of every shard; damaged ones go, and are made anew later
-python -m fusetune.features gc --delete      # shards that no features.json names
+python -m fusetune.features gc --delete      # shards that no features.arrow names
 """
 
 import argparse
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fusetune.features", description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["sizes", "verify", "gc"])
     parser.add_argument("--store", default="data/04_feature/store", help="folder or URL")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="where features.json files are looked for")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="where features.arrow files are looked for")
     parser.add_argument("--repair", action="store_true", help="verify: remove damaged shards")
     parser.add_argument("--delete", action="store_true", help="gc: really delete")
     options = parser.parse_args(arguments)
@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
                 f"removed {len(found)} shards; `kedro run --pipelines cache_features` makes them anew, and nothing else"
             )
         return 1 if found and not options.repair else 0
-    indices = sorted(options.data.rglob("features.json"))
+    indices = sorted(options.data.rglob("features.arrow"))
     named = references(indices)
     if options.command == "sizes":
         for size in sizes(store, named):
@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
             )
         return 0
     if not indices:
-        raise FusetuneError(f"--data {options.data}: no features.json below it, so everything would go.")
+        raise FusetuneError(f"--data {options.data}: no features.arrow below it, so everything would go.")
     count, size_ = collect_garbage(store, named, options.delete)
     print(f"{count} shards, {size_ / 1e6:.1f} MB {'deleted' if options.delete else 'could go (add --delete)'}")
     return 0

@@ -1,7 +1,9 @@
 """One shard's worth of samples: what is still to be computed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from fusetune.features.keys import Keys
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
+from fusetune.on_disk import filled, slices
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,41 @@ class Chunk:
     augmented: Mapping[str, Keys]
 
 
-def chunks(source: Source, features: Features, store: Store, settings: CacheSettings) -> list[Chunk]:
+@dataclass(frozen=True)
+class _Missing:
+    """Rows that are missing from a stream, in one view or as they are; `keys`, `augmented`: of all rows."""
+
+    names: tuple[str, ...]
+    rows: np.ndarray
+    keys: Keys
+    augmented: Mapping[str, Keys]
+
+
+class Chunks(Sequence[Chunk]):
+    """What is still to be computed; a chunk is made when it is asked for.
+
+    Attributes:
+        rows: in all of them.
+    """
+
+    def __init__(self, missing: Sequence[_Missing], size: int) -> None:
+        self.missing, self.size, self.rows = missing, size, sum(len(some.rows) for some in missing)
+        self._ends = np.cumsum([-(-len(some.rows) // size) for some in missing])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        which = int(self._ends.searchsorted(number, side="right"))
+        some, start = self.missing[which], (number - (self._ends[which - 1] if which else 0)) * self.size
+        rows = some.rows[start : start + self.size]
+        augmented = {name: keys[rows] for name, keys in some.augmented.items()}
+        return Chunk(some.names, rows, some.keys[rows], augmented)
+
+
+def chunks(source: Source, features: Features, store: Store, settings: CacheSettings) -> Chunks:
     """What is still to be computed, in shards; the same for everybody who asks before anybody has begun."""
     names = tuple(features.keys)
     groups = [names] if features.frontier.trunk else [(name,) for name in names]
@@ -42,17 +79,20 @@ def chunks(source: Source, features: Features, store: Store, settings: CacheSett
         mappings = (features.keys, *features.views)
         keys = Keys.joined(mapping[group[0]] for mapping in mappings)  # of all views, one behind another
         first = keys.numbered()[1]  # of several with one content
-        first = first[_owners(keys[first], count) == number]
-        there = [keys[first].places_in(Entry.of(store, features.entries[name]).keys()) >= 0 for name in group]
-        views, places = np.divmod(first[~np.logical_and.reduce(there)], len(source))
-        for view, mapping in enumerate(mappings, start=-1):
-            todo = places[views == view + 1]
-            drawn = source.view_keys(content, view) if view >= 0 and len(todo) else {}
-            for start in range(0, len(todo), settings.shard_size):
-                rows = todo[start : start + settings.shard_size]
-                augmented = {n: drawn[n][rows] for n in source.augmentations if n in drawn}
-                found.append(Chunk(group, rows, mapping[group[0]][rows], augmented))
-    return found
+        asked = keys if len(first) == len(keys) else keys[first]
+        there = [asked.places_in(Entry.of(store, features.entries[name]).keys()) for name in group]
+        wanted = [
+            first[some][(_owners(asked[some], count) == number) & ~np.logical_and.reduce([t[some] >= 0 for t in there])]
+            for some in slices(len(first))
+        ]
+        todo = filled(wanted, sum(map(len, wanted)), np.int64)
+        limits = np.searchsorted(todo, np.arange(len(mappings) + 1) * len(source)).tolist()
+        for view, (mapping, (begin, end)) in enumerate(zip(mappings, pairwise(limits), strict=True), start=-1):
+            drawn = source.view_keys(content, view) if view >= 0 and begin < end else {}
+            augmented = {name: drawn[name] for name in source.augmentations if name in drawn}
+            rows = todo[begin:end] - (view + 1) * len(source) if view >= 0 else todo[begin:end]
+            found.append(_Missing(group, rows, mapping[group[0]], augmented))
+    return Chunks(found, settings.shard_size)
 
 
 def _owners(keys: Keys, count: int) -> np.ndarray:

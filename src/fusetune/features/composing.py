@@ -16,6 +16,7 @@ from fusetune.backbones.given_features import TOWERS
 from fusetune.backbones.sources import TowerSource, embedded_name, towers_from
 from fusetune.backbones.tower import Tower
 from fusetune.features.source import Source
+from fusetune.on_disk import RowNumbers, taken
 from fusetune.tasks.linear_models import fit_one
 from fusetune.tasks.linear_space import compared, fit_space
 from fusetune.tasks.task import LinearPart
@@ -39,10 +40,10 @@ class FittingRows:
     """
 
     source: Source
-    train: Sequence[int]
-    val: Sequence[int]
+    train: RowNumbers
+    val: RowNumbers
     part: LinearPart | None = None
-    targets: Callable[[Sequence[int]], Tensor] | None = None
+    targets: Callable[[RowNumbers], Tensor] | None = None
     unlabelled: Source | None = None
 
 
@@ -133,7 +134,7 @@ def _probed(tower: AlignedTower, name: str, rows: FittingRows) -> np.ndarray:
     task, outputs, select = rows.part.task, rows.part.outputs, rows.part.select
     train, val = (_present(rows.source, name, split) for split in (rows.train, rows.val))
     streams = [_pooled(tower, rows.source, name, split) for split in (train, val)]
-    groups = rows.source.table["group_id"].take(train).to_pylist()
+    groups = taken(rows.source.table["group_id"], train).to_pylist()
     found = fit_one(streams[0], select(rows.targets(train)), streams[1], task.loss, outputs, groups)
     return task.per_sample(found, select(rows.targets(val)))[task.metric].astype(float)
 
@@ -149,7 +150,7 @@ def _compared(
     task, names = rows.part.task, rows.part.task.content_modalities()
     splits = [_present(rows.source, names[1], _present(rows.source, names[0], s)) for s in (rows.train, rows.val)]
     train_targets, val_targets = (rows.targets(split) for split in splits)
-    groups = rows.source.table["group_id"].take(splits[0]).to_pylist()
+    groups = taken(rows.source.table["group_id"], splits[0]).to_pylist()
 
     def streams(tower: Tower, modality: str) -> list[Tensor]:
         return [_pooled(tower, rows.source, modality, split) for split in splits]
@@ -165,17 +166,17 @@ def _compared(
 
 
 @torch.no_grad()
-def _pooled(tower: Tower, source: Source, name: str, rows: Sequence[int]) -> Tensor:
+def _pooled(tower: Tower, source: Source, name: str, rows: RowNumbers) -> Tensor:
     return torch.cat(
         [tower.advance(tower.prepare(part), 0, tower.depth).pooled() for part in _decoded(source, name, rows)]
     )
 
 
-def _present(source: Source, name: str, rows: Sequence[int]) -> list[int]:
-    cells = source.column(name).take(list(rows))
+def _present(source: Source, name: str, rows: RowNumbers) -> list[int]:
+    cells = taken(source.column(name), rows)
     return [row for row, cell in zip(rows, cells, strict=True) if cell.is_valid]
 
 
-def _decoded(source: Source, name: str, rows: Sequence[int]) -> Iterator[list[Any]]:
+def _decoded(source: Source, name: str, rows: RowNumbers) -> Iterator[list[Any]]:
     for start in range(0, len(rows), CHUNK):
-        yield source.decoded(name, list(rows[start : start + CHUNK]))
+        yield source.decoded(name, list(map(int, rows[start : start + CHUNK])))

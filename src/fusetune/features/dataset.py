@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune import on_disk
 from fusetune.device import free_memory, keep_freed_memory
 from fusetune.features.ahead import ahead, delayed, threads_beside
 from fusetune.features.index import Features
@@ -78,12 +79,12 @@ class FeatureSet:
 
     def lengths(self) -> dict[str, np.ndarray]:
         """By modality, the tokens of each row (of its first view)."""
-        return {name: rows.length[self._where[name][: self.count]] for name, rows in self._kept.items()}
+        return {name: on_disk.picked(rows.length, self._where[name][: self.count]) for name, rows in self._kept.items()}
 
     def blocks(self) -> np.ndarray:
         """The shard that each row (of its first view) lies in, of the stream with the most bytes."""
         name = max(self._rows, key=lambda name: _memory(self._rows[name]))
-        return self._rows[name].shard[self._where[name][: self.count]]
+        return on_disk.picked(self._rows[name].shard, self._where[name][: self.count])
 
     def ragged_lengths(self) -> np.ndarray:
         """Tokens by row of the modality whose random batches hold the largest share of padding."""
@@ -240,30 +241,54 @@ def batches(
         lengths: of the rows; the shuffled rows are sorted by length within stretches of `BUCKET` batches, so that a
             batch holds rows of about one length, and the batches are shuffled again.
     """
-    order = torch.randperm(count, generator=generator) if generator else torch.arange(count)
+    if generator is None:
+        order = torch.from_numpy(
+            on_disk.filled((np.arange(s.start, s.stop) for s in on_disk.slices(count)), count, "i8")
+        )
+    else:
+        order = on_disk.shuffled(count, generator)
     if generator and blocks is not None:
         turns = torch.randperm(int(blocks.max(initial=0)) + 1, generator=generator)
-        window = turns.argsort()[torch.from_numpy(blocks.astype(np.int64))] // WINDOW
-        order = order[window[order].argsort(stable=True)]
+        order = torch.from_numpy(_by_window(order.numpy(), blocks, turns.argsort().numpy() // WINDOW))
+    starts = range(0, count, size)
     if lengths is None:
-        yield from order.split(size)
+        yield from (order[start : start + size] for start in starts)
         return
-    sizes = torch.from_numpy(np.ascontiguousarray(lengths))
-    found = []
-    for stretch in order.split(size * BUCKET if generator else max(1, count)):
-        found += list(stretch[sizes[stretch].argsort(stable=True)].split(size))
-    turns = torch.randperm(len(found), generator=generator) if generator else torch.arange(len(found))
-    yield from (found[turn] for turn in turns.tolist())
+    stretches = size * BUCKET if generator else max(1, count)
+    for some in on_disk.slices(count, stretches):
+        stretch = order[some]
+        sizes = torch.from_numpy(np.ascontiguousarray(lengths[stretch.numpy()]))
+        order[some] = stretch[sizes.argsort(stable=True)]
+    turns = torch.randperm(len(starts), generator=generator) if generator else torch.arange(len(starts))
+    yield from (order[starts[turn] : starts[turn] + size] for turn in turns.tolist())
+
+
+def _by_window(order: np.ndarray, blocks: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """The rows of `order`, those of the first window first, each window's as they come; `window`: of each block."""
+    count = int(window.max(initial=0)) + 1
+    sizes = np.zeros(count, np.int64)
+    for some in on_disk.slices(len(blocks)):
+        sizes += np.bincount(window[blocks[some]], minlength=count)
+    free, found = sizes.cumsum() - sizes, on_disk.array(len(order), np.int64)  # the next free place of each
+    for some in on_disk.slices(len(order)):
+        own = window[blocks[order[some]]]
+        turn, sizes = own.argsort(kind="stable"), np.bincount(own, minlength=count)
+        begins = sizes.cumsum() - sizes
+        found[(free - begins)[own[turn]] + np.arange(len(own))] = order[some][turn]
+        free += sizes
+    return found
 
 
 def padding(lengths: dict[str, np.ndarray], size: int) -> dict[str, float]:
     """By modality, the share of a random batch that is padding."""
     shares = {}
     for name, values in lengths.items():
-        order = np.random.default_rng(0).permutation(values)
+        drawn = np.random.default_rng(0)
+        few = values if len(values) <= on_disk.ROWS else values[drawn.integers(0, len(values), on_disk.ROWS)]
+        order = drawn.permutation(few)
         batches_ = [order[i : i + size] for i in range(0, len(order), size)]
         padded = sum(max(1, batch.max()) * len(batch) for batch in batches_)
-        shares[name] = 1 - values.sum() / max(1, padded)
+        shares[name] = 1 - order.sum() / max(1, padded)
     return shares
 
 

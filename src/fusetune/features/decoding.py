@@ -11,9 +11,8 @@ import pickle
 import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -34,31 +33,38 @@ SHARED = Path("/dev/shm")  # where processes leave what they have decoded
 Prepared = dict[str, Tokens]
 
 
-@dataclass(frozen=True)
-class Part:
-    """Samples of a chunk, as places in it."""
+class Part(NamedTuple):
+    """Samples of a chunk, as places in it, from `start` to `stop`."""
 
-    chunk: Chunk
-    places: range
+    chunk: int
+    start: int
+    stop: int
 
 
 class Preparing(Dataset):
     """Parts as the towers take them; a sample that can't be read is an error that is handed on."""
 
-    def __init__(self, backbone: Backbone, source: Source, parts: Sequence[Part]) -> None:
-        self.backbone, self.source, self.parts = backbone, source, parts
+    def __init__(self, backbone: Backbone, source: Source, chunks: Sequence[Chunk], parts: Sequence[Part]) -> None:
+        self.backbone, self.source, self.chunks, self.parts = backbone, source, chunks, parts
+        self._last: tuple[int, Chunk] | None = None
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def prepared(self, number: int) -> Prepared:
         part = self.parts[number]
-        places = slice(part.places.start, part.places.stop)
-        rows, samples = part.chunk.rows[places].tolist(), {}
-        for name in part.chunk.names:
-            keys = part.chunk.augmented.get(name)
+        chunk, places = self._chunk(part.chunk), slice(part.start, part.stop)
+        rows, samples = chunk.rows[places].tolist(), {}
+        for name in chunk.names:
+            keys = chunk.augmented.get(name)
             samples[name] = self.source.decoded(name, rows, keys and keys[places])
         return self.backbone.prepare(samples)
+
+    def _chunk(self, number: int) -> Chunk:
+        last = self._last  # of any thread: each looks at its own
+        if last is None or last[0] != number:
+            self._last = last = number, self.chunks[number]
+        return last[1]
 
     def __getitem__(self, number: int) -> Prepared | Exception:
         try:
@@ -88,8 +94,12 @@ def prepared_ahead(
     """
     several, threads = decoders(settings, device), threads_beside(device)
     size = PART if several or threads > 1 else settings.batch_size
-    parts = [_parts(chunk, batch, size) for chunk in chunks for batch in batches(chunk, settings.batch_size)]
-    work = Preparing(backbone, source, [part for of_batch in parts for part in of_batch])
+    parts = [
+        [Part(number, start, min(start + size, batch.stop)) for start in range(batch.start, batch.stop, size)]
+        for number, chunk in enumerate(chunks)
+        for batch in batches(chunk, settings.batch_size)
+    ]
+    work = Preparing(backbone, source, chunks, [part for of_batch in parts for part in of_batch])
     if not work.parts:
         return
     ready = _by_processes(work, several) if several else None
@@ -104,10 +114,6 @@ def prepared_ahead(
 def batches(chunk: Chunk, size: int) -> list[range]:
     """Places in the chunk, batch by batch."""
     return [range(i, min(i + size, len(chunk.rows))) for i in range(0, len(chunk.rows), size)]
-
-
-def _parts(chunk: Chunk, batch: range, size: int) -> list[Part]:
-    return [Part(chunk, batch[i : i + size]) for i in range(0, len(batch), size)]
 
 
 def _by_processes(work: Preparing, several: int) -> Iterator[Prepared] | None:

@@ -54,7 +54,7 @@ def extract(
         extract_with_ray(backbone, source, features, todo, store, settings, progress, device)
         return features
     keep_freed_memory()
-    total = sum(len(chunk.rows) for chunk in todo)
+    total = todo.rows
     done = written = 0
     ready = prepared_ahead(backbone, source, todo, settings, device)
     with placed(backbone, device), deaths_told(), closing(ready), ThreadPoolExecutor(1) as writer:

@@ -1,7 +1,6 @@
 """Which rows of the store are the features of a manifest: everything has its name before anything is computed."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ from fusetune.backbones.backbone import Backbone, Frontier
 from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
 from fusetune.features.codecs import CODECS
+from fusetune.features.key_files import read_keys, write_keys
 from fusetune.features.keys import Keys
 from fusetune.features.source import Source
 from fusetune.manifest.decoders import VERSIONS
 from fusetune.manifest.schema import Modality
+from fusetune.on_disk import RowNumbers
 
 CUTS = ("inputs", "encoder", "towers", "frontier")  # from below; `plan.cost` says what they are
 
@@ -83,7 +84,7 @@ class Features:
     views: Sequence[Mapping[str, Keys]] = ()
     later: Mapping[int, "Features"] = field(default_factory=dict)
 
-    def of_rows(self, rows: Sequence[int], augmented: bool) -> "Features":
+    def of_rows(self, rows: RowNumbers, augmented: bool) -> "Features":
         """The features of some rows of the manifest; `augmented` rows keep their views."""
         picked = [{name: keys[rows] for name, keys in mapping.items()} for mapping in (self.keys, *self.views)]
         return Features(self.frontier, self.entries, picked[0], picked[1:] if augmented else ())
@@ -96,29 +97,31 @@ class Features:
         return Features(frontier, {**self.entries, **other.entries}, {**self.keys, **other.keys}, views)
 
     def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(self._record()))
+        """Each list of keys once, however many streams, views and stages have it."""
+        several: dict[str, tuple[int, Keys]] = {}
+        record = self._record(lambda keys: several.setdefault(keys.fingerprint(), (len(several), keys))[0])
+        write_keys(file, record, [keys for _, keys in several.values()])
 
-    def _record(self) -> dict[str, Any]:
+    def _record(self, number: Callable[[Keys], int]) -> dict[str, Any]:
         record: dict[str, Any] = {
             "frontier": {"towers": dict(self.frontier.towers), "trunk": self.frontier.trunk},
             "entries": dict(self.entries),
-            "keys": {name: keys.hex() for name, keys in self.keys.items()},
-            "views": [{name: keys.hex() for name, keys in view.items()} for view in self.views],
+            "keys": {name: number(keys) for name, keys in self.keys.items()},
+            "views": [{name: number(keys) for name, keys in view.items()} for view in self.views],
         }
         if self.later:
-            record["later"] = {epoch: features._record() for epoch, features in self.later.items()}
+            record["later"] = {epoch: features._record(number) for epoch, features in self.later.items()}
         return record
 
     @classmethod
     def load(cls, file: Path) -> "Features":
-        return cls._of(json.loads(file.read_text()))
+        return cls._of(*read_keys(file))
 
     @classmethod
-    def _of(cls, record: Mapping[str, Any]) -> "Features":
-        later = {int(epoch): cls._of(part) for epoch, part in record.get("later", {}).items()}
+    def _of(cls, record: Mapping[str, Any], several: Sequence[Keys]) -> "Features":
+        later = {int(epoch): cls._of(part, several) for epoch, part in record.get("later", {}).items()}
         keys, *views = (
-            {name: Keys.from_hex(text) for name, text in mapping.items()}
+            {name: several[number] for name, number in mapping.items()}
             for mapping in (record["keys"], *record["views"])
         )
         return cls(Frontier(**record["frontier"]), record["entries"], keys, views, later)

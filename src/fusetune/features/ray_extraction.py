@@ -1,6 +1,5 @@
 """Extraction over many machines with Ray Data (extra ``ray``): the same chunks, written by whoever is free."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.offloaded import placed
 from fusetune.cluster import cluster
 from fusetune.errors import FusetuneError
-from fusetune.features.chunks import Chunk
+from fusetune.features.chunks import Chunks
 from fusetune.features.computing import Progress, extract_chunk
 from fusetune.features.index import CacheSettings, Features
 from fusetune.features.source import Source
@@ -20,7 +19,7 @@ def extract_with_ray(
     backbone: Backbone,
     source: Source,
     features: Features,
-    todo: Sequence[Chunk],
+    todo: Chunks,
     store: Store,
     settings: CacheSettings,
     progress: Progress,
@@ -47,7 +46,7 @@ def extract_with_ray(
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             context.verbose_stats_logs = False
-            job = ray.put((backbone.cpu(), source, features, tuple(todo), store.absolute(), settings, str(device)))
+            job = ray.put((backbone.cpu(), source, features, todo, store.absolute(), settings, str(device)))
             numbers = ray.data.from_items([{"chunk": i} for i in range(len(todo))], override_num_blocks=len(todo))
             written = numbers.map_batches(
                 _Worker,
@@ -58,7 +57,7 @@ def extract_with_ray(
                 num_gpus=1 if kind == "GPU" else 0,
             )
             done = size = 0
-            total = sum(len(chunk.rows) for chunk in todo)
+            total = todo.rows
             for row in written.iter_rows():
                 done, size = done + int(row["rows"]), size + int(row["bytes"])
                 progress(done, total, size)

@@ -1,6 +1,7 @@
 """Rows of an entry of the store, opened where they lie.
 
-Cost: reading the index of every shard once, and 70 bytes a row from then on, whatever a row holds.
+Cost: reading the index of every shard once, and 60 bytes a row from then on, whatever a row holds; of many rows they
+are on disk.
 """
 
 import errno
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune import on_disk
 from fusetune.errors import FusetuneError
 from fusetune.features.codecs import decode
 from fusetune.features.keys import Keys
@@ -40,29 +42,43 @@ class Rows(Sequence[Tensor]):
 
     def __init__(self, folder: Folder, keys: Keys) -> None:
         self.keys = keys
-        known: list[Keys] = []
+        shards: list[tuple[str, str, int]] = []
         checks: list[np.ndarray] = []
-        shards: list[tuple[str, str]] = []
-        for shard in read_shards(folder):
-            known.append(Keys.of(shard.keys))
-            checks.append(np.array(shard.checks, np.uint32))
-            shards.append((shard.file, shard.sha256))
-        begins = np.cumsum([0, *map(len, known)])
-        places = keys.places_in(_one(known))
-        if missing := int((places < 0).sum()):
+
+        def known() -> Iterator[Keys]:
+            for shard in read_shards(folder):
+                shards.append((shard.file, shard.sha256, len(shard.keys)))
+                checks.append(np.array(shard.checks, np.uint32))
+                yield Keys.of(shard.keys)
+
+        places = keys.places_in(Keys.joined(known()))
+        some_of = list(on_disk.slices(len(keys)))
+        if missing := sum(int((places[some] < 0).sum()) for some in some_of):
             raise FusetuneError(
                 f"{folder}: {missing} of {len(keys)} samples are not cached. Run `cache_features` first."
             )
-        self.checks = np.concatenate(checks)[places] if checks else np.empty(0, np.uint32)
-        owner = np.searchsorted(begins, places, side="right") - 1
-        used, self.shard = np.unique(owner, return_inverse=True)
-        self.row = places - begins[owner]
+        begins = np.cumsum([0, *(count for _, _, count in shards)])
+        all_checks = on_disk.filled(checks, int(begins[-1]), np.uint32)
+        is_used = np.zeros(len(shards), bool)
+        for some in some_of:
+            is_used[np.searchsorted(begins, places[some], side="right") - 1] = True
+        used = np.flatnonzero(is_used)
         self.files = [f"{folder}/{shards[number][0]}" for number in used]
-        self.maps = list(_mapped(folder, [shards[number] for number in used]))
-        sizes = np.concatenate([np.diff(mapped.offsets) for mapped in self.maps] or [np.empty(0, np.int64)])
-        starts = np.concatenate([mapped.offsets[:-1] for mapped in self.maps] or [np.empty(0, np.int64)])
-        where = np.cumsum([0, *(len(mapped.offsets) - 1 for mapped in self.maps)])[self.shard] + self.row
-        self.start, self.length = starts[where], sizes[where]
+        self.maps = list(_mapped(folder, [shards[number][:2] for number in used]))
+        first = np.cumsum([0, *(len(mapped.offsets) - 1 for mapped in self.maps)])
+        sizes = on_disk.filled((np.diff(mapped.offsets) for mapped in self.maps), int(first[-1]), np.int64)
+        starts = on_disk.filled((mapped.offsets[:-1] for mapped in self.maps), int(first[-1]), np.int64)
+        kinds = {"checks": np.uint32, "shard": np.int32, "row": np.int32, "start": np.int64, "length": np.int64}
+        self.checks, self.shard, self.row, self.start, self.length = (
+            on_disk.array(len(keys), kind) for kind in kinds.values()
+        )
+        for some in some_of:
+            place = places[some]
+            owner = np.searchsorted(begins, place, side="right") - 1
+            self.checks[some], self.row[some] = all_checks[place], place - begins[owner]
+            self.shard[some] = np.searchsorted(used, owner)
+            where = first[self.shard[some]] + self.row[some]
+            self.start[some], self.length[some] = starts[where], sizes[where]
         self.coded = bool(self.maps) and "scales" in self.maps[0].arrays
         self.kind = self.maps[0].kinds["values"] if self.maps else "F32"
         self.memory_dtype = torch.from_numpy(np.empty(0, NUMPY[self.kind])).dtype
@@ -101,11 +117,11 @@ class Rows(Sequence[Tensor]):
 
     def verify(self) -> None:
         """Read every row and compare it with its checksum; raises FusetuneError that names file and sample."""
-        for number, (shard, row, check) in enumerate(
-            zip(self.shard.tolist(), self.row.tolist(), self.checks.tolist(), strict=True)
-        ):
-            if self.maps[shard].crc(row) != check:
-                raise FusetuneError(broken(self.files[shard], f"sample {self.keys[number]} has changed"))
+        for some in on_disk.slices(len(self)):
+            rows = zip(*(own[some].tolist() for own in (self.shard, self.row, self.checks)), strict=True)
+            for number, (shard, row, check) in enumerate(rows, some.start):
+                if self.maps[shard].crc(row) != check:
+                    raise FusetuneError(broken(self.files[shard], f"sample {self.keys[number]} has changed"))
 
 
 def broken(file: str, what: str) -> str:
@@ -114,13 +130,6 @@ def broken(file: str, what: str) -> str:
         f"{file}: {what}, its bytes are not those that were written. `python -m fusetune.features verify --repair` "
         "removes this shard; then `cache_features` makes it anew, and nothing else."
     )
-
-
-def _one(known: list[Keys]) -> Keys:
-    """All of them; the list is emptied, so that they are held once."""
-    whole = Keys.joined(known)
-    known.clear()
-    return whole
 
 
 def _mapped(folder: Folder, shards: Sequence[tuple[str, str]]) -> Iterator[MappedShard]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusetune.errors import FusetuneError
+from fusetune.features.key_files import read_keys
 from fusetune.features.keys import Keys
 from fusetune.features.storage import Folder
 
@@ -59,15 +60,15 @@ def keys_of(shards: Iterable[Shard]) -> Keys:
 
 
 def references(indices: Iterable[Path]) -> dict[str, Keys]:
-    """By entry, the row keys that the given features.json files name."""
+    """By entry, the row keys that the given indices (features.arrow) name."""
     found: dict[str, list[Keys]] = {}
     for file in indices:
         try:
-            record = json.loads(file.read_text())
+            record, several = read_keys(file)
             for stage in (record, *record.get("later", {}).values()):
                 for mapping in (stage["keys"], *stage["views"]):
-                    for name, keys in mapping.items():
-                        found.setdefault(stage["entries"][name], []).append(Keys.from_hex(keys))
-        except (ValueError, KeyError, TypeError, AttributeError):
+                    for name, number in mapping.items():
+                        found.setdefault(stage["entries"][name], []).append(several[number])
+        except (FusetuneError, KeyError, TypeError, AttributeError, IndexError):
             raise FusetuneError(f"{file}: not the index of cached features; nothing was deleted.") from None
     return {entry: Keys.joined(several) for entry, several in found.items()}

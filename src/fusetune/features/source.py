@@ -1,16 +1,17 @@
 """A manifest's samples: their contents' hashes, and the samples themselves, decoded on demand."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
-from fusetune.features.keys import BYTES, NONE, Keys
+from fusetune.features.keys import NONE, Keys
 from fusetune.manifest.augmentations import make_augmentation
 from fusetune.manifest.contents import (
     content_digest,
@@ -18,7 +19,6 @@ from fusetune.manifest.contents import (
     digest_column,
     files_digest,
     names_files,
-    taken,
     with_constants,
 )
 from fusetune.manifest.decoders import decoded, vectors
@@ -26,6 +26,7 @@ from fusetune.manifest.extents import Extent, extent_of_cell
 from fusetune.manifest.files import read_media
 from fusetune.manifest.headers import duration
 from fusetune.manifest.schema import MEDIA, Modality
+from fusetune.on_disk import Cells, taken
 
 
 class Source:
@@ -82,16 +83,19 @@ class Source:
         return self.modalities[name].kind in MEDIA and names_files(self.column(name).type) and not known
 
     def _hashed(self, name: str) -> Keys:
-        data, modality = bytearray(), self.modalities[name]
+        row, modality = -1, self.modalities[name]
         if digest_column(name) in self.table.column_names:
-            return Keys.of(digest or "" for digest in self.table[digest_column(name)].to_pylist())
+            return Keys.of(digest or "" for digest in Cells(self.table[digest_column(name)]))
+
+        def found() -> Iterator[bytes]:
+            nonlocal row
+            for row, sha in enumerate(content_digests(modality, self.column(name))):  # noqa: B007
+                yield sha or NONE
+
         try:
-            for digest in content_digests(modality, self.column(name)):
-                data += digest or NONE
+            return Keys.of_bytes(found())
         except OSError as error:
-            row = len(data) // BYTES
-            raise self._unread(name, row, self.column(name)[row], error) from None
-        return Keys(np.frombuffer(data, np.uint8))
+            raise self._unread(name, row + 1, self.column(name)[row + 1], error) from None
 
     def readable_keys(self) -> dict[str, list[str | None]]:
         """The same, with None in place of what can't be read."""
@@ -180,8 +184,9 @@ class Source:
     def items(self, name: str) -> list[int]:
         """Pictures, points or vectors of each sample; 0 where it has none, 1 for one medium or text."""
         column = self.column(name)
-        listed = pa.types.is_list(column.type) and self.modalities[name].kind != "vector"
-        return [(len(cell) if listed else 1) if cell.is_valid else 0 for cell in column]
+        if not (pa.types.is_list(column.type) and self.modalities[name].kind != "vector"):
+            return column.is_valid().cast(pa.int64()).to_pylist()
+        return pc.fill_null(pc.list_value_length(column), 0).to_pylist()
 
     def _unchanged(self, name: str, row: int, data: Any, where: str) -> Any:
         """Raises FusetuneError for a file that has changed since validation: its features would get another's name."""

@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fusetune.errors import FusetuneError
-from fusetune.manifest.contents import is_list, names_files, taken
+from fusetune.manifest.contents import is_list, names_files
 from fusetune.manifest.decoders import decoded
 from fusetune.manifest.files import path_problem, read_media
 from fusetune.manifest.pictures import NOTE
 from fusetune.manifest.schema import MEDIA, Modality
+from fusetune.on_disk import taken
 
 Progress = Callable[[int, int], None]  # cells decoded, cells
 CHUNK = 64  # cells that a process takes at once

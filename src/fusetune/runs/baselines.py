@@ -52,7 +52,7 @@ def _scored(rows: TaskRows, score: Callable[[Tensor, Tensor], dict[str, Any]]) -
         return {}
     train = rows.rows["train"]
     train = train[:: -(-len(train) // MOST_ROWS)]
-    splits = [train, rows.rows["val"], rows.rows["test"]]
+    splits = [part.tolist() for part in (train, rows.rows["val"], rows.rows["test"])]
     targets = [rows.targets(split) for split in splits]
     if kind == "segments":  # each of them is a row of a classification
         kind, wanted, steps = "classes", [part.flatten() for part in targets], STEPS_OF_SEGMENTS

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.filehash import remembered_sha256
 from fusetune.manifest.schema import SPLITS
+from fusetune.on_disk import AT_ONCE, slices, taken
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.plan.cost import Choice, choose, weigh
 from fusetune.plan.frontier import frontier
@@ -150,9 +152,14 @@ class Experiment(TaskRows):
         return self.model.backbone.prepare({name: self.source.decoded(name, rows) for name in self.source.modalities})
 
     def example_rows(self, count: int) -> list[int]:
-        columns = [self.source.column(name).is_valid().to_pylist() for name in self.data.modalities]
-        complete = [row for row in self.rows["train"] if all(column[row] for column in columns)]
-        return (complete or self.rows["train"])[:count]
+        columns, complete = [self.source.column(name) for name in self.data.modalities], list[int]()
+        for some in slices(len(self.rows["train"]), AT_ONCE):
+            rows = self.rows["train"][some]
+            there = np.logical_and.reduce([taken(column, rows).is_valid().to_numpy() for column in columns])
+            complete += rows[there][: count - len(complete)].tolist()
+            if len(complete) == count:
+                break
+        return complete or self.rows["train"][:count].tolist()
 
     def key(self, features: Features, settings: TrainSettings) -> str:
         """Digest of all that determines training, the rows of each split and their targets included."""

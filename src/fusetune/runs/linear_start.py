@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from fusetune import on_disk
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.prompting import directions
+from fusetune.backbones.tower import fingerprint
 from fusetune.config import digest
 from fusetune.device import pick_device
 from fusetune.features.dataset import FeatureSet, batches
@@ -28,7 +31,7 @@ from fusetune.training.data import TaskRows
 
 BATCH = 1024  # rows that are pooled at once
 ENTRY = "starts"  # folder in the store
-VERSION = 1  # of what is found; a change makes all anew
+VERSION = 2  # of what is found; a change makes all anew
 
 
 def find_starts(
@@ -44,12 +47,13 @@ def find_starts(
         return {}
     store, train = Store(store), rows.rows["train"]
     plain = {name: replace(modality, augment={}) for name, modality in rows.data.modalities.items()}
-    source = Source(rows.table.take(train), plain)
-    targets, groups = rows.targets(train), [str(group) for group in rows.column("group_id", "train")]
+    source = Source(on_disk.rows_of(rows.table, train), plain)
+    targets, groups = rows.targets(train), on_disk.Cells(source.table["group_id"])
     device = pick_device(cache.device)
     top = backbone.full_depth(list(plain))
     features = extract(backbone, source, top, store, replace(cache, views=0, part="1/1"), progress, device)
-    key = digest([VERSION, features.entries, features.fingerprints(), targets.tolist(), groups, rows.task.state()])
+    of_rows = [fingerprint({"targets": targets}), groups.digest()]
+    key = digest([VERSION, features.entries, features.fingerprints(), of_rows, rows.task.state()])
 
     def fitted() -> dict[str, Tensor]:
         pooled = _pooled(FeatureSet(features, store, torch.device("cpu")), len(train))
@@ -98,8 +102,11 @@ def _read(tensors: Mapping[str, Tensor]) -> dict[str, LinearStart]:
 
 
 def _pooled(features: FeatureSet, count: int) -> dict[str, Tensor]:
-    found: dict[str, list[Tensor]] = {}
-    for _, streams in features.batches(batches(count, BATCH)):
+    found: dict[str, Tensor] = {}
+    for index, streams in features.batches(batches(count, BATCH)):
         for name, tokens in streams.items():
-            found.setdefault(name, []).append(tokens.pooled().float())
-    return {name: torch.cat(values) for name, values in found.items()}
+            pooled = tokens.pooled().float()
+            if name not in found:
+                found[name] = torch.from_numpy(on_disk.array((count, pooled.shape[1]), np.float32))
+            found[name][index] = pooled
+    return found

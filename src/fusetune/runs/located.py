@@ -35,7 +35,7 @@ class Located:
 def located(experiment: Experiment, outputs: Tensor) -> list[Located]:
     """Evenly spread over the test split; [] for a task that asks something else. Of several tasks, that of the one."""
     whole: Any = experiment.task
-    several, rows = getattr(whole, "tasks", {"": whole}), experiment.rows["test"]
+    several, rows = getattr(whole, "tasks", {"": whole}), experiment.rows["test"].tolist()
     name, task = next(((name, one) for name, one in several.items() if isinstance(one, Locating)), ("", None))
     if task is None:
         return []

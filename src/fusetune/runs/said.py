@@ -27,7 +27,7 @@ def said(
     Args:
         kinds, groups: of all test rows, as `evaluate` takes them.
     """
-    rows = experiment.rows["test"]
+    rows = experiment.rows["test"].tolist()
     count = min(evaluation.answered, len(rows))
     places = sorted(random.Random(evaluation.seed).sample(range(len(rows)), count))
     words: list[str | None] = [None] * len(rows)
@@ -38,11 +38,10 @@ def said(
     found = score(experiment.model, experiment.source, picked, settings.batch_size, device)
     known = set(found.rows)
     asked = [place for place in places if rows[place] in known]
-    columns = task_columns(experiment.task, experiment.source)
     metrics = evaluate(
         experiment.task,
         found.outputs,
-        experiment.task.truths({n: [c[rows[place]] for place in asked] for n, c in columns.items()}),
+        experiment.task.truths(experiment.columns_of([rows[place] for place in asked])),
         evaluation,
         [kinds[place] for place in asked] if kinds else None,
         [groups[place] for place in asked],
@@ -73,7 +72,7 @@ class Shown:
         self.noting = noting
         self.experiment, self.settings, self.file = experiment, settings, folder / "shown.jsonl"
         self.evaluation, self.reporter = evaluation, reporter
-        rows = list(experiment.rows["val"]) if experiment.task.speaks else []
+        rows = experiment.rows["val"].tolist() if experiment.task.speaks else []
         self.rows, self.watched = (
             sorted(random.Random(evaluation.seed).sample(rows, min(count, len(rows))))
             for count in (evaluation.shown, evaluation.watched)
@@ -89,8 +88,7 @@ class Shown:
             noted["said"] = dict(zip(map(str, found.rows), words, strict=True))
         if self.watched and epoch % self.evaluation.every == 0:
             found = self._answered(self.watched)
-            columns = task_columns(task, self.experiment.source)
-            truths = task.truths({name: [values[row] for row in found.rows] for name, values in columns.items()})
+            truths = task.truths(self.experiment.columns_of(found.rows))
             right = {name: float(each.mean()) for name, each in task.per_sample(found.outputs, truths).items()}
             noted["right"] = right
             self.reporter.said(epoch, right)

@@ -55,6 +55,7 @@ class Classification(Task):
 
     Config = ClassificationConfig
     skewed_metric = "macro_f1"
+    targets_by_row = True
     plain = "classes"
 
     def __init__(self, config: ClassificationConfig) -> None:

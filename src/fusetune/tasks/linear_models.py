@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusetune.on_disk import shuffled
 from fusetune.tasks.joined_head import LinearStart, standardised
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C: the penalty on the mean loss is |W|^2 / (2 C rows)
@@ -85,7 +86,7 @@ def folds_of(targets: Tensor, groups: Sequence[Any]) -> Tensor:
 def _few(pooled: Mapping[str, Tensor], outputs: int, count: int) -> Tensor:
     width = max(values.shape[1] for values in pooled.values())
     most = max(1000, min(MOST_ROWS, int(MOST_PRODUCTS / width / outputs)))
-    return torch.arange(count) if count <= most else torch.randperm(count)[:most].sort().values
+    return torch.arange(count) if count <= most else shuffled(count)[:most].sort().values
 
 
 def statistics(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,7 @@ class MultiLabel(Task):
     """Binary cross-entropy of each label; answers are the labels above one threshold, which validation rows set."""
 
     Config = MultiLabelConfig
+    targets_by_row = True
     plain = "labels"
 
     def __init__(self, config: MultiLabelConfig) -> None:

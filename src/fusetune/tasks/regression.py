@@ -55,6 +55,7 @@ class Regression(Task):
     """Outputs are standardised by the training rows; metrics and answers are in the data's own units."""
 
     Config = RegressionConfig
+    targets_by_row = True
     plain = "numbers"
 
     def __init__(self, config: RegressionConfig) -> None:

@@ -51,6 +51,7 @@ class Task(ABC):
         fuses: whether the streams may meet before the head; a task that compares them must keep them apart.
         plain: what a plain baseline predicts: ``classes``, ``labels``, ``numbers`` or ``pairs``; None: there is none.
         by_row: whether what `decode` says of a row depends on that row alone.
+        targets_by_row: whether what `targets` says of a row, and its shape, depend on that row alone.
         by_sample: whether the loss of a batch is the mean of its samples' own.
         speaks: whether the model's own head answers in words: outputs are logits of a vocabulary.
         token_outputs: of a head that says something of each token, how many numbers; 0: its outputs are as many for
@@ -63,6 +64,7 @@ class Task(ABC):
     fuses: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
     by_sample: bool = True
+    targets_by_row: ClassVar[bool] = False
     speaks: ClassVar[bool] = False
     token_outputs: int = 0
     head_times: int = 1
@@ -173,7 +175,7 @@ class Task(ABC):
 
     def row_weights(self, targets: Tensor) -> Tensor:
         """(rows,): what each row counts in a mean of losses over batches."""
-        return torch.ones(len(targets))
+        return torch.ones(1).expand(len(targets))
 
     def kept(self, outputs: Tensor, targets: Tensor | None) -> Tensor:
         """What of a batch's outputs is kept for metrics and answers; vocabularies are too wide to be.

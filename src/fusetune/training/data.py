@@ -7,10 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from fusetune import on_disk
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.tower import fingerprint
 from fusetune.config import build, check, to_plain
@@ -19,6 +22,7 @@ from fusetune.features.composing import FittingRows
 from fusetune.features.source import Source
 from fusetune.manifest.augmentations import moves
 from fusetune.manifest.schema import SPLITS, Modality
+from fusetune.on_disk import Cells, RowNumbers
 from fusetune.tasks import tasks
 from fusetune.tasks.task import Task, content_column, extent_column
 
@@ -88,7 +92,9 @@ def task_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | Non
 
 def _own_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
     """The same without what the task makes of them."""
-    return {name: _column(source.table, name) for name in task.columns()} | sample_columns(task, source, keys)
+    return {name: _cells(source.table, name).to_pylist() for name in task.columns()} | sample_columns(
+        task, source, keys
+    )
 
 
 def sample_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
@@ -183,21 +189,31 @@ class TaskRows:
         self.given, self.data = table, data
         self.table = with_derived(self.task, table, data.modalities)
         self.source = Source(self.table, streams_of(data))
-        split = table["split"].to_pylist()
-        self.rows = {name: [i for i, value in enumerate(split) if value == name] for name in SPLITS}
+        self.rows = {name: rows_in(table["split"], name) for name in SPLITS}
         for name, rows in self.rows.items():
-            if not rows:
+            if not len(rows):
                 raise FusetuneError(f"manifest: no row of split '{name}'; each of {', '.join(SPLITS)} needs some.")
-        self._columns = task_columns(self.task, self.source)
+        self._told = sample_columns(self.task, self.source)
+        self._told |= self.task.derived(self.columns_of(np.arange(table.num_rows))) if derives(self.task) else {}
         self.task.fit(self.columns_of(self.rows["train"]))
 
     def column(self, name: str, split: str) -> list[Any]:
-        values = _column(self.table, name)
-        return [values[row] for row in self.rows[split]]
+        return list(Cells(_cells(self.table, name), self.rows[split]))
 
-    def targets(self, rows: Sequence[int]) -> Tensor:
+    def targets(self, rows: RowNumbers) -> Tensor:
         """Targets of some rows of the manifest."""
-        return self.task.targets(self.columns_of(rows))
+        found, rows = None, np.asarray(rows, np.int64)
+        if not self.task.targets_by_row or len(rows) <= on_disk.ROWS:
+            return self.task.targets(self.columns_of(rows))
+        for some in on_disk.slices(len(rows)):
+            try:
+                part = self.task.targets(self.columns_of(rows[some])).numpy()
+            except FusetuneError:
+                self.task.targets(self.columns_of(rows))  # whose error names the row among all
+                raise
+            found = on_disk.array((len(rows), *part.shape[1:]), part.dtype) if found is None else found
+            found[some] = part
+        return torch.from_numpy(found)
 
     def of(self, task: Task) -> "TaskRows":
         """The same rows, for one of the tasks that `task` has several of."""
@@ -208,12 +224,14 @@ class TaskRows:
     @cached_property
     def rows_digest(self) -> str:
         """SHA-256 (hex) of which rows are in which split, and of their targets."""
-        rows = {name: torch.tensor(rows) for name, rows in self.rows.items()}
+        rows = {name: torch.from_numpy(rows) for name, rows in self.rows.items()}
         return fingerprint(rows | {f"targets of {name}": self.targets(rows) for name, rows in self.rows.items()})
 
-    def columns_of(self, rows: Sequence[int]) -> dict[str, Sequence[Any]]:
+    def columns_of(self, rows: RowNumbers) -> dict[str, Sequence[Any]]:
         """What the task needs to know of some rows."""
-        return {name: [values[row] for row in rows] for name, values in self._columns.items()}
+        rows = np.asarray(rows, np.int64)
+        cells = {name: Cells(_cells(self.table, name), rows) for name in self.task.columns()}
+        return cells | {name: [values[row] for row in rows] for name, values in self._told.items()}
 
 
 def fitting_rows(table: pa.Table, data: DataSettings, more: pa.Table | None = None) -> FittingRows:
@@ -228,10 +246,19 @@ def fitting_rows(table: pa.Table, data: DataSettings, more: pa.Table | None = No
     return FittingRows(own.source, own.rows["train"], own.rows["val"], part, own.targets, unlabelled)
 
 
-def _column(table: pa.Table, name: str) -> list[Any]:
+def rows_in(column: pa.ChunkedArray, split: str) -> np.ndarray:
+    """The rows of a split, in ascending order."""
+    found, parts, begin = 0, [], 0
+    for chunk in column.chunks:
+        parts.append(np.flatnonzero(pc.fill_null(pc.equal(chunk, split), False).to_numpy(zero_copy_only=False)) + begin)
+        begin, found = begin + len(chunk), found + len(parts[-1])
+    return on_disk.filled(parts, found, np.int64)
+
+
+def _cells(table: pa.Table, name: str) -> pa.ChunkedArray:
     if name not in table.column_names:
         raise FusetuneError(f"data.task: the manifest has no column '{name}'. It has {', '.join(table.column_names)}.")
-    return table[name].to_pylist()
+    return table[name]
 
 
 def _no_name(where: str) -> str:

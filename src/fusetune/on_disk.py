@@ -1,0 +1,206 @@
+"""What has a place for each row and may have more of them than main memory has room for: arrays and tables in files.
+
+Small ones are in memory. A large one is a file without a name, mapped: the system keeps of it what it has room for, and
+writes the rest out; it is gone when nobody holds it. Nothing that works on them may make a copy of a whole one.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from fusetune.errors import FusetuneError
+
+RowNumbers = Sequence[int] | np.ndarray
+KEPT = 16 * 2**20  # bytes up to which it is in memory
+ROWS = 2**18  # that are worked on at once
+AT_ONCE = 2**14  # of which Python has objects at once
+
+
+def place() -> Path:
+    """The folder of such files: TMPDIR where it is set, else the user's cache; /tmp is main memory on many systems."""
+    if given := os.environ.get("TMPDIR"):
+        return Path(given)
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "fusetune")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir())
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def array(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array with nothing in it yet; raises FusetuneError where the disk has no room for it."""
+    dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, int) else shape
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if size <= KEPT:
+        return np.empty(shape, dtype)
+    with _file(size) as file:
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later kills whoever writes to the map
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        return np.memmap(file, dtype, "r+", shape=shape)
+
+
+def filled(parts: Iterable[np.ndarray], count: int, dtype: Any) -> np.ndarray:
+    """One behind another, in an array of so many places."""
+    found, begin = array(count, dtype), 0
+    for part in parts:
+        found[begin : begin + len(part)] = part
+        begin += len(part)
+    return found
+
+
+def gathered(held: list[np.ndarray], coming: Iterable[np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Rows of this shape, nobody knows how many: those that are held (the list is emptied), and those that come."""
+    with _file(sum(part.nbytes for part in held)) as file:
+        while held:
+            file.write(held.pop(0).data)
+        for part in coming:
+            file.write(np.ascontiguousarray(part, dtype).data)
+        file.flush()
+        return np.memmap(file, dtype, "r+").reshape(-1, *shape)
+
+
+def picked(whole: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows of an array, in their order."""
+    if whole[:1].nbytes * len(rows) <= KEPT:
+        return np.asarray(whole[rows])
+    found = array((len(rows), *whole.shape[1:]), whole.dtype)
+    for some in slices(len(rows)):
+        found[some] = whole[rows[some]]
+    return found
+
+
+def slices(count: int, size: int | None = None) -> Iterator[slice]:
+    """Of so many rows, those that are worked on at once."""
+    step = size or ROWS
+    return (slice(begin, min(begin + step, count)) for begin in range(0, count, step))
+
+
+def table(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    """Batches as a table, in a file from the moment on when they are large; raises FusetuneError for a full disk."""
+    held: list[pa.RecordBatch] = []
+    size, coming = 0, iter(batches)
+    for batch in coming:
+        held.append(batch)
+        size += batch.nbytes
+        if size > KEPT:
+            break
+    else:
+        return pa.Table.from_batches(held, schema)
+    with _file(size) as file:
+        with pa.ipc.new_file(file, schema) as writer:
+            while held:
+                writer.write_batch(held.pop(0))
+            for batch in coming:
+                writer.write_batch(batch)
+        file.flush()
+        # the map of a file that has no name: by its number, which Linux and macOS have a path for
+        with pa.memory_map(f"/dev/fd/{file.fileno()}") as mapped:
+            return pa.ipc.open_file(mapped).read_all()
+
+
+def batches(whole: pa.Table) -> Iterator[pa.RecordBatch]:
+    """A table's rows, `ROWS` of them at most at once."""
+    return iter(whole.to_batches(max_chunksize=ROWS))
+
+
+def taken(column: pa.ChunkedArray, rows: RowNumbers) -> pa.ChunkedArray:
+    """Some rows of a column; `ChunkedArray.take` copies all chunks first, 10 ms where there are a million rows."""
+    wanted = np.asarray(rows, np.int64)
+    ends = np.cumsum([len(chunk) for chunk in column.chunks], dtype=np.int64)
+    owner = ends.searchsorted(wanted, side="right")
+    begins = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(wanted)]
+    pieces = []
+    for begin, end in pairwise(begins):
+        if begin < end:
+            chunk = column.chunk(int(owner[begin]))
+            pieces.append(chunk.take(pa.array(wanted[begin:end] - (ends[owner[begin]] - len(chunk)))))
+    return pa.chunked_array(pieces, column.type)
+
+
+def rows_of(whole: pa.Table, rows: RowNumbers) -> pa.Table:
+    """Some rows of a table, in ascending order."""
+    wanted = np.asarray(rows, np.int64)
+    parts = (
+        pa.table([taken(column, wanted[some]) for column in whole.columns], whole.schema)
+        for some in slices(len(wanted))
+    )
+    return table((batch for part in parts for batch in part.combine_chunks().to_batches()), whole.schema)
+
+
+class Cells(Sequence[Any]):
+    """Cells of a column as Python's values, made when they are asked for.
+
+    Args:
+        rows: which; None: all.
+    """
+
+    def __init__(self, column: pa.ChunkedArray, rows: np.ndarray | None = None) -> None:
+        self.column, self.rows = column, rows
+
+    def __len__(self) -> int:
+        return len(self.column) if self.rows is None else len(self.rows)
+
+    def __getitem__(self, which: Any) -> Any:
+        if isinstance(which, slice):
+            return Cells(self.column, np.arange(len(self))[which] if self.rows is None else self.rows[which])
+        return self.column[int(which if self.rows is None else self.rows[which])].as_py()
+
+    def __iter__(self) -> Iterator[Any]:
+        for some in slices(len(self), AT_ONCE):
+            if self.rows is None:
+                yield from self.column.slice(some.start, some.stop - some.start).to_pylist()
+            else:
+                yield from taken(self.column, self.rows[some]).to_pylist()
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all of them, in order."""
+        sha = hashlib.sha256()
+        for some in slices(len(self), AT_ONCE):
+            sha.update(json.dumps(list(self[some]), default=str).encode())
+        return sha.hexdigest()
+
+
+def shuffled(count: int, generator: Any = None) -> Any:
+    """The numbers below `count` in an order drawn by torch, a tensor (count,)."""
+    import torch
+
+    return torch.randperm(count, generator=generator, out=torch.from_numpy(array(count, np.int64)))
+
+
+def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file as a table, read group by group."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as opened:
+        schema = opened.schema_arrow
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        return table(opened.iter_batches(ROWS, columns=columns), schema)
+
+
+@contextmanager
+def _file(size: int) -> Iterator[IO[bytes]]:
+    folder = place()
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix="fusetune-") as file:
+            yield file
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise FusetuneError(
+            f"{folder}: the disk is full; {size / 1e9:.2f} GB or more were asked for, of rows that main memory has no "
+            "room for. Free some space, or name another folder in TMPDIR."
+        ) from None
