@@ -10,7 +10,19 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "fusetune"
 KEDRO_SIDE = {"pipelines", "hooks.py", "settings.py", "pipeline_registry.py", "__main__.py"}
 FLOORS = [
-    {"errors", "config", "registry", "tokens", "schedule", "filehash", "scratch", "device", "cluster"},
+    {
+        "errors",
+        "config",
+        "registry",
+        "tokens",
+        "schedule",
+        "filehash",
+        "scratch",
+        "device",
+        "cluster",
+        "on_disk",
+        "keys",
+    },
     {"manifest", "tasks", "worlds"},
     {"backbones"},
     {"adapters", "features"},

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +22,9 @@ from fusetune.errors import FusetuneError
 
 RowNumbers = Sequence[int] | np.ndarray
 KEPT = 16 * 2**20  # bytes up to which it is in memory
-ROWS = 2**18  # that are worked on at once
+SOME = 64 * 2**20  # bytes that are worked on at once
+ROWS = 2**18  # and rows
+GROUP = 2**20  # rows of a group of a Parquet file
 AT_ONCE = 2**14  # of which Python has objects at once
 
 
@@ -88,32 +90,57 @@ def slices(count: int, size: int | None = None) -> Iterator[slice]:
     return (slice(begin, min(begin + step, count)) for begin in range(0, count, step))
 
 
+class Growing:
+    """A table that batches are written to one by one; from the moment on when they are large, in a file."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema, self._held, self._size = schema, list[pa.RecordBatch](), 0
+        self._open = ExitStack()
+        self._file: IO[bytes] | None = None
+        self._writer: Any = None
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Raises FusetuneError for a full disk."""
+        self._held.append(batch)
+        self._size += batch.nbytes
+        if self._size <= KEPT:
+            return
+        if self._file is None:
+            self._file = self._open.enter_context(_file(self._size))
+            self._writer = pa.ipc.new_file(self._file, self.schema)
+        with _full(self._size):
+            while self._held:
+                self._writer.write_batch(self._held.pop(0))
+
+    def table(self) -> pa.Table:
+        """All that was written; nothing more can be."""
+        if self._file is None:
+            return pa.Table.from_batches(self._held, self.schema)
+        with self._open, _full(self._size):
+            self._writer.close()
+            self._file.flush()
+            # the map of a file that has no name: by its number, which Linux and macOS have a path for
+            with pa.memory_map(f"/dev/fd/{self._file.fileno()}") as mapped:
+                return pa.ipc.open_file(mapped).read_all()
+
+
 def table(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
-    """Batches as a table, in a file from the moment on when they are large; raises FusetuneError for a full disk."""
-    held: list[pa.RecordBatch] = []
-    size, coming = 0, iter(batches)
-    for batch in coming:
-        held.append(batch)
-        size += batch.nbytes
-        if size > KEPT:
-            break
-    else:
-        return pa.Table.from_batches(held, schema)
-    with _file(size) as file:
-        with pa.ipc.new_file(file, schema) as writer:
-            while held:
-                writer.write_batch(held.pop(0))
-            for batch in coming:
-                writer.write_batch(batch)
-        file.flush()
-        # the map of a file that has no name: by its number, which Linux and macOS have a path for
-        with pa.memory_map(f"/dev/fd/{file.fileno()}") as mapped:
-            return pa.ipc.open_file(mapped).read_all()
+    """Batches as a table; see `Growing`."""
+    found = Growing(schema)
+    for batch in batches:
+        found.write(batch)
+    return found.table()
 
 
-def batches(whole: pa.Table) -> Iterator[pa.RecordBatch]:
-    """A table's rows, `ROWS` of them at most at once."""
-    return iter(whole.to_batches(max_chunksize=ROWS))
+def filtered(whole: pa.Table, kept: np.ndarray) -> pa.Table:
+    """The rows of a table that are to be kept."""
+
+    def parts() -> Iterator[pa.RecordBatch]:
+        for some in slices(whole.num_rows, at_once(whole.nbytes, whole.num_rows)):
+            part = whole.slice(some.start, some.stop - some.start).filter(pa.array(kept[some]))
+            yield from part.combine_chunks().to_batches()
+
+    return table(parts(), whole.schema)
 
 
 def taken(column: pa.ChunkedArray, rows: RowNumbers) -> pa.ChunkedArray:
@@ -135,7 +162,7 @@ def rows_of(whole: pa.Table, rows: RowNumbers) -> pa.Table:
     wanted = np.asarray(rows, np.int64)
     parts = (
         pa.table([taken(column, wanted[some]) for column in whole.columns], whole.schema)
-        for some in slices(len(wanted))
+        for some in slices(len(wanted), at_once(whole.nbytes, whole.num_rows))
     )
     return table((batch for part in parts for batch in part.combine_chunks().to_batches()), whole.schema)
 
@@ -180,27 +207,58 @@ def shuffled(count: int, generator: Any = None) -> Any:
     return torch.randperm(count, generator=generator, out=torch.from_numpy(array(count, np.int64)))
 
 
+def column(parts: Iterable[pa.Array], kind: pa.DataType) -> pa.ChunkedArray:
+    """One behind another as a column."""
+    schema = pa.schema([pa.field("", kind)])
+    return table((pa.record_batch([part], schema) for part in parts), schema).column(0)
+
+
 def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file as a table, read group by group."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as opened:
-        schema = opened.schema_arrow
+        schema, groups = opened.schema_arrow, opened.metadata
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
-        return table(opened.iter_batches(ROWS, columns=columns), schema)
+
+        def read() -> Iterator[pa.RecordBatch]:
+            for number in range(opened.num_row_groups):  # of all at once, it would keep those that are behind
+                group = groups.row_group(number)
+                step = at_once(group.total_byte_size, group.num_rows)
+                yield from opened.iter_batches(step, row_groups=[number], columns=columns)
+
+        return table(read(), schema)
+
+
+def write_parquet(whole: pa.Table, file: Path) -> None:
+    """A table as a Parquet file, in groups that can be read one by one."""
+    import pyarrow.parquet as pq
+
+    group = max(1, at_once(whole.nbytes, whole.num_rows, GROUP))
+    pq.write_table(whole, file, compression="zstd", row_group_size=group)
+
+
+def at_once(size: int, rows: int, most: int = ROWS) -> int:
+    """Of so many rows of so many bytes, how many are worked on at once."""
+    return max(1, min(most, SOME * rows // max(1, size)))
 
 
 @contextmanager
 def _file(size: int) -> Iterator[IO[bytes]]:
-    folder = place()
+    with _full(size), tempfile.TemporaryFile(dir=place(), prefix="fusetune-") as file:
+        yield file
+
+
+@contextmanager
+def _full(size: int) -> Iterator[None]:
+    """Raises FusetuneError for a full disk."""
     try:
-        with tempfile.TemporaryFile(dir=folder, prefix="fusetune-") as file:
-            yield file
+        yield
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise FusetuneError(
-            f"{folder}: the disk is full; {size / 1e9:.2f} GB or more were asked for, of rows that main memory has no "
+            f"{place()}: the disk is full; {size / 1e9:.2f} GB or more were asked for, of rows that main memory has no "
             "room for. Free some space, or name another folder in TMPDIR."
         ) from None

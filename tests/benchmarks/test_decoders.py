@@ -15,8 +15,8 @@ from PIL import Image
 from fusetune.features import decoding
 from fusetune.features.chunks import Chunk
 from fusetune.features.index import CacheSettings
-from fusetune.features.keys import Keys
 from fusetune.features.source import Source
+from fusetune.keys import Keys
 from fusetune.manifest.schema import Modality
 
 pytestmark = pytest.mark.benchmark

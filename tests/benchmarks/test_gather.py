@@ -22,9 +22,9 @@ from fusetune.backbones.backbone import Frontier
 from fusetune.features import dataset as feature_dataset
 from fusetune.features.dataset import FeatureSet
 from fusetune.features.index import Features
-from fusetune.features.keys import Keys
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
+from fusetune.keys import Keys
 
 pytestmark = pytest.mark.benchmark
 SAMPLES = int(os.environ.get("FUSETUNE_BENCHMARK_SAMPLES", 4000))

@@ -15,9 +15,9 @@ from measuring import show
 
 from fusetune.backbones.backbone import Frontier
 from fusetune.features.index import Features
-from fusetune.features.keys import Keys
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
+from fusetune.keys import Keys
 
 pytestmark = pytest.mark.benchmark
 SIZES = [int(size) for size in os.environ.get("SIZES", "100000,1000000").split(",")]

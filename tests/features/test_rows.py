@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from fusetune import keys as keys_module
 from fusetune import on_disk
 from fusetune.errors import FusetuneError
-from fusetune.features import keys as keys_module
 from fusetune.features import rows as module
-from fusetune.features.keys import Keys
 from fusetune.features.store import Entry
+from fusetune.keys import Keys
 
 NAMES = ["", *(hashlib.sha256(bytes([i])).hexdigest() for i in range(40))]
 

@@ -15,9 +15,9 @@ from fusetune.errors import FusetuneError
 from fusetune.features.__main__ import main
 from fusetune.features.dataset import gather
 from fusetune.features.key_files import write_keys
-from fusetune.features.keys import Keys
 from fusetune.features.storage import RemoteFolder, Store
 from fusetune.features.store import Entry
+from fusetune.keys import Keys
 from fusetune.scratch import ABANDONED, machine, scratch
 
 

@@ -93,7 +93,7 @@ def faulty(folder):
     good = str(folder / "good.csv")
     return {
         "no file": ({"file": "nowhere.csv"}, r"x.file: nowhere.csv is not there \(looked in"),
-        "another format": ({"file": "a.xlsx"}, "x.file: expected .parquet, .csv, .tsv or .jsonl, found 'a.xlsx'"),
+        "another format": ({"file": "a.xlsx"}, "x.file: expected .parquet, .csv, .tsv or .jsonl, or a folder.*a.xlsx"),
         "not UTF-8": ({"file": str(folder / "latin.csv")}, "latin.csv: no readable CSV in UTF-8"),
         "ragged lines": ({"file": str(folder / "ragged.csv")}, "ragged.csv: no readable CSV.*Expected 2 col"),
         "a column twice": ({"file": str(folder / "twice.csv")}, "twice.csv: the column 'id' stands there twice"),

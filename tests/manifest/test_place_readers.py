@@ -191,9 +191,15 @@ def test_what_is_no_place_and_no_time_is_named_by_check_row_and_column(name):
     task = make_task(data.task)
 
     def checked(table):
-        faults = faults_of(task, Source(table, data.modalities))
         rules = build(ValidationSettings, {"max_quarantined": 1.0, "workers": 1}, "validate")
-        return validate(table, data.modalities, [], rules, needed=task.columns(), faults=faults)
+        return validate(
+            table,
+            data.modalities,
+            [],
+            rules,
+            needed=task.columns(),
+            faults=lambda some: faults_of(task, Source(some, data.modalities)),
+        )
 
     assert not set(BAD[name]) & {c["check"] for c in checked(table).report["checks"]}
     expected, cells = {}, table[column].to_pylist()

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from fusetune.config import digest
-from fusetune.features.keys import Keys
 from fusetune.features.source import Source
+from fusetune.keys import Keys
 from fusetune.manifest.augmentations import make_augmentation
 from fusetune.manifest.schema import Modality
 

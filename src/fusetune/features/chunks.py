@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from fusetune.features.index import CacheSettings, Features
-from fusetune.features.keys import Keys
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
+from fusetune.keys import Keys
 from fusetune.on_disk import filled, slices
 
 

@@ -19,12 +19,12 @@ from fusetune import on_disk
 from fusetune.device import free_memory, keep_freed_memory
 from fusetune.features.ahead import ahead, delayed, threads_beside
 from fusetune.features.index import Features
-from fusetune.features.keys import Keys
 from fusetune.features.mapping import named
 from fusetune.features.means import Means
 from fusetune.features.rows import Rows
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
+from fusetune.keys import Keys
 from fusetune.tokens import Tokens, pad
 
 SHARE = 0.5  # of the free memory that features may take

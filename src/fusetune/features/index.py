@@ -10,8 +10,8 @@ from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
 from fusetune.features.codecs import CODECS
 from fusetune.features.key_files import read_keys, write_keys
-from fusetune.features.keys import Keys
 from fusetune.features.source import Source
+from fusetune.keys import Keys
 from fusetune.manifest.decoders import VERSIONS
 from fusetune.manifest.schema import Modality
 from fusetune.on_disk import RowNumbers

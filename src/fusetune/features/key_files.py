@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fusetune.errors import FusetuneError
-from fusetune.features.keys import BYTES, Keys
+from fusetune.keys import BYTES, Keys
 
 RECORD = b"fusetune"
 

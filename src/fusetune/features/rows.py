@@ -15,10 +15,10 @@ from torch import Tensor
 from fusetune import on_disk
 from fusetune.errors import FusetuneError
 from fusetune.features.codecs import decode
-from fusetune.features.keys import Keys
 from fusetune.features.mapping import NUMPY, MappedShard, may_map, named
 from fusetune.features.shards import read_shards
 from fusetune.features.storage import Folder
+from fusetune.keys import Keys
 
 
 class Rows(Sequence[Tensor]):

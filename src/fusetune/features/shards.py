@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fusetune.errors import FusetuneError
 from fusetune.features.key_files import read_keys
-from fusetune.features.keys import Keys
 from fusetune.features.storage import Folder
+from fusetune.keys import Keys
 
 FORMAT = 2
 AT_ONCE = 128  # indices that are read at once: a round trip each where the store is far away

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from fusetune.config import check, digest
 from fusetune.errors import FusetuneError
-from fusetune.features.keys import NONE, Keys
+from fusetune.keys import NONE, Keys
 from fusetune.manifest.augmentations import make_augmentation
 from fusetune.manifest.contents import (
     content_digest,

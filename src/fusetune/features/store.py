@@ -26,11 +26,11 @@ from torch import Tensor
 
 from fusetune.errors import FusetuneError
 from fusetune.features.codecs import encode
-from fusetune.features.keys import Keys
 from fusetune.features.mapping import MappedShard
 from fusetune.features.rows import Rows
 from fusetune.features.shards import FORMAT, Shard, keys_of, read_shards
 from fusetune.features.storage import Folder, LocalFolder, Store
+from fusetune.keys import Keys
 from fusetune.scratch import is_abandoned
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fusetune.features.keys import Keys
 from fusetune.features.shards import keys_of
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
+from fusetune.keys import Keys
 
 NOTHING = Keys.of(())
 

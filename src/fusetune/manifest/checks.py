@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fusetune.config import check, check_keys
-from fusetune.manifest.labels import alike, label_text
 from fusetune.manifest.schema import SPLITS, Modality
 
 Fails = Callable[[pd.Series], pd.Series]
 
+EXAMPLES = 5  # of what fails, that are told
 LEVELS = ("error", "quarantine", "warn", "off")
 # what happens where a check fails: the run stops, the row is set aside, or it is only said
 SEVERITIES: dict[str, str] = {
@@ -180,22 +181,6 @@ class Check:
     fails: Fails
 
 
-def label_checks(labels: list[str], declared: Mapping[str, Any]) -> Iterator[Check]:
-    """For the columns that the task reads; `declared`: column -> its labels, or ``{min: ..., max: ...}``."""
-    for label in labels:
-        yield Check("label.missing", label, lambda s: s.isna())
-        yield Check("label.type", f"{label}: type", pd.notna)
-        yield Check("label.mixed", label, _not_of_the_common_kind)
-        yield Check("label.alike", label, _spelled_otherwise)
-        if isinstance(declared.get(label), Mapping):
-            span = declared[label]
-            yield Check(
-                "label.declared", label, _not_between(float(span.get("min", "-inf")), float(span.get("max", "inf")))
-            )
-        elif label in declared:
-            yield Check("label.declared", label, _not_among({label_text(value) for value in declared[label]}))
-
-
 def conversation_checks() -> Iterator[Check]:
     """Of what a reader of conversations has said of its rows."""
     for name in SEVERITIES:
@@ -216,10 +201,17 @@ def target_checks(columns: Iterable[str]) -> Iterator[Check]:
         yield Check("label.type", f"{column}: type", pd.notna)
 
 
-def row_checks(modalities: Mapping[str, Modality], limits: Limits) -> Iterator[Check]:
-    """Everything about one row alone."""
+def row_checks(
+    modalities: Mapping[str, Modality], limits: Limits, repeated: np.ndarray, widths: Mapping[str, float]
+) -> Iterator[Check]:
+    """Everything about one row.
+
+    Args:
+        repeated: of all rows of the manifest, whether an earlier one has this sample_id.
+        widths: by modality of numbers, the most common one.
+    """
     yield Check("sample_id.missing", "sample_id", lambda s: s.isna() | (s.astype(str).str.strip() == ""))
-    yield Check("sample_id.unique", "sample_id", lambda s: s.duplicated() & s.notna())
+    yield Check("sample_id.unique", "sample_id", lambda s: pd.Series(repeated[s.index], s.index) & s.notna())
     yield Check("split.known", "split", lambda s: ~s.isin(SPLITS))
     yield Check("group.missing", "group_id", lambda s: s.isna())
     for name, modality in modalities.items():
@@ -234,7 +226,7 @@ def row_checks(modalities: Mapping[str, Modality], limits: Limits) -> Iterator[C
         elif kind in ("sequence", "vector"):
             yield Check("numbers.empty", f"{at}length", lambda s: s == 0)
             yield Check("numbers.finite", f"{at}finite", lambda s: s == False)  # noqa: E712 (may be missing)
-            yield Check("numbers.width", f"{at}width", lambda s: s.notna() & (s != _most_common(s)))
+            yield Check("numbers.width", f"{at}width", _other_than(widths.get(name)))
             if kind == "sequence":
                 yield Check("numbers.tokens", f"{at}length", lambda s: s > limits.tokens)
         else:
@@ -264,37 +256,5 @@ def _outside(low: float, high: float) -> Fails:
     return lambda s: s.notna() & ~s.between(low, high)
 
 
-def _not_between(low: float, high: float) -> Fails:
-    return lambda s: ~s.map(_number).between(low, high)
-
-
-def _not_of_the_common_kind(labels: pd.Series) -> pd.Series:
-    """Truth values beside numbers: the ones or the others, whichever are fewer."""
-    truths, numbers = labels.isin(["true", "false"]), labels.map(_number).notna()
-    mixed = truths.any() and numbers.any()
-    return (truths if truths.sum() <= numbers.sum() else numbers) & mixed
-
-
-def _spelled_otherwise(labels: pd.Series) -> pd.Series:
-    """Labels that differ from a more frequent one in nothing that a reader sees."""
-    counts = labels.dropna().value_counts()
-    first: dict[str, str] = {}
-    for label in sorted(counts.index, key=lambda label: (-counts[label], label)):
-        first.setdefault(alike(label), label)
-    return labels.map(lambda label: isinstance(label, str) and first[alike(label)] != label).astype(bool)
-
-
-def _not_among(known: set[str | None]) -> Fails:
-    return lambda s: ~s.astype(str).isin(known)
-
-
-def _most_common(values: pd.Series) -> float:
-    sound = values[values > 0]
-    return float(sound.mode().iloc[0]) if len(sound) else float("nan")
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return float("nan")
+def _other_than(width: float | None) -> Fails:
+    return lambda s: s.notna() & (s != width)

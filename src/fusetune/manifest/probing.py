@@ -77,26 +77,41 @@ def _paths(cell: Any) -> list[str]:
     return [item for item in (cell if isinstance(cell, list) else [cell]) if isinstance(item, str)]
 
 
-def _numbers(column: pa.ChunkedArray, kind: str) -> pd.DataFrame:
-    """Lists of floats (vector) or of lists of floats (sequence), without a Python loop over the values."""
-    array = column.combine_chunks()
-    outer = pc.list_value_length(array)
-    facts = pd.DataFrame({"length": outer.to_pandas().astype(float)})
+def widths(modality: Modality, column: pa.ChunkedArray) -> np.ndarray:
+    """Of the cells of a column of numbers that have one."""
+    if not is_list(column.type):
+        return np.empty(0)
+    facts = _shapes(column.combine_chunks(), modality.kind)[0]
+    return facts["width"].dropna().to_numpy() if "width" in facts else np.empty(0)
+
+
+def _shapes(array: Any, kind: str) -> tuple[pd.DataFrame, Any, np.ndarray]:
+    """`length` and `width` of lists of floats (vector) or of lists of floats (sequence), or the `type` that is wrong;
+    and all numbers, with the row of each."""
+    facts = pd.DataFrame({"length": pc.list_value_length(array).to_pandas().astype(float)})
     depth = 1 + is_list(array.type.value_type)
     if depth != (2 if kind == "sequence" else 1):
         facts["type"] = f"{depth}-dimensional list"
-        return facts
+        return facts, None, np.empty(0)
     rows = pc.list_parent_indices(array).to_numpy()
     values = array.flatten()
     if kind == "sequence":
-        widths = pc.list_value_length(values).to_numpy(zero_copy_only=False).astype(float)
-        by_row = pd.Series(widths).groupby(rows)
+        tokens = pc.list_value_length(values).to_numpy(zero_copy_only=False).astype(float)
+        by_row = pd.Series(tokens).groupby(rows)
         low, high = by_row.min().reindex(facts.index), by_row.max().reindex(facts.index)
         facts["width"] = high.where(low == high, -1)  # -1: tokens of several widths
         rows = rows[pc.list_parent_indices(values).to_numpy()]
         values = values.flatten()
     else:
         facts["width"] = facts["length"]
+    return facts, values, rows
+
+
+def _numbers(column: pa.ChunkedArray, kind: str) -> pd.DataFrame:
+    """Lists of floats (vector) or of lists of floats (sequence), without a Python loop over the values."""
+    facts, values, rows = _shapes(column.combine_chunks(), kind)
+    if values is None:
+        return facts
     try:
         numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from fusetune import on_disk
 from fusetune.errors import FusetuneError
 from fusetune.manifest.checks import (
     Check,
@@ -15,17 +16,19 @@ from fusetune.manifest.checks import (
     ValidationSettings,
     conversation_checks,
     fault_checks,
-    label_checks,
     row_checks,
     target_checks,
 )
-from fusetune.manifest.contents import readable_digests
-from fusetune.manifest.labels import label_problem, label_text
+from fusetune.manifest.label_checks import label_checks
+from fusetune.manifest.labels import label_problem
 from fusetune.manifest.probing import column_facts, decode_facts
-from fusetune.manifest.schema import CONVERSATION, MEDIA, REQUIRED, SPLITS, Modality
-from fusetune.manifest.validation_report import EXAMPLES, make_report
+from fusetune.manifest.schema import CONVERSATION, MEDIA, REQUIRED, Modality
+from fusetune.manifest.validation_report import Judged, Sizes, make_report
+from fusetune.manifest.whole import Whole, class_text, distinct
 
 Progress = Callable[[str, int, int], None]  # modality, cells decoded, cells
+Faults = Callable[[pa.Table], Mapping[tuple[str, str], Sequence[str | None]]]
+BLOCK = 2**16  # rows whose facts are in memory at once
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def validate(
     progress: Progress = lambda *_: None,
     needed: Iterable[str] = (),
     problems: Mapping[str, Callable[[Any], str | None]] | None = None,
-    faults: Mapping[tuple[str, str], Sequence[str | None]] | None = None,
+    faults: Faults | None = None,
 ) -> Outcome:
     """Check the manifest and everything it points to.
 
@@ -58,7 +61,7 @@ def validate(
         labels: the columns with the task's answers.
         needed: further columns that the task reads.
         problems: by column with targets that are no classes: why a cell is none, in words.
-        faults: by column and check, of each row why it fails.
+        faults: of some rows, by column and check why each of them fails.
 
     Raises:
         FusetuneError: a column is missing; nothing can be said about the rest.
@@ -69,48 +72,45 @@ def validate(
         raise FusetuneError(
             f"manifest: column {', '.join(map(repr, missing))} is missing. It has {', '.join(table.column_names)}."
         )
-    facts = _facts(table, modalities, labels, settings, progress)
+    if not table.num_rows:
+        found = Judged(table, settings, on_disk.array(0, bool))
+        found.add([Failure(-1, "", "manifest.empty", "0 rows")])
+        return Outcome(table, found.aside(), make_report(None, found, Sizes(0), labels, modalities, settings))
+    whole = Whole(table, modalities, labels)
+    found, sizes = Judged(table, settings, whole.kept), Sizes(table.num_rows)
+    rules = [
+        *row_checks(modalities, settings.limits, whole.repeated, whole.widths),
+        *label_checks(whole.label_counts(), settings.labels),
+    ]
     others = problems or {}
-    for name, problem in others.items():
-        facts[name] = pd.Series(table[name].to_pylist(), dtype=object)
-        facts[f"{name}: type"] = facts[name].map(problem, na_action="ignore")
-    for (column, name), told in (faults or {}).items():
-        facts[f"{column}: {name}"] = pd.Series(told, dtype=object)
-    failures: list[Failure] = []
-    kept = np.ones(len(facts), bool)
+    for some in on_disk.slices(table.num_rows, on_disk.at_once(table.nbytes, table.num_rows, BLOCK)):
+        part = table.slice(some.start, some.stop - some.start)
+        facts = _facts(part, modalities, labels, settings, _later(progress, some.start, table.num_rows))
+        for name, problem in others.items():
+            facts[name] = pd.Series(part[name].to_pylist(), dtype=object)
+            facts[f"{name}: type"] = facts[name].map(problem, na_action="ignore")
+        told = faults(part) if faults else {}
+        for (column, name), of_rows in told.items():
+            facts[f"{column}: {name}"] = pd.Series(of_rows, dtype=object)
+        facts.index += some.start
+        found.add(_run(rules, facts))
+        found.add(_run([*target_checks(others), *conversation_checks(), *fault_checks(told)], facts))
+        sizes.add(facts, modalities, some)
+    found.add(whole.same_contents())
+    for label in labels:
+        found.add(whole.untrained(label))
+    found.add(whole.leaking_groups())
+    found.add(whole.totals(settings.min_rows_per_split))
+    unused = sorted(set(table.column_names) - {*REQUIRED, CONVERSATION, *columns, *labels, *needed})
+    found.add(Failure(-1, name, "column.unused", "neither a modality nor read by the task") for name in unused)
+    report = make_report(whole, found, sizes, labels, modalities, settings)
+    sound = table if not report["quarantined_rows"] else on_disk.filtered(table, whole.kept)
+    return Outcome(sound, found.aside(), report)
 
-    def judge(found: Iterable[Failure]) -> None:
-        for failure in found:
-            if settings.level(failure.check) != "off":
-                failures.append(failure)
-                if settings.level(failure.check) == "quarantine" and failure.row >= 0:
-                    kept[failure.row] = False
 
-    if not len(facts):
-        judge([Failure(-1, "", "manifest.empty", "0 rows")])
-    else:
-        judge(_run([*row_checks(modalities, settings.limits), *label_checks(labels, settings.labels)], facts))
-        judge(_run([*target_checks(others), *conversation_checks(), *fault_checks(faults or ())], facts))
-        judge(_contents(table, modalities, facts["split"], kept))
-        for label in labels:
-            judge(_trained(facts, label, kept))
-        judge(_groups(facts[kept]))
-        judge(_totals(facts[kept], labels, settings.min_rows_per_split))
-        unused = sorted(set(table.column_names) - {*REQUIRED, CONVERSATION, *columns, *labels, *needed})
-        judge([Failure(-1, name, "column.unused", "neither a modality nor read by the task") for name in unused])
-    report = make_report(facts, kept, failures, labels, modalities, settings)
-    ids = facts["sample_id"].tolist()
-    aside = [f for f in failures if f.row >= 0 and settings.level(f.check) == "quarantine"]
-    quarantine = pa.table(
-        {
-            "sample_id": pa.array([str(ids[f.row]) for f in aside], pa.string()),
-            "row": pa.array([f.row for f in aside], pa.int64()),
-            "column": pa.array([f.column for f in aside], pa.string()),
-            "check": pa.array([f.check for f in aside], pa.string()),
-            "value": pa.array([f.value for f in aside], pa.string()),
-        }
-    )
-    return Outcome(table.filter(pa.array(kept)), quarantine, report)
+def _later(progress: Progress, before: int, rows: int) -> Progress:
+    """The same for a part of the rows."""
+    return lambda name, done, total: progress(name, before + done, max(before + total, rows if before else 0))
 
 
 def _facts(
@@ -119,9 +119,9 @@ def _facts(
     light = list(dict.fromkeys([*REQUIRED, *labels]))
     facts = pd.DataFrame({name: pd.Series(table[name].to_pylist(), dtype=object) for name in light})
     for label in labels:
-        problems = facts[label].map(label_problem)
-        facts[f"{label}: type"] = problems
-        facts[label] = facts[label].where(problems.isna()).map(label_text)
+        values, index = distinct(table[label])
+        for name, asked in ((f"{label}: type", label_problem), (label, class_text)):
+            facts[name] = pd.Series(_objects(map(asked, values))[index], dtype=object)
     if CONVERSATION in table.column_names:
         told = [(text or "").partition(": ") for text in table[CONVERSATION].to_pylist()]
         for name in {name for name, _, _ in told if name}:
@@ -166,64 +166,8 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)[:200]
 
 
-def _totals(facts: pd.DataFrame, labels: list[str], least: int) -> list[Failure]:
-    """Whether there are rows enough in every split, and labels to tell apart."""
-    counts = {split: int((facts["split"] == split).sum()) for split in SPLITS}
-    failures = []
-    if min(counts.values()) < least:
-        text = ", ".join(f"{split} {count}" for split, count in counts.items())
-        failures.append(Failure(-1, "split", "split.rows", text))
-    for label in labels:
-        there = facts.loc[facts["split"] == "train", label].dropna().unique().tolist()
-        if len(there) < 2:
-            failures.append(Failure(-1, label, "label.classes", f"in training only {there}"))
-    return failures
-
-
-def _groups(facts: pd.DataFrame) -> list[Failure]:
-    several = facts.groupby("group_id")["split"].nunique()
-    rows = facts[facts["group_id"].isin(several.index[several > 1])]
-    leaking = rows.groupby("group_id")["split"].agg(lambda s: ", ".join(sorted(set(s)))).to_dict()
-    groups = rows["group_id"]
-    return [
-        Failure(int(str(row)), "group_id", "group.leakage", f"{group!s}: {leaking[group]}")
-        for row, group in groups.items()
-    ]
-
-
-def _contents(table: pa.Table, modalities: Mapping[str, Modality], split: pd.Series, kept: np.ndarray) -> list[Failure]:
-    """Samples that are the same in every modality: in two splits a leak, in one a duplicate."""
-    whole, unread = np.zeros((table.num_rows, len(modalities), 32), np.uint8), np.zeros(table.num_rows, bool)
-    for place, (name, modality) in enumerate(modalities.items()):
-        digests = readable_digests(modality, table[modality.column_of(name)])
-        unread |= [digest is None for digest in digests]  # where that is no reason to set its row aside
-        whole[:, place] = np.frombuffer(b"".join(digest or bytes(32) for digest in digests), np.uint8).reshape(-1, 32)
-    turn = split.map({name: place for place, name in enumerate(SPLITS)}).fillna(len(SPLITS)).to_numpy()
-    order = np.flatnonzero(kept & ~unread)
-    order = order[turn[order].argsort(kind="stable")]
-    bytes_ = pa.py_buffer(whole[order].tobytes())
-    samples = pa.Array.from_buffers(pa.binary(32 * len(modalities)), len(order), [None, bytes_])
-    numbers = samples.dictionary_encode().indices.to_numpy()
-    first = order[np.unique(numbers, return_index=True)[1]][numbers] if len(order) else order
-    failures = []
-    for row, same in zip(order[first != order].tolist(), first[first != order].tolist(), strict=True):
-        name = "content.duplicate" if split[same] == split[row] else "content.leakage"
-        failures.append(Failure(row, "", name, f"the same as row {same} of {split[same]}"))
-    return failures
-
-
-def _trained(facts: pd.DataFrame, label: str, kept: np.ndarray) -> list[Failure]:
-    """Labels of validation and test that no training row has, and training labels that a split lacks."""
-    rows = facts[kept]
-    in_split = {split: set(rows.loc[rows["split"] == split, label].astype(str)) for split in SPLITS}
-    strange = rows.index[~rows[label].astype(str).isin(in_split["train"]) & (rows["split"] != "train")]
-    found = facts.loc[strange, label].astype(str).items()
-    failures = [
-        Failure(int(str(row)), label, "label.trained", f"{value} is in no training row") for row, value in found
-    ]
-    for split in SPLITS[1:]:
-        lacking = sorted(in_split["train"] - in_split[split])
-        if lacking:
-            text = f"{split} lacks {', '.join(lacking[:EXAMPLES])}{' ...' if len(lacking) > EXAMPLES else ''}"
-            failures.append(Failure(-1, label, "label.every_split", text))
-    return failures
+def _objects(values: Iterable[Any]) -> np.ndarray:
+    several = list(values)
+    found = np.empty(len(several), object)
+    found[:] = several
+    return found

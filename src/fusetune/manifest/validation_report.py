@@ -1,15 +1,20 @@
 """What validation found, as JSON: every failed check with count and examples, and how the sound rows are made up."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from fusetune.manifest.checks import BY_BASE, SEVERITIES, Failure, ValidationSettings
+from fusetune import on_disk
+from fusetune.manifest.checks import BY_BASE, EXAMPLES, SEVERITIES, Failure, ValidationSettings
 from fusetune.manifest.schema import SPLITS, Modality
+from fusetune.manifest.whole import Whole
 
-EXAMPLES = 5
+BINS = 30  # of a histogram, at most
 # what a histogram shows of a kind, and its unit
 SIZES = {
     "text": ("length", "characters"),
@@ -20,67 +25,141 @@ SIZES = {
 }
 
 
+QUARANTINE = pa.schema(
+    [pa.field(name, pa.int64() if name == "row" else pa.string())
+     for name in ("sample_id", "row", "column", "check", "value")]
+)  # fmt: skip
+
+
+class Judged:
+    """What has failed, as far as it is told: counts, a few examples, and the rows that are set aside.
+
+    Args:
+        kept: (rows,) those that nothing has set aside; kept up to date.
+    """
+
+    def __init__(self, table: pa.Table, settings: ValidationSettings, kept: np.ndarray) -> None:
+        self.table, self.settings, self.kept = table, settings, kept
+        self.rows: Counter[tuple[str, str]] = Counter()  # by check and column
+        self.examples: dict[tuple[str, str], list[Failure]] = {}
+        self._aside = on_disk.Growing(QUARANTINE)
+
+    def add(self, failures: Iterable[Failure]) -> None:
+        """What was found of some rows or of all; nobody else finds the same of them."""
+        coming = iter(failures)
+        while some := list(islice(coming, on_disk.AT_ONCE)):
+            self._add([f for f in some if self.settings.level(f.check) != "off"])
+
+    def _add(self, failures: Sequence[Failure]) -> None:
+        rows: dict[tuple[str, str], set[int]] = {}
+        aside = [f for f in failures if f.row >= 0 and self.settings.level(f.check) == "quarantine"]
+        for failure in failures:
+            name = (failure.check, failure.column)
+            rows.setdefault(name, set()).add(failure.row)
+            shown = self.examples.setdefault(name, [])
+            if len(shown) < EXAMPLES:
+                shown.append(failure)
+        for name, own in rows.items():
+            self.rows[name] += len(own)
+        if aside:
+            self.kept[[f.row for f in aside]] = False
+            lines = [(self.sample_id(f.row), f.row, f.column, f.check, f.value) for f in aside]
+            columns = [
+                pa.array(values, own.type) for values, own in zip(zip(*lines, strict=True), QUARANTINE, strict=True)
+            ]
+            self._aside.write(pa.record_batch(columns, QUARANTINE))
+
+    def sample_id(self, row: int) -> str:
+        return str(self.table["sample_id"][row].as_py())
+
+    def aside(self) -> pa.Table:
+        """sample_id, row, column, check and value of what set a row aside, a line each."""
+        return self._aside.table()
+
+
+class Sizes:
+    """Of each row whether a modality is there, and how large it is."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.present: dict[str, np.ndarray] = {}
+        self.sizes: dict[str, np.ndarray] = {}
+
+    def add(self, facts: pd.DataFrame, modalities: Mapping[str, Modality], some: slice) -> None:
+        """Of some rows."""
+        for name, modality in modalities.items():
+            self.present.setdefault(name, on_disk.array(self.count, bool))[some] = facts[f"{name}: present"]
+            size = f"{name}: {SIZES.get(modality.kind, ('', ''))[0]}"
+            if size in facts and name not in self.sizes:
+                parts = (np.full(s.stop - s.start, np.nan) for s in on_disk.slices(self.count))
+                self.sizes[name] = on_disk.filled(parts, self.count, np.float64)
+            if size in facts:
+                self.sizes[name][some] = facts[size].astype(float)
+
+    def missing(self, name: str, kept: np.ndarray) -> int:
+        """Sound rows without this modality."""
+        present = self.present[name]
+        return sum(int((~present[some] & kept[some]).sum()) for some in on_disk.slices(self.count))
+
+    def histogram(self, name: str, kept: np.ndarray, unit: str) -> dict[str, Any]:
+        if name not in self.sizes:
+            return {}
+        own = [self.sizes[name][some][kept[some]] for some in on_disk.slices(self.count)]
+        values = [part[~np.isnan(part)] for part in own]
+        whole = on_disk.filled(values, sum(map(len, values)), np.float64)
+        different: set[float] = set()
+        for part in values:
+            if len(different) < BINS:
+                different |= set(np.unique(part).tolist())
+        counts, edges = np.histogram(whole, bins=min(BINS, max(1, len(different))))
+        return {"unit": unit, "counts": counts.tolist(), "edges": edges.tolist()}
+
+
 def make_report(
-    facts: pd.DataFrame,
-    kept: np.ndarray,
-    failures: list[Failure],
-    labels: list[str],
+    whole: Whole | None,
+    found: Judged,
+    sizes: Sizes,
+    labels: Sequence[str],
     modalities: Mapping[str, Modality],
     settings: ValidationSettings,
 ) -> dict[str, Any]:
     """JSON-ready.
 
     Args:
-        facts: of all rows.
-        kept: which rows are sound.
+        whole: None of a manifest without rows.
     """
-    grouped: dict[tuple[str, str], list[Failure]] = {}
-    for failure in failures:
-        grouped.setdefault((failure.check, failure.column), []).append(failure)
     checks = [
         {
             "check": name,
             "severity": settings.level(name),
             "column": column,
-            "rows": len({f.row for f in some}),
+            "rows": found.rows[name, column],
             "examples": [
-                {"row": f.row, "sample_id": str(facts["sample_id"][f.row]) if f.row >= 0 else None, "value": f.value}
-                for f in some[:EXAMPLES]
+                {"row": f.row, "sample_id": found.sample_id(f.row) if f.row >= 0 else None, "value": f.value}
+                for f in found.examples[name, column]
             ],
         }
-        for (name, column), some in sorted(grouped.items())
+        for name, column in sorted(found.rows)
     ]
-    aside = int((~kept).sum())
+    rows, kept = found.table.num_rows, found.kept
+    sound = sum(int(kept[some].sum()) for some in on_disk.slices(rows))
+    aside = rows - sound
     stopped = [
         f"{c['check']} ({c['column']})" if c["column"] else c["check"] for c in checks if c["severity"] == "error"
     ]
-    if aside > settings.max_quarantined * len(facts):
-        stopped.append(f"max_quarantined: {aside} of {len(facts)} rows, more than {settings.max_quarantined:.1%}")
-    sound = facts[kept]
+    if aside > settings.max_quarantined * rows:
+        stopped.append(f"max_quarantined: {aside} of {rows} rows, more than {settings.max_quarantined:.1%}")
+    per_split = whole.rows_per_split().tolist() if whole else [0] * len(SPLITS)
+    of_kind = {name: SIZES.get(modality.kind, ("", ""))[1] for name, modality in modalities.items()}
     return {
-        "rows": len(facts),
-        "sound_rows": len(sound),
+        "rows": rows,
+        "sound_rows": sound,
         "quarantined_rows": aside,
         "stopped_by": stopped,
-        "rows_per_split": {split: int((sound["split"] == split).sum()) for split in SPLITS},
-        "labels": {name: _counts(sound, name) for name in labels if name != "group_id"},
-        "missing": {name: int((~sound[f"{name}: present"]).sum()) for name in modalities} if len(facts) else {},
-        "sizes": {name: _histogram(sound, name, modality.kind) for name, modality in modalities.items() if len(sound)},
+        "rows_per_split": dict(zip(SPLITS, per_split, strict=True)),
+        "labels": {n: whole.labels_per_split(n) if whole else {} for n in labels if n != "group_id"},
+        "missing": {name: sizes.missing(name, kept) for name in modalities} if rows else {},
+        "sizes": {name: sizes.histogram(name, kept, unit) for name, unit in of_kind.items() if sound},
         "checked": sorted(name for name in SEVERITIES if settings.level(name) != "off" and name not in BY_BASE),
         "checks": checks,
     }
-
-
-def _counts(sound: pd.DataFrame, label: str) -> dict[str, dict[str, int]]:
-    """Rows by label and split."""
-    counts = sound.groupby([sound[label].astype(str), "split"]).size().unstack(fill_value=0)
-    return {str(name): {s: int(row.get(s, 0)) for s in SPLITS} for name, row in counts.iterrows()}
-
-
-def _histogram(sound: pd.DataFrame, name: str, kind: str) -> dict[str, Any]:
-    fact, unit = SIZES.get(kind, ("", ""))
-    if f"{name}: {fact}" not in sound:
-        return {}
-    values = sound[f"{name}: {fact}"].dropna().astype(float)
-    counts, edges = np.histogram(values, bins=min(30, max(1, values.nunique())))
-    return {"unit": unit, "counts": counts.tolist(), "edges": edges.tolist()}

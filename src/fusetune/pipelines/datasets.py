@@ -42,19 +42,19 @@ class _PathDataset(AbstractDataset):
 
 
 class TableDataset(_PathDataset):
-    """A Parquet file as a pyarrow Table, written atomically."""
+    """A Parquet file as a pyarrow Table, mapped where it is large; written atomically."""
 
     def load(self) -> Any:
-        import pyarrow.parquet as pq
+        from fusetune.on_disk import read_parquet
 
         if not self.path.is_file():
             raise self._missing()
-        return pq.read_table(self.path)
+        return read_parquet(self.path)
 
     def save(self, data: Any) -> None:
-        import pyarrow.parquet as pq
+        from fusetune.on_disk import write_parquet
 
-        _atomically(self.path, lambda temporary: pq.write_table(data, temporary, compression="zstd"))
+        _atomically(self.path, lambda temporary: write_parquet(data, temporary))
 
     def preview(self) -> TablePreview:
         import pyarrow.parquet as pq

@@ -41,11 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Cache what is missing, train, test, write."""
-    import pyarrow.parquet as pq
-
     from fusetune.config import build
     from fusetune.device import pick_device
     from fusetune.features.index import CacheSettings
+    from fusetune.on_disk import read_parquet
     from fusetune.plan.plan import Plan
     from fusetune.report.training_figures import training_figures
     from fusetune.runs.experiment import Experiment
@@ -81,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.manifest.is_file():
         raise FusetuneError(f"--manifest {options.manifest}: no such file. Run `kedro run --pipelines validate` first.")
     experiment = Experiment(
-        pq.read_table(options.manifest),
+        read_parquet(options.manifest),
         load_backbone(options.base, data),
         data,
         build(Plan, method, options.method),

@@ -115,10 +115,13 @@ def sound_rows(
         settings, severity={**settings.severity, **severity, **dict.fromkeys(NOT_ASKED, "off")}, max_quarantined=1.0
     )
     label, problems = getattr(task.config, "label", None), task.problems()
-    faults = faults_of(task, Source(table, modalities))
     labels = [label] if label and label not in problems else []
+
+    def faults_in(some: pa.Table) -> dict[tuple[str, str], list[str | None]]:
+        return faults_of(task, Source(some, modalities))
+
     try:
-        outcome = validate(table, modalities, labels, rules, progress, task.columns(), problems, faults)
+        outcome = validate(table, modalities, labels, rules, progress, task.columns(), problems, faults_in)
     except FusetuneError as error:
         raise FusetuneError(f"{where}: {error}") from None
     told = [

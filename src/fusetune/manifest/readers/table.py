@@ -5,6 +5,7 @@
       settings:
         file: /data/mine/samples.csv
 
+`file` may be a folder of such files of one kind, or a pattern (`/data/mine/part-*.parquet`): their rows, by name.
 Columns of media hold paths below the modality's `root` (data.modalities.<name>.root), Parquet may hold their bytes.
 `sample_id` and `group_id` may be other columns' names or be left out: then rows are numbered, each a group of its own.
 A `sequence` or `vector` is a column of lists, or comes from an array file, `.npy`, `.npz` or `.safetensors`:
@@ -15,7 +16,7 @@ A `sequence` or `vector` is a column of lists, or comes from an array file, `.np
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ import pyarrow as pa
 from fusetune.config import build
 from fusetune.errors import FusetuneError
 from fusetune.manifest.labels import label_text
+from fusetune.on_disk import column, read_parquet, slices
+from fusetune.on_disk import table as in_order
 
 logger = logging.getLogger(__name__)
 DELIMITERS = (",", ";", "\t", "|")
+BLOCK = 2**24  # bytes of a CSV that are read at once; no row may be longer
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class ArrayFile:
 class TableSettings:
     """
     Attributes:
-        file: .parquet, .csv, .tsv or .jsonl.
+        file: .parquet, .csv, .tsv or .jsonl; or a folder of one kind of them, or a pattern with `*`.
         sample_id, group_id, split: the columns that play these parts.
         arrays: column to make -> the array file that it comes from.
     """
@@ -63,20 +67,25 @@ class TableSettings:
 
 def sources(settings: Mapping[str, Any]) -> list[str]:
     """The files that `read` reads: when one changes, the manifest is made anew."""
-    arrays = (settings.get("arrays") or {}).values()
-    return [str(settings.get("file", "")), *(str(array.get("file", "")) for array in arrays)]
+    arrays, file = (settings.get("arrays") or {}).values(), str(settings.get("file", ""))
+    return [*(map(str, _files(file) or [file])), *(str(array.get("file", "")) for array in arrays)]
 
 
 def read(settings: Mapping[str, Any], where: str) -> pa.Table:
     """The manifest; raises FusetuneError that names file, row and column of what can't be read."""
     chosen = build(TableSettings, settings, where)
-    file = Path(chosen.file)
-    reader = {".parquet": _parquet, ".csv": _csv, ".tsv": _csv, ".jsonl": _json_lines}.get(file.suffix.lower())
+    files = _files(chosen.file)
+    kinds = {file.suffix.lower() for file in files} or {Path(chosen.file).suffix.lower()}
+    reader = READERS.get(kinds.pop()) if len(kinds) == 1 else None
     if reader is None:
-        raise FusetuneError(f"{where}.file: expected .parquet, .csv, .tsv or .jsonl, found '{chosen.file}'.")
-    if not file.is_file():
-        raise FusetuneError(f"{where}.file: {file} is not there (looked in {Path.cwd()}).")
-    table = reader(file)
+        among = f" with {', '.join(file.name for file in files[:3])} ..." if len(files) > 1 else ""
+        raise FusetuneError(
+            f"{where}.file: expected .parquet, .csv, .tsv or .jsonl, or a folder of one kind of them, found "
+            f"'{chosen.file}'{among}."
+        )
+    if not files:
+        raise FusetuneError(f"{where}.file: {chosen.file} is not there (looked in {Path.cwd()}).")
+    table = _joined([reader(file) for file in files], files)
     for part in ("sample_id", "group_id", "split"):
         table = renamed(table, part, getattr(chosen, part), f"{where}.{part}")
     for name, array in chosen.arrays.items():
@@ -84,20 +93,52 @@ def read(settings: Mapping[str, Any], where: str) -> pa.Table:
     return numbered(table)
 
 
+def _files(file: str) -> list[Path]:
+    """The files that a setting names: one, those of a folder, or those of a pattern with `*`, by name."""
+    path = Path(file)
+    if any(sign in path.name for sign in "*?["):
+        return sorted(found for found in path.parent.glob(path.name) if found.is_file())
+    if path.is_dir():
+        return sorted(found for found in path.iterdir() if found.is_file() and not found.name.startswith((".", "_")))
+    return [path] if path.is_file() else []
+
+
+def _joined(tables: Sequence[pa.Table], files: Sequence[Path]) -> pa.Table:
+    """The rows of all, in the files' order; raises FusetuneError where their columns differ."""
+    first = tables[0].schema
+    for table, file in zip(tables[1:], files[1:], strict=True):
+        own = table.schema
+        names = dict.fromkeys([*first.names, *own.names])
+        odd = next((n for n in names if _differ(_kind(first, n), _kind(own, n))), None)
+        if odd is not None:
+            raise FusetuneError(
+                f"{file}, column '{odd}': {_kind(own, odd)}, where {files[0]} has {_kind(first, odd)}. Expected the "
+                "same columns in all files."
+            )
+    return pa.concat_tables([table.select(first.names) for table in tables], promote_options="default")
+
+
+def _kind(schema: pa.Schema, name: str) -> str:
+    return str(schema.field(name).type) if name in schema.names else "no such column"
+
+
+def _differ(one: str, other: str) -> bool:
+    return one != other and "null" not in (one, other)  # JSON's way of a column without any value
+
+
 def numbered(table: pa.Table) -> pa.Table:
     """With `sample_id` and `group_id`: rows that have none are numbered, each a group of its own."""
     if "sample_id" not in table.column_names:
-        table = table.append_column("sample_id", pa.array([f"{row:08d}" for row in range(table.num_rows)], pa.string()))
+        names = (pa.array([f"{row:08d}" for row in range(s.start, s.stop)], pa.string()) for s in slices(len(table)))
+        table = table.append_column("sample_id", column(names, pa.string()))
     if "group_id" not in table.column_names:
         table = table.append_column("group_id", table["sample_id"])
     return table
 
 
 def _parquet(file: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
     try:
-        return pq.read_table(file)
+        return read_parquet(file)
     except (pa.ArrowException, OSError) as error:
         raise FusetuneError(f"{file}: no readable Parquet ({error}).") from None
 
@@ -114,7 +155,9 @@ def _csv(file: Path) -> pa.Table:
         _distinct(names, file)
         types = dict.fromkeys(names, pa.string())
         convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
-        return csv.read_csv(file, parse_options=parse, convert_options=convert)
+        read = csv.ReadOptions(block_size=BLOCK)
+        with csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert) as opened:
+            return in_order(opened, opened.schema)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise FusetuneError(f"{file}: no readable CSV in UTF-8 ({error}).") from None
 
@@ -242,3 +285,6 @@ def _distinct(names: list[str], file: Path) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise FusetuneError(f"{file}: the column '{twice}' stands there twice.")
+
+
+READERS = {".parquet": _parquet, ".csv": _csv, ".tsv": _csv, ".jsonl": _json_lines}

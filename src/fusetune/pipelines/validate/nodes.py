@@ -35,7 +35,7 @@ def check_manifest(
             progress,
             task.columns(),
             problems,
-            faults_of(task, Source(table, settings.modalities)),
+            lambda some: faults_of(task, Source(some, settings.modalities)),
         )
     page = validation_page(outcome.report, f"Validation of {experiment}")
     log_dict(outcome.report, "validation.json")
@@ -49,13 +49,14 @@ def _files(inputs: Mapping[str, Any]) -> list[str]:
 
     from fusetune.manifest.contents import names_files, readable_digests
     from fusetune.manifest.schema import MEDIA, modalities_of
+    from fusetune.on_disk import read_parquet
 
     file, found = inputs["manifest"], []
     schema = pq.read_schema(file) if file.is_file() else None
     for name, modality in modalities_of(inputs["params:data"]).items():
         column = modality.column_of(name)
         if modality.kind in MEDIA and schema and column in schema.names and names_files(schema.field(column).type):
-            cells = pq.read_table(file, columns=[column])[column]
+            cells = read_parquet(file, [column])[column]
             found += ["unreadable" if d is None else d.hex() for d in readable_digests(modality, cells)]
     return found
 
