@@ -74,8 +74,12 @@ def to_plain(value: Any) -> Any:
 
 def digest(value: Any) -> str:
     """SHA-256 (hex) of a value's canonical JSON: the same settings give the same digest, in any key order."""
-    text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """A value as JSON, in one way whatever the order of its keys."""
+    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"))
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -47,6 +47,11 @@ class Keys(Sequence[str]):
         return cls.joined(cls(np.frombuffer(b"".join(part), np.uint8)) for part in some)
 
     @classmethod
+    def of_texts(cls, texts: Iterable[Any]) -> "Keys":
+        """Of what each is as text; '' for None."""
+        return cls.of_bytes(NONE if text is None else hashlib.sha256(str(text).encode()).digest() for text in texts)
+
+    @classmethod
     def joined(cls, several: Iterable["Keys"]) -> "Keys":
         """One after another."""
         parts, size = [], 0

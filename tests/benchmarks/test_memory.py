@@ -1,4 +1,4 @@
-"""Main memory that rows take, whatever is in them: 10^5 to 10^7, from the store's index to batches.
+"""Main memory that rows take, whatever is in them: of a manifest, of the store, of a whole run.
 
 pytest -m benchmark -s tests/benchmarks/test_memory.py          # SIZES=100000,1000000,10000000 in the environment
 """
@@ -6,8 +6,10 @@ pytest -m benchmark -s tests/benchmarks/test_memory.py          # SIZES=100000,1
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,3 +71,21 @@ def test_rows_of_a_store_that_no_memory_holds(tmp_path):
         )  # fmt: skip
     show(f"rows of {WIDTH} float16", ["rows", "s to open", "MB, peak", "MB, own at the end", "bytes a row"], table)
     assert len(table) == len(SIZES)
+
+
+@pytest.mark.parametrize("what", ["manifest", "run"])
+def test_rows_from_a_table_to_an_adapter(what, tmp_path):
+    found: dict[str, list[str]] = {}
+    for size in SIZES:
+        script = Path(__file__).with_name("rows_in_memory.py")
+        arguments = [sys.executable, str(script), what, str(tmp_path / str(size)), str(size)]
+        done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
+        for phase, seconds, peak in json.loads(done.stdout.splitlines()[-1]):
+            found.setdefault(phase, []).append(f"{seconds:.1f} s, {peak:.0f} MB")
+        shutil.rmtree(tmp_path / str(size))
+    show(
+        f"{what}: own memory at the peak",
+        ["", *(f"{size:,} rows" for size in SIZES)],
+        [[n, *v] for n, v in found.items()],
+    )
+    assert found

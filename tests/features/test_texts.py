@@ -65,7 +65,7 @@ def test_the_first_row_that_reads_alike_is_that_of_brute_force(backbone):
         "digit quux",
         "digit x",
     ]
-    found, tower = text_facts(backbone.tower("text"), texts), backbone.tower("text")
+    found, tower = text_facts(backbone.tower("text"), pa.chunked_array([texts])), backbone.tower("text")
     ids = [reading.ids for reading in tower.read(texts)]
     expected = [
         next((j for j in range(len(texts)) if ids[j] == ids[i] and texts[j] != texts[i]), -1) for i in range(len(texts))
@@ -77,11 +77,11 @@ def test_the_first_row_that_reads_alike_is_that_of_brute_force(backbone):
 
 def test_chunks_give_what_all_texts_at_once_give(backbone, monkeypatch):
     texts = [f"{word} {'latin ' * (i % 30)}" for i, word in enumerate(KNOWN * 20)] + [None]
-    whole = text_facts(backbone.tower("text"), texts)
+    whole = text_facts(backbone.tower("text"), pa.chunked_array([texts]))
     source = Source(pa.table({"text": texts}), {"text": Modality("text")})
     longest = backbone.tower("text").prepare([t for t in texts if t]).values.shape[1]
     monkeypatch.setattr("fusetune.features.texts.CHUNK", 7)
-    parts = text_facts(backbone.tower("text"), texts)
+    parts = text_facts(backbone.tower("text"), pa.chunked_array([texts]))
     assert whole.cut.any() and not whole.cut.all()
     for name in ("rows", "tokens", "unknown", "cut", "like"):
         assert (getattr(whole, name) == getattr(parts, name)).all()

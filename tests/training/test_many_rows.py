@@ -13,11 +13,12 @@ import torch
 from conftest import WANDER, Toy
 from fusetune import keys as keys_module
 from fusetune import on_disk
-from fusetune.config import build
+from fusetune.config import build, digest
 from fusetune.errors import FusetuneError
 from fusetune.features import dataset
 from fusetune.features.dataset import batches
 from fusetune.features.index import CacheSettings
+from fusetune.features.source import Source
 from fusetune.manifest import validation
 from fusetune.manifest.checks import ValidationSettings
 from fusetune.manifest.readers.table import read, sources
@@ -193,6 +194,15 @@ def test_tables_and_columns_come_out_as_they_went_in(little):
     cells = on_disk.Cells(whole["label"], np.array(rows))
     assert list(cells) == expected["label"].to_pylist() == [cells[i] for i in range(4)] and len(cells[1:3]) == 2
     assert list(on_disk.Cells(whole["label"])[90:]) == whole["label"].to_pylist()[90:]
+
+
+def test_the_digest_of_data_is_that_of_its_lists(little):
+    table = spoilt(60)
+    modalities = {"numbers": Modality("vector"), "text": Modality("text")}
+    lists = [{name: table[name].to_pylist() for name in ("sample_id", "split", "label")}]
+    lists.append({name: list(keys) for name, keys in Source(table, modalities).content_keys().items()})
+    little()
+    assert Source(table, modalities).digest(["label"]) == digest(lists) != Source(table, modalities).digest()
 
 
 def test_a_full_disk_is_one_sentence(monkeypatch, little):

@@ -53,6 +53,12 @@ def _run(options: argparse.Namespace) -> int:
                 f"  {size.name}"
             )
         return 0
+    old = [file for file in sorted(options.data.rglob("features.json")) if not file.with_suffix(".arrow").exists()]
+    if old:
+        raise FusetuneError(
+            f"{old[0]}: an index of an older fusetune, whose rows nothing names now. Run `cache_features`, "
+            "which writes it anew and computes nothing, or delete it; nothing was deleted."
+        )
     if not indices:
         raise FusetuneError(f"--data {options.data}: no features.arrow below it, so everything would go.")
     count, size_ = collect_garbage(store, named, options.delete)

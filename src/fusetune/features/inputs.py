@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusetune.features.source import Source
-from fusetune.features.texts import EXAMPLES, chunks, failed_check, text_checks, text_facts
+from fusetune.features.texts import EXAMPLES, distinct_texts, failed_check, text_checks, text_facts
 
 SHOWN = 3  # samples whose prompt and answer are printed
 
@@ -20,7 +20,7 @@ def input_report(source: Source, backbone: Any, settings: "ValidationSettings") 
     `stopped_by` lists why the run must stop, as that of the validation report does.
     """
     facts = {
-        name: text_facts(backbone.tower(name), source.column(name).to_pylist())
+        name: text_facts(backbone.tower(name), source.column(name))
         for name, modality in source.modalities.items()
         if modality.kind == "text" and hasattr(backbone.tower(name), "read")  # a third party's may not tell
     }
@@ -51,8 +51,7 @@ def input_lengths(source: Source, backbone: Any, known: Mapping[str, int] | None
         if name in (known or {}):
             items[name] = max(1, known[name])  # type: ignore[index]
         elif modality.kind == "text":
-            texts = sorted({text for text in source.column(name).to_pylist() if text is not None})
-            lengths = (tower.prepare(part).values.shape[1] for part in chunks(texts))
+            lengths = (tower.prepare(part).values.shape[1] for part in distinct_texts(source.column(name)))
             items[name] = max(lengths, default=1)
         elif modality.kind == "audio":
             longest = source.decoded(name, [source.longest_sound(name)])
@@ -69,7 +68,7 @@ def _by_frames(source: Source, name: str, tower: Any) -> bool:
 
 def _shown(source: Source, name: str, tower: Any) -> np.ndarray:
     """(samples,): pictures of each."""
-    return np.array(source.items(name)) * (source.modalities[name].frames if _by_frames(source, name, tower) else 1)
+    return source.items(name) * (source.modalities[name].frames if _by_frames(source, name, tower) else 1)
 
 
 def told(report: Mapping[str, Any]) -> list[str]:
@@ -132,7 +131,7 @@ def _cut(source: Source, name: str, tower: Any, settings: "ValidationSettings") 
     if kind == "audio" and getattr(tower, "most_seconds", None):
         lengths, most, unit = np.array(source.seconds(name)), tower.most_seconds, "s"
     elif kind == "sequence" and getattr(tower, "max_tokens", None):
-        lengths = np.array([len(cell) if cell.is_valid else 0 for cell in source.column(name)])
+        lengths = source.items(name)
         most, unit = tower.max_tokens, "tokens"
     else:
         return

@@ -1,6 +1,7 @@
 """A manifest's samples: their contents' hashes, and the samples themselves, decoded on demand."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fusetune.config import check, digest
+from fusetune.config import canonical, check, digest
 from fusetune.errors import FusetuneError
 from fusetune.keys import NONE, Keys
 from fusetune.manifest.augmentations import make_augmentation
@@ -26,7 +27,7 @@ from fusetune.manifest.extents import Extent, extent_of_cell
 from fusetune.manifest.files import read_media
 from fusetune.manifest.headers import duration
 from fusetune.manifest.schema import MEDIA, Modality
-from fusetune.on_disk import Cells, taken
+from fusetune.on_disk import AT_ONCE, Cells, slices, taken
 
 
 class Source:
@@ -61,8 +62,14 @@ class Source:
     def digest(self, columns: Sequence[str] = ()) -> str:
         """SHA-256 (hex) of the data: every sample's id and split, its own content, and the given columns."""
         named = [name for name in ("sample_id", "split", *columns) if name in self.table.column_names]
-        keys = {name: list(column) for name, column in self.content_keys().items()}
-        return digest([{name: self.table[name].to_pylist() for name in named}, keys])
+        sha = hashlib.sha256(b"[")
+        for part in _listed({name: Cells(self.table[name]) for name in named}):
+            sha.update(part)
+        sha.update(b",")
+        for part in _listed(self.content_keys()):
+            sha.update(part)
+        sha.update(b"]")
+        return sha.hexdigest()
 
     def content_keys(self, names: Sequence[str] | None = None) -> dict[str, Keys]:
         """By modality, the SHA-256 of each sample's own content; '' where the sample has none.
@@ -178,15 +185,15 @@ class Source:
         longest = {}
         for name, modality in self.modalities.items():
             listed = pa.types.is_list(self.column(name).type) and modality.kind != "vector"
-            longest[name] = max(1, *self.items(name)) if listed and len(self) else 1
+            longest[name] = int(self.items(name).max(initial=1)) if listed else 1
         return longest
 
-    def items(self, name: str) -> list[int]:
+    def items(self, name: str) -> np.ndarray:
         """Pictures, points or vectors of each sample; 0 where it has none, 1 for one medium or text."""
         column = self.column(name)
         if not (pa.types.is_list(column.type) and self.modalities[name].kind != "vector"):
-            return column.is_valid().cast(pa.int64()).to_pylist()
-        return pc.fill_null(pc.list_value_length(column), 0).to_pylist()
+            return column.is_valid().cast(pa.int64()).to_numpy()
+        return pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
 
     def _unchanged(self, name: str, row: int, data: Any, where: str) -> Any:
         """Raises FusetuneError for a file that has changed since validation: its features would get another's name."""
@@ -216,3 +223,13 @@ class Source:
             f"row {row}, column '{modality.column_of(name)}': the file {path} can't be read ({error.strerror}). "
             f"Expected a path below data.modalities.{name}.root."
         )
+
+
+def _listed(several: Mapping[str, Sequence[Any]]) -> Iterator[bytes]:
+    """Lists by name as `config.canonical` writes them, some rows at a time."""
+    for place, name in enumerate(sorted(several)):
+        yield f"{',' if place else '{'}{json.dumps(name)}:[".encode()
+        for some in slices(len(several[name]), AT_ONCE):
+            yield f"{',' if some.start else ''}{canonical(list(several[name][some]))[1:-1]}".encode()
+        yield b"]"
+    yield b"}" if several else b"{}"

@@ -1,13 +1,17 @@
 """What of the texts reaches the base: how much is cut, unknown, or no longer told apart once it is tokens."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from fusetune.backbones.text_tower import Reading
 from fusetune.features.source import Source
+from fusetune.keys import Keys
+from fusetune.on_disk import Cells, array, filled, picked, slices, taken
 
 if TYPE_CHECKING:  # its room needs pandas, which a bare GPU machine may lack
     from fusetune.manifest.checks import ValidationSettings
@@ -48,36 +52,42 @@ class TextFacts:
         }
 
 
-def text_facts(tower: Any, texts: Sequence[str | None]) -> TextFacts:
-    """Every distinct text is tokenised once, `CHUNK` of them at a time; what stays in memory is a few numbers a row."""
-    rows = np.array([row for row, text in enumerate(texts) if text is not None], dtype=np.int64)
-    distinct = sorted({texts[row] for row in rows})
-    place = {text: i for i, text in enumerate(distinct)}
-    of_row = np.array([place[texts[row]] for row in rows], dtype=np.int64)
-    tokens, unknown, cut, same, kept = (np.zeros(len(distinct), dtype=np.int64) for _ in range(5))
+def text_facts(tower: Any, column: pa.ChunkedArray) -> TextFacts:
+    """Every distinct text is tokenised once, `CHUNK` of them at a time; what is known of a row is a few numbers."""
+    number, first = Keys.of_texts(Cells(column)).numbered()  # no text is one of them, too
+    there = [np.flatnonzero(column.slice(s.start, s.stop - s.start).is_valid()) + s.start for s in slices(len(column))]
+    rows = filled(there, sum(map(len, there)), np.int64)
+    tokens, unknown, cut, kept = (_zeros(len(first), kind) for kind in (np.int64, np.int64, bool, np.int64))
     problems: dict[int, str] = {}
-    seen: dict[int, int] = {}
-    for i, reading in enumerate(_readings(tower, distinct)):
-        tokens[i], unknown[i], cut[i], kept[i] = reading.tokens, reading.unknown, reading.cut, len(reading.ids)
-        same[i] = seen.setdefault(hash(reading.ids), i) if not reading.problem else i
-        if reading.problem:
-            problems[i] = reading.problem
-    alike = np.bincount(same, minlength=len(distinct))[same] > 1  # distinct texts with the same tokens
-    first: dict[int, int] = {}
-    for row, text in zip(rows.tolist(), of_row.tolist(), strict=True):
-        first.setdefault(text, row)
-    like = np.full(len(rows), -1, dtype=np.int64)
-    groups: dict[int, list[int]] = {}
-    for text in np.flatnonzero(alike).tolist():
-        groups.setdefault(int(same[text]), []).append(text)
-    two = {number: sorted(members, key=lambda text: first[text])[:2] for number, members in groups.items()}
-    for i, text in enumerate(of_row.tolist()):
-        if alike[text]:
-            earliest, next_one = two[int(same[text])]
-            like[i] = first[earliest if earliest != text else next_one]
-    told = {place: problems[text] for place, text in enumerate(of_row.tolist()) if text in problems}
-    longest = int(kept.max(initial=0))
-    return TextFacts(rows, tokens[of_row], unknown[of_row], cut[of_row].astype(bool), like, longest, kept[of_row], told)
+
+    def read() -> Iterator[bytes]:
+        """A name of the tokens of each distinct text, which others with the same tokens share."""
+        for i, reading in enumerate(_readings(tower, column, first)):
+            own = reading is None or bool(reading.problem)  # what is no text, or can't be read, is like no other
+            if reading is not None:
+                tokens[i], unknown[i], cut[i], kept[i] = reading.tokens, reading.unknown, reading.cut, len(reading.ids)
+                if reading.problem:
+                    problems[i] = reading.problem
+            yield sha256(repr((own, i if own or reading is None else reading.ids)).encode()).digest()
+
+    same, begun = Keys.of_bytes(read()).numbered()
+    second = filled((np.full(s.stop - s.start, len(first)) for s in slices(len(begun))), len(begun), np.int64)
+    for some in slices(len(first)):  # distinct texts are numbered as they appear
+        later = np.flatnonzero(begun[same[some]] != np.arange(some.start, some.stop)) + some.start
+        np.minimum.at(second, same[later], later)
+    like = array(len(rows), np.int64)
+    of_row = picked(number, rows)
+    for some in slices(len(rows)):
+        text = of_row[some]
+        group = same[text]
+        other = np.where(begun[group] != text, begun[group], second[group])
+        like[some] = np.where(second[group] < len(first), first[np.minimum(other, len(first) - 1)], -1)
+    told = {place: problems[text] for place, text in enumerate(of_row.tolist()) if text in problems} if problems else {}
+    by_row = {"tokens": tokens, "unknown": unknown, "cut": cut, "kept": kept}
+    return TextFacts(
+        rows, like=like, longest=int(kept.max(initial=0)), problems=told,
+        **{name: picked(of_text, of_row) for name, of_text in by_row.items()},
+    )  # fmt: skip
 
 
 def text_checks(
@@ -132,10 +142,23 @@ def failed_check(
             "rows": rows, "share": share, "says": says, "examples": examples}  # fmt: skip
 
 
-def _readings(tower: Any, texts: Sequence[str]) -> Iterator[Reading]:
-    for part in chunks(texts):
-        yield from tower.read(part)
+def _zeros(count: int, kind: Any) -> np.ndarray:
+    return filled((np.zeros(some.stop - some.start, kind) for some in slices(count)), count, kind)
 
 
-def chunks(texts: Sequence[str]) -> Iterable[list[str]]:
-    return (list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK))
+def distinct_texts(column: pa.ChunkedArray) -> Iterator[list[str]]:
+    """Each text of a column once, `CHUNK` of them at a time."""
+    for texts in _chunks(column, Keys.of_texts(Cells(column)).numbered()[1]):
+        if there := [text for text in texts if text is not None]:
+            yield there
+
+
+def _chunks(column: pa.ChunkedArray, rows: np.ndarray) -> Iterator[list[str | None]]:
+    return (taken(column, rows[some]).to_pylist() for some in slices(len(rows), CHUNK))
+
+
+def _readings(tower: Any, column: pa.ChunkedArray, rows: np.ndarray) -> Iterator[Reading | None]:
+    for texts in _chunks(column, rows):
+        there = [text for text in texts if text is not None]
+        read = iter(tower.read(there) if there else ())
+        yield from (None if text is None else next(read) for text in texts)

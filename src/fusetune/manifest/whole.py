@@ -225,5 +225,4 @@ def _part(column: pa.ChunkedArray, some: slice) -> pa.ChunkedArray:
 
 def _numbered(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """The number of each cell (rows,) among the distinct ones, and the first row of each of those."""
-    cells = on_disk.Cells(column)
-    return Keys.of_bytes(NONE if cell is None else sha256(str(cell).encode()).digest() for cell in cells).numbered()
+    return Keys.of_texts(on_disk.Cells(column)).numbered()

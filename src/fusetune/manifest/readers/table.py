@@ -68,7 +68,7 @@ class TableSettings:
 def sources(settings: Mapping[str, Any]) -> list[str]:
     """The files that `read` reads: when one changes, the manifest is made anew."""
     arrays, file = (settings.get("arrays") or {}).values(), str(settings.get("file", ""))
-    return [*(map(str, _files(file) or [file])), *(str(array.get("file", "")) for array in arrays)]
+    return [*(map(str, _files(file) or [Path(file)])), *(str(array.get("file", "")) for array in arrays)]
 
 
 def read(settings: Mapping[str, Any], where: str) -> pa.Table:
