@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class Tokens:
         Where nobody asks for the tokens but for their mean alone, no token is read or written.
         """
         return _Shifted(self, vectors)
+
+    def through(self, layer: nn.Linear) -> Tensor:
+        """Each token behind a linear layer, (batch, tokens, outputs)."""
+        return layer(self.values)
 
     def ragged(self) -> list[Tensor]:
         """The real tokens of each sample: a list of (tokens_i, width)."""

@@ -29,7 +29,7 @@ READER = """
 import json, sys, time
 from pathlib import Path
 import torch
-from fusetune.features import dataset
+from fusetune.features import dataset, orders
 from fusetune.features.index import Features
 
 def memory():
@@ -40,7 +40,7 @@ root, before, began = Path(sys.argv[1]), memory(), time.perf_counter()
 dataset.free_memory = lambda _: 0  # nothing fits: all is read from the map
 features = dataset.FeatureSet(Features.load(root / "features.arrow"), root, torch.device("cpu"))
 seconds, generator = time.perf_counter() - began, torch.Generator().manual_seed(0)
-order = dataset.batches(len(features), 256, generator, blocks=features.blocks())
+order = orders.batches(len(features), 256, generator, blocks=features.blocks())
 for number, _ in enumerate(features.batches(order)):
     if number == int(sys.argv[2]):
         break

@@ -16,9 +16,10 @@ from fusetune.backbones.feature_towers import FeatureTowerSettings, SequenceTowe
 from fusetune.backbones.trunk import StreamSettings, Trunk, TrunkSettings
 from fusetune.errors import FusetuneError
 from fusetune.features.ahead import ahead
-from fusetune.features.dataset import BUCKET, FeatureSet, batches, padding
+from fusetune.features.dataset import FeatureSet
 from fusetune.features.extraction import extract
 from fusetune.features.index import CacheSettings, Features
+from fusetune.features.orders import BUCKET, batches, padding
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry

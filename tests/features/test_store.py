@@ -160,7 +160,10 @@ def test_sizes_and_garbage(tmp_path, capsys):
     assert [s.keys for s in Entry(store / "used").shards()] == [(A, B)] and not (store / "unused").exists()
     (data / "lora").mkdir()
     (data / "lora" / "features.json").write_text("{}")
-    assert main(["gc", "--delete", *arguments]) == 1 and "lora/features.json: an index of an older" in capsys.readouterr().err
+    assert (
+        main(["gc", "--delete", *arguments]) == 1
+        and "lora/features.json: an index of an older" in capsys.readouterr().err
+    )
     (data / "lora" / "features.arrow").write_bytes((data / "features.arrow").read_bytes())
     assert main(["gc", "--delete", *arguments]) == 0
     (data / "features.arrow").write_text("{}")

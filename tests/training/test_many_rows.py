@@ -16,8 +16,8 @@ from fusetune import on_disk
 from fusetune.config import build, digest
 from fusetune.errors import FusetuneError
 from fusetune.features import dataset
-from fusetune.features.dataset import batches
 from fusetune.features.index import CacheSettings
+from fusetune.features.orders import batches
 from fusetune.features.source import Source
 from fusetune.manifest import validation
 from fusetune.manifest.checks import ValidationSettings

@@ -142,10 +142,10 @@ class _Factor(nn.Module):
         nn.init.normal_(self.feature_factors, std=(bottleneck * token_rank) ** -0.5)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        count = tokens.values.shape[1]
+        count = tokens.mask.shape[1]
         if count > self.max_tokens:
             raise FusetuneError(f"wander: a sample has {count} tokens, but the adapter was made for {self.max_tokens}.")
-        z = F.gelu(self.down(tokens.values)) * tokens.mask.unsqueeze(-1)  # (batch, T_m, r)
+        z = F.gelu(tokens.through(self.down)) * tokens.mask.unsqueeze(-1)  # (batch, T_m, r)
         mixed = torch.einsum("btr,ijtk->bijkr", z, self.token_factors[:, :, :count])
         return self.constant() + torch.einsum("bijkr,ijrd->bikd", mixed, self.feature_factors)
 

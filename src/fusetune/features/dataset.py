@@ -18,9 +18,11 @@ from torch import Tensor
 from fusetune import on_disk
 from fusetune.device import free_memory, keep_freed_memory
 from fusetune.features.ahead import ahead, delayed, threads_beside
+from fusetune.features.gathered import Gathered, is_large, means_of
 from fusetune.features.index import Features
 from fusetune.features.mapping import named
 from fusetune.features.means import Means
+from fusetune.features.orders import padding
 from fusetune.features.rows import Rows
 from fusetune.features.storage import Store
 from fusetune.features.store import Entry
@@ -30,8 +32,6 @@ from fusetune.tokens import Tokens, pad
 SHARE = 0.5  # of the free memory that features may take
 AHEAD = 2  # batches gathered before they are needed
 NOTICE = 8  # batches before which the disk is told
-WINDOW = 16  # blocks whose rows are shuffled among themselves
-BUCKET = 16  # batches, among which rows of about one length are brought together
 
 
 class FeatureSet:
@@ -92,9 +92,13 @@ class FeatureSet:
         shares = padding(lengths, 64)
         return lengths[max(shares, key=lambda name: shares[name])]
 
-    def batch(self, index: Tensor, view: int = 0) -> dict[str, Tokens]:
-        """Padded tokens of the given rows (a CPU index), float32 on the device; integer ids stay integers."""
-        return self._arrived(self._gathered(index, view))
+    def batch(self, index: Tensor, view: int = 0, by_parts: bool = False) -> dict[str, Tokens]:
+        """Padded tokens of the given rows (a CPU index), float32 on the device; integer ids stay integers.
+
+        Args:
+            by_parts: a large batch on a CPU is `Gathered`: cast a sample at a time by whoever reads it.
+        """
+        return self._arrived(self._gathered(index, view, by_parts and self.device.type == "cpu"))
 
     def fixed_batch(self, index: Tensor, view: Tensor) -> dict[str, Tokens]:
         """The same, of resident features by an index and a view on the device, padded to the longest row of all.
@@ -119,16 +123,18 @@ class FeatureSet:
         fixed = sum(max(1, values.max(initial=0)) * len(values) for values in lengths.values())
         return float(fixed / max(1, random))
 
-    def batches(self, indices: Iterable[Tensor], view: int = 0) -> Iterator[tuple[Tensor, dict[str, Tokens]]]:
-        """Each index with its batch, gathered ahead of time where that takes a copy."""
+    def batches(
+        self, indices: Iterable[Tensor], view: int = 0, by_parts: bool = False
+    ) -> Iterator[tuple[Tensor, dict[str, Tokens]]]:
+        """Each index with its batch, gathered ahead of time where that takes a copy; `by_parts` as `batch` has it."""
         if self.resident:
             for index in indices:
-                yield index, self.batch(index, view)
+                yield index, self.batch(index, view, by_parts)
             return
         coming = indices if self._packed else delayed(indices, lambda index: self._will_need(index, view), NOTICE)
         if self.device.type == "cpu":  # the model needs all cores itself; a thread beside it made batches half as fast
             for index in coming:
-                yield index, self.batch(index, view)
+                yield index, self.batch(index, view, by_parts)
             return
         threads = threads_beside(self.device)
         for index, tokens in ahead(
@@ -140,12 +146,15 @@ class FeatureSet:
         """The numbers of the distinct rows behind rows of a view."""
         return self._where[name][index.numpy() + (view % self.views if self.views else 0) * self.count]
 
-    def _gathered(self, index: Tensor, view: int) -> dict[str, Tokens]:
+    def _gathered(self, index: Tensor, view: int, by_parts: bool = False) -> dict[str, Tokens]:
         pinned = self.device.type == "cuda"
         found = {}
         for name, rows in self._rows.items():
             which = self._distinct(name, index, view)
             packed = self._packed.get(name)
+            if by_parts and is_large(self._kept[name], which):
+                found[name] = packed.by_parts(torch.from_numpy(which)) if packed else Gathered.of(gather(rows, which))
+                continue
             tokens = packed.gather(torch.from_numpy(which), pinned) if packed else gather(rows, which, pinned)
             if pinned and tokens.values.device.type == "cpu" and not tokens.values.is_pinned():
                 tokens = Tokens(tokens.values.pin_memory(), tokens.mask.pin_memory())  # decoded from int8
@@ -195,6 +204,16 @@ class _Packed:
         device, tokens = self.values.device, max(1, int(self.counts[index].max()))
         return self.padded(index.to(device, non_blocking=True), tokens, pinned and device.type == "cpu")
 
+    def by_parts(self, index: Tensor) -> Tokens:
+        """Rows by a CPU index, as `Gathered`."""
+        lengths = self.counts[index]
+        mask = torch.arange(max(1, int(lengths.max()))) < lengths[:, None]
+        return Gathered(self.values, self.starts[index].tolist(), lengths.tolist(), mask, self._means[index])
+
+    @cached_property
+    def _means(self) -> Tensor:
+        return means_of(self.values, self.starts.tolist(), self.counts.tolist())
+
     def padded(self, index: Tensor, tokens: int, pinned: bool = False) -> Tokens:
         """Rows by an index on their device, padded to so many tokens."""
         positions = torch.arange(tokens, device=index.device)
@@ -224,72 +243,6 @@ def gather(rows: Rows, which: np.ndarray, pinned: bool = False) -> Tokens:
         out[place, length:] = 0
     mask = torch.arange(shape[1]) < torch.from_numpy(lengths)[:, None]
     return Tokens(named(torch.from_numpy(out), rows.kind), mask)
-
-
-def batches(
-    count: int,
-    size: int,
-    generator: torch.Generator | None = None,
-    lengths: np.ndarray | None = None,
-    blocks: np.ndarray | None = None,
-) -> Iterator[Tensor]:
-    """Row numbers in batches; shuffled where a generator is given.
-
-    Args:
-        blocks: of the rows, the number of the block that each lies in; rows of `WINDOW` blocks, drawn at random, are
-            shuffled among themselves, and a block is read once, from its beginning to its end.
-        lengths: of the rows; the shuffled rows are sorted by length within stretches of `BUCKET` batches, so that a
-            batch holds rows of about one length, and the batches are shuffled again.
-    """
-    if generator is None:
-        order = torch.from_numpy(
-            on_disk.filled((np.arange(s.start, s.stop) for s in on_disk.slices(count)), count, "i8")
-        )
-    else:
-        order = on_disk.shuffled(count, generator)
-    if generator and blocks is not None:
-        turns = torch.randperm(int(blocks.max(initial=0)) + 1, generator=generator)
-        order = torch.from_numpy(_by_window(order.numpy(), blocks, turns.argsort().numpy() // WINDOW))
-    starts = range(0, count, size)
-    if lengths is None:
-        yield from (order[start : start + size] for start in starts)
-        return
-    stretches = size * BUCKET if generator else max(1, count)
-    for some in on_disk.slices(count, stretches):
-        stretch = order[some]
-        sizes = torch.from_numpy(np.ascontiguousarray(lengths[stretch.numpy()]))
-        order[some] = stretch[sizes.argsort(stable=True)]
-    turns = torch.randperm(len(starts), generator=generator) if generator else torch.arange(len(starts))
-    yield from (order[starts[turn] : starts[turn] + size] for turn in turns.tolist())
-
-
-def _by_window(order: np.ndarray, blocks: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """The rows of `order`, those of the first window first, each window's as they come; `window`: of each block."""
-    count = int(window.max(initial=0)) + 1
-    sizes = np.zeros(count, np.int64)
-    for some in on_disk.slices(len(blocks)):
-        sizes += np.bincount(window[blocks[some]], minlength=count)
-    free, found = sizes.cumsum() - sizes, on_disk.array(len(order), np.int64)  # the next free place of each
-    for some in on_disk.slices(len(order)):
-        own = window[blocks[order[some]]]
-        turn, sizes = own.argsort(kind="stable"), np.bincount(own, minlength=count)
-        begins = sizes.cumsum() - sizes
-        found[(free - begins)[own[turn]] + np.arange(len(own))] = order[some][turn]
-        free += sizes
-    return found
-
-
-def padding(lengths: dict[str, np.ndarray], size: int) -> dict[str, float]:
-    """By modality, the share of a random batch that is padding."""
-    shares = {}
-    for name, values in lengths.items():
-        drawn = np.random.default_rng(0)
-        few = values if len(values) <= on_disk.ROWS else values[drawn.integers(0, len(values), on_disk.ROWS)]
-        order = drawn.permutation(few)
-        batches_ = [order[i : i + size] for i in range(0, len(order), size)]
-        padded = sum(max(1, batch.max()) * len(batch) for batch in batches_)
-        shares[name] = 1 - order.sum() / max(1, padded)
-    return shares
 
 
 def _memory(rows: Rows | Means) -> int:

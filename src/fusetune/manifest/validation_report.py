@@ -1,7 +1,7 @@
 """What validation found, as JSON: every failed check with count and examples, and how the sound rows are made up."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -101,16 +101,21 @@ class Sizes:
         present = self.present[name]
         return sum(int((~present[some] & kept[some]).sum()) for some in on_disk.slices(self.count))
 
+    def _sizes(self, name: str, kept: np.ndarray) -> Iterator[np.ndarray]:
+        """Of sound rows that have one, some at a time."""
+        for some in on_disk.slices(self.count):
+            own = self.sizes[name][some][kept[some]]
+            yield own[~np.isnan(own)]
+
     def histogram(self, name: str, kept: np.ndarray, unit: str) -> dict[str, Any]:
         if name not in self.sizes:
             return {}
-        own = [self.sizes[name][some][kept[some]] for some in on_disk.slices(self.count)]
-        values = [part[~np.isnan(part)] for part in own]
-        whole = on_disk.filled(values, sum(map(len, values)), np.float64)
-        different: set[float] = set()
-        for part in values:
+        count, different = 0, set[float]()
+        for values in self._sizes(name, kept):
+            count += len(values)
             if len(different) < BINS:
-                different |= set(np.unique(part).tolist())
+                different |= set(np.unique(values).tolist())
+        whole = on_disk.filled(self._sizes(name, kept), count, np.float64)
         counts, edges = np.histogram(whole, bins=min(BINS, max(1, len(different))))
         return {"unit": unit, "counts": counts.tolist(), "edges": edges.tolist()}
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from fusetune.adapters.language import languages_in
 from fusetune.bank.artifact import Artifact
 from fusetune.config import build, check, to_plain
-from fusetune.features.dataset import batches
+from fusetune.features.orders import batches
 from fusetune.plan.plan import Plan
 from fusetune.runs.baselines import plain_baselines
 from fusetune.runs.experiment import Experiment

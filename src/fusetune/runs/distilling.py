@@ -16,8 +16,9 @@ import torch
 
 from fusetune.bank.artifact import Artifact
 from fusetune.config import check, to_plain
-from fusetune.features.dataset import FeatureSet, batches
+from fusetune.features.dataset import FeatureSet
 from fusetune.features.extraction import extract
+from fusetune.features.orders import batches
 from fusetune.features.source import Source
 from fusetune.manifest.readers.layouts import is_drawn
 from fusetune.plan.adapted import AdaptedModel

@@ -18,9 +18,10 @@ from fusetune.backbones.prompting import directions
 from fusetune.backbones.tower import fingerprint
 from fusetune.config import digest
 from fusetune.device import pick_device
-from fusetune.features.dataset import FeatureSet, batches
+from fusetune.features.dataset import FeatureSet
 from fusetune.features.extraction import Progress, extract
 from fusetune.features.index import CacheSettings
+from fusetune.features.orders import batches
 from fusetune.features.source import Source
 from fusetune.features.storage import Store
 from fusetune.tasks.joined_head import LinearStart

@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from fusetune.device import pick_device
-from fusetune.features.dataset import FeatureSet, padding
+from fusetune.features.dataset import FeatureSet
 from fusetune.features.index import Features
+from fusetune.features.orders import padding
 from fusetune.features.storage import Store
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.located import located

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fusetune.config import build
-from fusetune.features.dataset import batches
+from fusetune.features.orders import batches
 from fusetune.plan.plan import Plan
 from fusetune.runs.experiment import Experiment
 from fusetune.runs.workplace import Workplace

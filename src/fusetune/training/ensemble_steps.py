@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fusetune.adapters.dropout import random_streams
 from fusetune.device import training_dtype
-from fusetune.features.dataset import batches
+from fusetune.features.orders import batches
 from fusetune.schedule import warmup_cosine
 from fusetune.tokens import Tokens
 from fusetune.training.ensemble import Ensemble

@@ -61,7 +61,8 @@ def predict(
     rows = torch.arange(len(split.targets))
     own = group.passes(rows, 4 * batch_size)
     with torch.no_grad():
-        for part, (index, states) in zip(own, features.batches(group.asked(part, rows) for part in own), strict=True):
+        asked = (group.asked(part, rows) for part in own)
+        for part, (index, states) in zip(own, features.batches(asked, by_parts=True), strict=True):
             out = model(states, features.frontier).float()
             if not len(part):
                 continue

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fusetune.device import training_dtype
 from fusetune.errors import FusetuneError
-from fusetune.features.dataset import FeatureSet, batches
+from fusetune.features.dataset import FeatureSet
+from fusetune.features.orders import batches
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.schedule import warmup_cosine
 from fusetune.tokens import Tokens
@@ -106,7 +107,7 @@ class Steps:
             for index in indices:
                 yield index, None if len(index) == self.settings.batch_size else features.batch(index, view)
             return
-        filled = features.batches((index for index in indices if len(index)), view)
+        filled = features.batches((index for index in indices if len(index)), view, by_parts=True)
         for index in indices:
             yield next(filled) if len(index) else (index, None)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fusetune.errors import FusetuneError
-from fusetune.features.dataset import batches
+from fusetune.features.orders import batches
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.training import checkpoint
 from fusetune.training.ensemble import Ensemble, Values
