@@ -158,7 +158,7 @@ def taken(column: pa.ChunkedArray, rows: RowNumbers) -> pa.ChunkedArray:
 
 
 def rows_of(whole: pa.Table, rows: RowNumbers) -> pa.Table:
-    """Some rows of a table, in ascending order."""
+    """Some rows of a table, in their order."""
     wanted = np.asarray(rows, np.int64)
     parts = (
         pa.table([taken(column, wanted[some]) for column in whole.columns], whole.schema)

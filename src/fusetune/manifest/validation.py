@@ -83,7 +83,9 @@ def validate(
         *label_checks(whole.label_counts(), settings.labels),
     ]
     others = problems or {}
-    for some in on_disk.slices(table.num_rows, on_disk.at_once(table.nbytes, table.num_rows, BLOCK)):
+    # numbers are copied, media only looked at: of them a pool of processes takes many at once
+    copied = sum(table[m.column_of(name)].nbytes for name, m in modalities.items() if m.kind not in MEDIA)
+    for some in on_disk.slices(table.num_rows, on_disk.at_once(copied, table.num_rows, BLOCK)):
         part = table.slice(some.start, some.stop - some.start)
         facts = _facts(part, modalities, labels, settings, _later(progress, some.start, table.num_rows))
         for name, problem in others.items():

@@ -70,6 +70,7 @@ class Whole:
 
     def __init__(self, table: pa.Table, modalities: Mapping[str, Modality], labels: Iterable[str]) -> None:
         self.table, self.modalities, self.count = table, modalities, table.num_rows
+        self._step = on_disk.at_once(table.nbytes, table.num_rows)  # rows whose cells are looked at together
         self.kept = self._filled(True)
         self.splits = Coded(table["split"], str, SPLITS)
         self.labels = {label: Coded(table[label], class_text) for label in labels}
@@ -84,7 +85,7 @@ class Whole:
         for name, modality in modalities.items():
             if modality.kind in ("sequence", "vector"):
                 column, seen = table[modality.column_of(name)], Counter[float]()
-                for some in on_disk.slices(self.count):
+                for some in on_disk.slices(self.count, self._step):
                     there, times = np.unique(widths(modality, _part(column, some)), return_counts=True)
                     seen.update(dict(zip(there.tolist(), times.tolist(), strict=True)))
                 sound = {width: often for width, often in seen.items() if width > 0}
@@ -102,7 +103,7 @@ class Whole:
         readable = self._filled(False)
 
         def contents() -> Iterator[bytes]:
-            for some in on_disk.slices(self.count):
+            for some in on_disk.slices(self.count, self._step):
                 columns = [
                     readable_digests(m, _part(self.table[m.column_of(n)], some)) for n, m in self.modalities.items()
                 ]
