@@ -68,10 +68,8 @@ class Rows(Sequence[Tensor]):
         first = np.cumsum([0, *(len(mapped.offsets) - 1 for mapped in self.maps)])
         sizes = on_disk.filled((np.diff(mapped.offsets) for mapped in self.maps), int(first[-1]), np.int64)
         starts = on_disk.filled((mapped.offsets[:-1] for mapped in self.maps), int(first[-1]), np.int64)
-        kinds = {"checks": np.uint32, "shard": np.int32, "row": np.int32, "start": np.int64, "length": np.int64}
-        self.checks, self.shard, self.row, self.start, self.length = (
-            on_disk.array(len(keys), kind) for kind in kinds.values()
-        )
+        kinds = np.uint32, np.int32, np.int32, np.int64, np.int64
+        self.checks, self.shard, self.row, self.start, self.length = (on_disk.array(len(keys), k) for k in kinds)
         for some in some_of:
             place = places[some]
             owner = np.searchsorted(begins, place, side="right") - 1
