@@ -88,6 +88,17 @@ def test_cached_equals_computed_and_a_second_run_computes_nothing(tmp_path, back
     assert not batch["points"].mask[1].any(), "a missing modality stays missing"
 
 
+def test_shards_grow_where_there_would_be_too_many(tmp_path, backbone, monkeypatch):
+    few, _ = run(source(), backbone, tmp_path / "few", shard_size=2)
+    monkeypatch.setattr("fusetune.features.chunks.MOST", 3)
+    many, _ = run(source(), backbone, tmp_path / "many", shard_size=2)
+    counts = {root: len(list((tmp_path / root / few.entries["numbers"]).glob("*.json"))) for root in ("few", "many")}
+    assert counts == {"few": 11, "many": 3}
+    rows = [FeatureSet(of, tmp_path / root, CPU).batch(torch.arange(21)) for of, root in ((few, "few"), (many, "many"))]
+    for name in rows[0]:  # which samples go through the towers together may decide their last bit
+        torch.testing.assert_close(rows[0][name].values, rows[1][name].values)
+
+
 def test_a_changed_and_an_added_sample_cost_themselves_alone(tmp_path, backbone):
     one = source()
     run(one, backbone, tmp_path)

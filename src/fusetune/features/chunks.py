@@ -14,6 +14,8 @@ from fusetune.features.store import Entry
 from fusetune.keys import Keys
 from fusetune.on_disk import filled, slices
 
+MOST = 2**14  # shards of an entry: each is an open file and a map of whoever reads them all
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -34,12 +36,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class _Missing:
-    """Rows that are missing from a stream, in one view or as they are; `keys`, `augmented`: of all rows."""
+    """Rows that are missing from a stream, in one view or as they are; `keys`, `augmented`: of all rows; `size`: of
+    a shard."""
 
     names: tuple[str, ...]
     rows: np.ndarray
     keys: Keys
     augmented: Mapping[str, Keys]
+    size: int
 
 
 class Chunks(Sequence[Chunk]):
@@ -49,9 +53,9 @@ class Chunks(Sequence[Chunk]):
         rows: in all of them.
     """
 
-    def __init__(self, missing: Sequence[_Missing], size: int) -> None:
-        self.missing, self.size, self.rows = missing, size, sum(len(some.rows) for some in missing)
-        self._ends = np.cumsum([-(-len(some.rows) // size) for some in missing])
+    def __init__(self, missing: Sequence[_Missing]) -> None:
+        self.missing, self.rows = missing, sum(len(some.rows) for some in missing)
+        self._ends = np.cumsum([-(-len(some.rows) // some.size) for some in missing])
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -60,8 +64,9 @@ class Chunks(Sequence[Chunk]):
         if not 0 <= number < len(self):
             raise IndexError(number)
         which = int(self._ends.searchsorted(number, side="right"))
-        some, start = self.missing[which], (number - (self._ends[which - 1] if which else 0)) * self.size
-        rows = some.rows[start : start + self.size]
+        some = self.missing[which]
+        start = (number - (self._ends[which - 1] if which else 0)) * some.size
+        rows = some.rows[start : start + some.size]
         augmented = {name: keys[rows] for name, keys in some.augmented.items()}
         return Chunk(some.names, rows, some.keys[rows], augmented)
 
@@ -79,6 +84,7 @@ def chunks(source: Source, features: Features, store: Store, settings: CacheSett
         mappings = (features.keys, *features.views)
         keys = Keys.joined(mapping[group[0]] for mapping in mappings)  # of all views, one behind another
         first = keys.numbered()[1]  # of several with one content
+        size = max(settings.shard_size, -(-len(first) // MOST))
         asked = keys if len(first) == len(keys) else keys[first]
         there = [asked.places_in(Entry.of(store, features.entries[name]).keys()) for name in group]
         wanted = [
@@ -91,8 +97,8 @@ def chunks(source: Source, features: Features, store: Store, settings: CacheSett
             drawn = source.view_keys(content, view) if view >= 0 and begin < end else {}
             augmented = {name: drawn[name] for name in source.augmentations if name in drawn}
             rows = todo[begin:end] - (view + 1) * len(source) if view >= 0 else todo[begin:end]
-            found.append(_Missing(group, rows, mapping[group[0]], augmented))
-    return Chunks(found, settings.shard_size)
+            found.append(_Missing(group, rows, mapping[group[0]], augmented, size))
+    return Chunks(found)
 
 
 def _owners(keys: Keys, count: int) -> np.ndarray:

@@ -25,7 +25,7 @@ class CacheSettings:
     Attributes:
         dtype: of activations on disk: float16, bfloat16, float32, or int8 per token; depth 0 is kept as it is.
         batch_size: samples per pass over the backbone.
-        shard_size: samples per shard.
+        shard_size: samples per shard; more of them where there would be more than 16,384 shards otherwise.
         views: seeded augmented views of each training sample; needed where a modality has `augment`.
         part: ``2/4`` leaves three quarters of the samples to other machines; they need no lock.
         ray_workers: processes of a Ray cluster that share the work; 0 is this process alone.
