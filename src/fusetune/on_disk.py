@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +54,13 @@ def array(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.memmap(file, dtype, "r+", shape=shape)
 
 
+def full(count: int, value: Any, dtype: Any) -> np.ndarray:
+    """The same in every place."""
+    found = array(count, dtype)
+    found[:] = value
+    return found
+
+
 def filled(parts: Iterable[np.ndarray], count: int, dtype: Any) -> np.ndarray:
     """One behind another, in an array of so many places."""
     found, begin = array(count, dtype), 0
@@ -88,6 +95,33 @@ def slices(count: int, size: int | None = None) -> Iterator[slice]:
     """Of so many rows, those that are worked on at once."""
     step = size or ROWS
     return (slice(begin, min(begin + step, count)) for begin in range(0, count, step))
+
+
+def part(whole: Any, some: slice) -> Any:
+    """Rows of a table or a column, where they lie."""
+    return whole.slice(some.start, some.stop - some.start)
+
+
+def by_group(parts: Iterable[np.ndarray], count: int, group: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Numbers below `count`, each once, those of the first group first; in a group they stay as they come.
+
+    Args:
+        parts: all of them, some at a time.
+        group: of some numbers, the number of each one's group.
+    """
+    sizes = np.zeros(0, np.int64)
+    for some in slices(count):
+        own = np.bincount(group(np.arange(some.start, some.stop)), minlength=len(sizes))
+        own[: len(sizes)] += sizes
+        sizes = own
+    free, found = sizes.cumsum() - sizes, array(count, np.int64)  # the next free place of each
+    for numbers in parts:
+        own = group(numbers)
+        turn, sizes = own.argsort(kind="stable"), np.bincount(own, minlength=len(free))
+        begins = sizes.cumsum() - sizes
+        found[(free - begins)[own[turn]] + np.arange(len(own))] = numbers[turn]
+        free += sizes
+    return found
 
 
 class Growing:
@@ -135,12 +169,11 @@ def table(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
 def filtered(whole: pa.Table, kept: np.ndarray) -> pa.Table:
     """The rows of a table that are to be kept."""
 
-    def parts() -> Iterator[pa.RecordBatch]:
+    def batches() -> Iterator[pa.RecordBatch]:
         for some in slices(whole.num_rows, at_once(whole.nbytes, whole.num_rows)):
-            part = whole.slice(some.start, some.stop - some.start).filter(pa.array(kept[some]))
-            yield from part.combine_chunks().to_batches()
+            yield from part(whole, some).filter(pa.array(kept[some])).combine_chunks().to_batches()
 
-    return table(parts(), whole.schema)
+    return table(batches(), whole.schema)
 
 
 def taken(column: pa.ChunkedArray, rows: RowNumbers) -> pa.ChunkedArray:
@@ -160,11 +193,11 @@ def taken(column: pa.ChunkedArray, rows: RowNumbers) -> pa.ChunkedArray:
 def rows_of(whole: pa.Table, rows: RowNumbers) -> pa.Table:
     """Some rows of a table, in their order."""
     wanted = np.asarray(rows, np.int64)
-    parts = (
+    pieces = (
         pa.table([taken(column, wanted[some]) for column in whole.columns], whole.schema)
         for some in slices(len(wanted), at_once(whole.nbytes, whole.num_rows))
     )
-    return table((batch for part in parts for batch in part.combine_chunks().to_batches()), whole.schema)
+    return table((batch for piece in pieces for batch in piece.combine_chunks().to_batches()), whole.schema)
 
 
 class Cells(Sequence[Any]):
@@ -188,7 +221,7 @@ class Cells(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         for some in slices(len(self), AT_ONCE):
             if self.rows is None:
-                yield from self.column.slice(some.start, some.stop - some.start).to_pylist()
+                yield from part(self.column, some).to_pylist()
             else:
                 yield from taken(self.column, self.rows[some]).to_pylist()
 

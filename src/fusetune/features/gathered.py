@@ -33,7 +33,8 @@ def means_of(flat: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Ten
 
 
 class Gathered(Tokens):
-    """
+    """A batch whose samples lie where they were kept until somebody asks for `values`.
+
     Args:
         flat: tokens, (many, width), as they are kept.
         starts, lengths: of each sample among them.

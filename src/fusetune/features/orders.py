@@ -35,7 +35,9 @@ def batches(
         order = on_disk.shuffled(count, generator)
     if generator and blocks is not None:
         turns = torch.randperm(int(blocks.max(initial=0)) + 1, generator=generator)
-        order = torch.from_numpy(_by_window(order.numpy(), blocks, turns.argsort().numpy() // WINDOW))
+        window, rows = turns.argsort().numpy() // WINDOW, order.numpy()
+        parts = (rows[some] for some in on_disk.slices(count))
+        order = torch.from_numpy(on_disk.by_group(parts, count, lambda some: window[blocks[some]]))
     starts = range(0, count, size)
     if lengths is None:
         yield from (order[start : start + size] for start in starts)
@@ -47,22 +49,6 @@ def batches(
         order[some] = stretch[sizes.argsort(stable=True)]
     turns = torch.randperm(len(starts), generator=generator) if generator else torch.arange(len(starts))
     yield from (order[starts[turn] : starts[turn] + size] for turn in turns.tolist())
-
-
-def _by_window(order: np.ndarray, blocks: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """The rows of `order`, those of the first window first, each window's as they come; `window`: of each block."""
-    count = int(window.max(initial=0)) + 1
-    sizes = np.zeros(count, np.int64)
-    for some in on_disk.slices(len(blocks)):
-        sizes += np.bincount(window[blocks[some]], minlength=count)
-    free, found = sizes.cumsum() - sizes, on_disk.array(len(order), np.int64)  # the next free place of each
-    for some in on_disk.slices(len(order)):
-        own = window[blocks[order[some]]]
-        turn, sizes = own.argsort(kind="stable"), np.bincount(own, minlength=count)
-        begins = sizes.cumsum() - sizes
-        found[(free - begins)[own[turn]] + np.arange(len(own))] = order[some][turn]
-        free += sizes
-    return found
 
 
 def padding(lengths: dict[str, np.ndarray], size: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from fusetune.backbones.text_tower import Reading
 from fusetune.features.source import Source
 from fusetune.keys import Keys
-from fusetune.on_disk import Cells, array, filled, picked, slices, taken
+from fusetune.on_disk import Cells, array, filled, full, part, picked, slices, taken
 
 if TYPE_CHECKING:  # its room needs pandas, which a bare GPU machine may lack
     from fusetune.manifest.checks import ValidationSettings
@@ -55,9 +55,9 @@ class TextFacts:
 def text_facts(tower: Any, column: pa.ChunkedArray) -> TextFacts:
     """Every distinct text is tokenised once, `CHUNK` of them at a time; what is known of a row is a few numbers."""
     number, first = Keys.of_texts(Cells(column)).numbered()  # no text is one of them, too
-    there = [np.flatnonzero(column.slice(s.start, s.stop - s.start).is_valid()) + s.start for s in slices(len(column))]
+    there = [np.flatnonzero(part(column, s).is_valid()) + s.start for s in slices(len(column))]
     rows = filled(there, sum(map(len, there)), np.int64)
-    tokens, unknown, cut, kept = (_zeros(len(first), kind) for kind in (np.int64, np.int64, bool, np.int64))
+    tokens, unknown, cut, kept = (full(len(first), 0, kind) for kind in (np.int64, np.int64, bool, np.int64))
     problems: dict[int, str] = {}
 
     def read() -> Iterator[bytes]:
@@ -71,7 +71,7 @@ def text_facts(tower: Any, column: pa.ChunkedArray) -> TextFacts:
             yield sha256(repr((own, i if own or reading is None else reading.ids)).encode()).digest()
 
     same, begun = Keys.of_bytes(read()).numbered()
-    second = filled((np.full(s.stop - s.start, len(first)) for s in slices(len(begun))), len(begun), np.int64)
+    second = full(len(begun), len(first), np.int64)
     for some in slices(len(first)):  # distinct texts are numbered as they appear
         later = np.flatnonzero(begun[same[some]] != np.arange(some.start, some.stop)) + some.start
         np.minimum.at(second, same[later], later)
@@ -140,10 +140,6 @@ def failed_check(
     examples = [{"row": row, "sample_id": str(ids[row]) if ids else None, "value": value} for row, value in shown]
     return {"check": check, "severity": level, "column": source.modalities[name].column_of(name),
             "rows": rows, "share": share, "says": says, "examples": examples}  # fmt: skip
-
-
-def _zeros(count: int, kind: Any) -> np.ndarray:
-    return filled((np.zeros(some.stop - some.start, kind) for some in slices(count)), count, kind)
 
 
 def distinct_texts(column: pa.ChunkedArray) -> Iterator[list[str]]:

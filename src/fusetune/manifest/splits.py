@@ -46,7 +46,7 @@ def with_splits(table: pa.Table, settings: SplitSettings) -> pa.Table:
 
 def _counted(numbers: np.ndarray, count: int) -> np.ndarray:
     """How often each number below `count` stands there."""
-    found = on_disk.filled((np.zeros(s.stop - s.start, np.int64) for s in on_disk.slices(count)), count, np.int64)
+    found = on_disk.full(count, 0, np.int64)
     for some in on_disk.slices(len(numbers)):
         there, times = np.unique(numbers[some], return_counts=True)
         found[there] += times
@@ -90,15 +90,7 @@ def _in_order(keys: Keys, strata: np.ndarray | None) -> Iterator[int]:
         for part in keys.sorted():
             yield from part.tolist()
         return
-    free = np.concatenate([[0], _counted(strata, int(strata.max(initial=0)) + 1).cumsum()])
-    order = on_disk.array(len(keys), np.int64)
-    for part in keys.sorted():
-        turn = strata[part].argsort(kind="stable")
-        own = strata[part][turn]
-        begins = np.searchsorted(own, own)  # of each stratum's run
-        order[free[own] + np.arange(len(own)) - begins] = part[turn]
-        there, times = np.unique(own, return_counts=True)
-        free[there] += times
+    order = on_disk.by_group(keys.sorted(), len(keys), lambda groups: strata[groups])
     for some in on_disk.slices(len(order)):
         yield from order[some].tolist()
 

@@ -75,9 +75,11 @@ def validate(
     if not table.num_rows:
         found = Judged(table, settings, on_disk.array(0, bool))
         found.add([Failure(-1, "", "manifest.empty", "0 rows")])
-        return Outcome(table, found.aside(), make_report(None, found, Sizes(0), labels, modalities, settings))
+        return Outcome(
+            table, found.aside(), make_report(None, found, Sizes(0, modalities), labels, modalities, settings)
+        )
     whole = Whole(table, modalities, labels)
-    found, sizes = Judged(table, settings, whole.kept), Sizes(table.num_rows)
+    found, sizes = Judged(table, settings, whole.kept), Sizes(table.num_rows, modalities)
     rules = [
         *row_checks(modalities, settings.limits, whole.repeated, whole.widths),
         *label_checks(whole.label_counts(), settings.labels),
@@ -86,7 +88,7 @@ def validate(
     # numbers are copied, media only looked at: of them a pool of processes takes many at once
     copied = sum(table[m.column_of(name)].nbytes for name, m in modalities.items() if m.kind not in MEDIA)
     for some in on_disk.slices(table.num_rows, on_disk.at_once(copied, table.num_rows, BLOCK)):
-        part = table.slice(some.start, some.stop - some.start)
+        part = on_disk.part(table, some)
         facts = _facts(part, modalities, labels, settings, _later(progress, some.start, table.num_rows))
         for name, problem in others.items():
             facts[name] = pd.Series(part[name].to_pylist(), dtype=object)
@@ -97,7 +99,7 @@ def validate(
         facts.index += some.start
         found.add(_run(rules, facts))
         found.add(_run([*target_checks(others), *conversation_checks(), *fault_checks(told)], facts))
-        sizes.add(facts, modalities, some)
+        sizes.add(facts, some)
     found.add(whole.same_contents())
     for label in labels:
         found.add(whole.untrained(label))

@@ -80,19 +80,18 @@ class Judged:
 class Sizes:
     """Of each row whether a modality is there, and how large it is."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.present: dict[str, np.ndarray] = {}
+    def __init__(self, count: int, modalities: Mapping[str, Modality]) -> None:
+        self.count, self.modalities = count, modalities
+        self.present = {name: on_disk.array(count, bool) for name in modalities}
         self.sizes: dict[str, np.ndarray] = {}
 
-    def add(self, facts: pd.DataFrame, modalities: Mapping[str, Modality], some: slice) -> None:
+    def add(self, facts: pd.DataFrame, some: slice) -> None:
         """Of some rows."""
-        for name, modality in modalities.items():
-            self.present.setdefault(name, on_disk.array(self.count, bool))[some] = facts[f"{name}: present"]
+        for name, modality in self.modalities.items():
+            self.present[name][some] = facts[f"{name}: present"]
             size = f"{name}: {SIZES.get(modality.kind, ('', ''))[0]}"
             if size in facts and name not in self.sizes:
-                parts = (np.full(s.stop - s.start, np.nan) for s in on_disk.slices(self.count))
-                self.sizes[name] = on_disk.filled(parts, self.count, np.float64)
+                self.sizes[name] = on_disk.full(self.count, np.nan, np.float64)
             if size in facts:
                 self.sizes[name][some] = facts[size].astype(float)
 

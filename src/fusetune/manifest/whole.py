@@ -32,7 +32,7 @@ class Coded:
         known: names that come first.
 
     Attributes:
-        names: by place; that of `missing` is None.
+        names: by place; None where a value is none.
         codes: (rows,).
     """
 
@@ -40,7 +40,7 @@ class Coded:
         places: dict[str | None, int] = {name: place for place, name in enumerate(known)}
         self.codes = on_disk.array(len(column), np.int32)
         for some in on_disk.slices(len(column)):
-            values, index = distinct(column.slice(some.start, some.stop - some.start))
+            values, index = distinct(on_disk.part(column, some))
             own = [places.setdefault(text(value), len(places)) for value in values]
             self.codes[some] = np.array(own, np.int32)[index]
         self.names = list(places)
@@ -71,11 +71,11 @@ class Whole:
     def __init__(self, table: pa.Table, modalities: Mapping[str, Modality], labels: Iterable[str]) -> None:
         self.table, self.modalities, self.count = table, modalities, table.num_rows
         self._step = on_disk.at_once(table.nbytes, table.num_rows)  # rows whose cells are looked at together
-        self.kept = self._filled(True)
+        self.kept = on_disk.full(self.count, True, bool)
         self.splits = Coded(table["split"], str, SPLITS)
         self.labels = {label: Coded(table[label], class_text) for label in labels}
         names, first = _numbered(table["sample_id"])
-        self.repeated = self._filled(False)
+        self.repeated = on_disk.array(self.count, bool)
         for some in on_disk.slices(self.count):
             self.repeated[some] = first[names[some]] != np.arange(some.start, some.stop)
         same = table["group_id"].equals(table["sample_id"])
@@ -86,7 +86,7 @@ class Whole:
             if modality.kind in ("sequence", "vector"):
                 column, seen = table[modality.column_of(name)], Counter[float]()
                 for some in on_disk.slices(self.count, self._step):
-                    there, times = np.unique(widths(modality, _part(column, some)), return_counts=True)
+                    there, times = np.unique(widths(modality, on_disk.part(column, some)), return_counts=True)
                     seen.update(dict(zip(there.tolist(), times.tolist(), strict=True)))
                 sound = {width: often for width, often in seen.items() if width > 0}
                 self.widths[name] = min(sound, key=lambda width: (-sound[width], width), default=float("nan"))
@@ -100,12 +100,13 @@ class Whole:
 
     def same_contents(self) -> Iterator[Failure]:
         """Samples that are the same in every modality: in two splits a leak, in one a duplicate."""
-        readable = self._filled(False)
+        readable = on_disk.array(self.count, bool)
 
         def contents() -> Iterator[bytes]:
             for some in on_disk.slices(self.count, self._step):
                 columns = [
-                    readable_digests(m, _part(self.table[m.column_of(n)], some)) for n, m in self.modalities.items()
+                    readable_digests(m, on_disk.part(self.table[m.column_of(n)], some))
+                    for n, m in self.modalities.items()
                 ]
                 # where a content can't be read, that is no reason to set its row aside
                 readable[some] = [None not in row for row in zip(*columns, strict=True)]
@@ -116,9 +117,8 @@ class Whole:
                     yield from (sha256(row).digest() for row in joined)
 
         number, distinct_ = Keys.of_bytes(contents()).numbered()
-        first = on_disk.array(len(distinct_), np.int64)  # of each content: its first row, by split, then by place
-        for some in on_disk.slices(len(first)):
-            first[some] = np.iinfo(np.int64).max
+        # of each content its first row, by split, then by place
+        first = on_disk.full(len(distinct_), np.iinfo(np.int64).max, np.int64)
         for rows in self._rows(readable):
             turn = np.minimum(self.splits.codes[rows], len(SPLITS)).astype(np.int64)
             np.minimum.at(first, number[rows], turn * self.count + rows)
@@ -151,11 +151,7 @@ class Whole:
 
     def leaking_groups(self) -> Iterator[Failure]:
         """Rows whose group stands in several splits."""
-        seen = on_disk.filled(
-            (np.zeros(s.stop - s.start, np.int32) for s in on_disk.slices(self._group_count)),
-            self._group_count,
-            np.int32,
-        )
+        seen = on_disk.full(self._group_count, 0, np.int32)
         split, groups = self._split(), self.table["group_id"]
         for rows in self._rows():
             np.bitwise_or.at(seen, self._groups[rows], 1 << split[rows])
@@ -199,10 +195,6 @@ class Whole:
             own = self.kept[some] if more is None else self.kept[some] & more[some]
             yield np.flatnonzero(own) + some.start
 
-    def _filled(self, value: bool) -> np.ndarray:
-        parts = (np.full(some.stop - some.start, value) for some in on_disk.slices(self.count))
-        return on_disk.filled(parts, self.count, bool)
-
 
 def class_text(value: Any) -> str | None:
     """The label that a cell is; None where it is none."""
@@ -218,10 +210,6 @@ def distinct(column: pa.ChunkedArray) -> tuple[list[Any], np.ndarray]:
         return values, np.arange(len(values))
     values = [*encoded.dictionary.to_pylist(), None]
     return values, encoded.indices.fill_null(len(values) - 1).to_numpy()
-
-
-def _part(column: pa.ChunkedArray, some: slice) -> pa.ChunkedArray:
-    return column.slice(some.start, some.stop - some.start)
 
 
 def _numbered(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from fusetune import on_disk
 from fusetune.config import build
 from fusetune.errors import FusetuneError
 from fusetune.manifest.labels import label_text
-from fusetune.on_disk import column, read_parquet, slices
-from fusetune.on_disk import table as in_order
 
 logger = logging.getLogger(__name__)
 DELIMITERS = (",", ";", "\t", "|")
@@ -129,8 +128,10 @@ def _differ(one: str, other: str) -> bool:
 def numbered(table: pa.Table) -> pa.Table:
     """With `sample_id` and `group_id`: rows that have none are numbered, each a group of its own."""
     if "sample_id" not in table.column_names:
-        names = (pa.array([f"{row:08d}" for row in range(s.start, s.stop)], pa.string()) for s in slices(len(table)))
-        table = table.append_column("sample_id", column(names, pa.string()))
+        names = (
+            pa.array([f"{row:08d}" for row in range(s.start, s.stop)], pa.string()) for s in on_disk.slices(len(table))
+        )
+        table = table.append_column("sample_id", on_disk.column(names, pa.string()))
     if "group_id" not in table.column_names:
         table = table.append_column("group_id", table["sample_id"])
     return table
@@ -138,7 +139,7 @@ def numbered(table: pa.Table) -> pa.Table:
 
 def _parquet(file: Path) -> pa.Table:
     try:
-        return read_parquet(file)
+        return on_disk.read_parquet(file)
     except (pa.ArrowException, OSError) as error:
         raise FusetuneError(f"{file}: no readable Parquet ({error}).") from None
 
@@ -157,7 +158,7 @@ def _csv(file: Path) -> pa.Table:
         convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
         read = csv.ReadOptions(block_size=BLOCK)
         with csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert) as opened:
-            return in_order(opened, opened.schema)
+            return on_disk.table(opened, opened.schema)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise FusetuneError(f"{file}: no readable CSV in UTF-8 ({error}).") from None
 
