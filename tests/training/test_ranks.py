@@ -32,8 +32,14 @@ class Stopped(Exception):
     pass
 
 
-def trained(toy, folder, settings, *placements, stop_at=None, seed_split=None):
-    experiment = toy.experiment(*placements)
+BOTTLENECK = {"where": "towers", "adapter": "bottleneck", "config": {"bottleneck_dim": 4}}
+PAIRS = {"name": "retrieval", "query": "left", "target": "right", "embedding_dim": 8}
+LABEL = {"name": "classification", "label": "label"}
+WEIGHTED = {"name": "multi_task", "tasks": {"even": {**LABEL, "class_weights": "balanced"}, "plain": LABEL}}
+
+
+def trained(toy, folder, settings, *placements, stop_at=None, **data):
+    experiment = toy.experiment(*placements, **data)
     features = toy.features(experiment)
     experiment.begin(toy.store, CacheSettings(dtype="float32"), lambda *_: None)
     splits = toy.splits(experiment)
@@ -85,11 +91,25 @@ def test_one_rank_goes_on_where_two_were_and_two_where_one_was(toy, tmp_path):
     near(whole, trained(toy, tmp_path / "cut", replace(SETTINGS, devices=2), WANDER))
 
 
-def test_a_loss_of_the_whole_batch_is_refused(toy, tmp_path):
+@pytest.mark.parametrize(
+    "placements, task, fsdp",
+    [((ADALORA,), PAIRS, False), ((BOTTLENECK,), PAIRS, True), ((WANDER,), WEIGHTED, False)],
+    ids=["pairs", "pairs-divided", "weighted"],
+)
+def test_a_loss_of_the_whole_batch_is_that_of_one_process(toy, tmp_path, placements, task, fsdp):
+    settings = replace(SETTINGS, batch_size=53, accumulate=2)  # 160 rows: 53, 53, 53 and 1; adalora has a penalty
+    one = trained(toy, tmp_path / "one", settings, *placements, task=task)
+    two = trained(toy, tmp_path / "two", replace(settings, devices=2, fsdp=fsdp), *placements, task=task)
+    near(one, two)
+    halves = trained(toy, tmp_path / "halves", replace(settings, batch_size=27), *placements, task=task)
+    assert abs(halves[0][0].train_loss - one[0][0].train_loss) > 1e-2  # what ranks that don't share outputs would have
+
+
+def test_a_loss_of_the_whole_batch_over_tokens_is_refused(toy, tmp_path):
     experiment = toy.experiment(WANDER)
     features = toy.features(experiment)
-    experiment.task.by_sample = False
-    with pytest.raises(FusetuneError, match="of a batch as a whole"):
+    experiment.task.by_sample, experiment.task.token_outputs = False, 1
+    with pytest.raises(FusetuneError, match="of a batch as a whole, whose outputs are by token"):
         take_part(experiment, features, toy.store, SETTINGS, EvaluationSettings(), tmp_path, "toy", Group(0, 2))
 
 

@@ -63,9 +63,28 @@ class Group:
         most = -(-len(index.tensor_split(self.size)[0]) // size) if self.together else 0
         return several + [own[:0]] * (most - len(several))
 
-    def asked(self, part: Tensor, whole: Tensor) -> Tensor:
+    def asked(self, part: Tensor, whole: Tensor, takes_part: bool = False) -> Tensor:
         """This rank's rows of a pass; where it has none and takes part, one of another's that counts for nothing."""
-        return whole[:1] if self.together and not len(part) else part
+        return whole[:1] if (takes_part or self.together) and not len(part) else part
+
+    def shares_outputs(self, model: AdaptedModel) -> bool:
+        """Whether each rank needs the outputs of all: the loss is of a batch as a whole."""
+        return self.size > 1 and not model.task.by_sample
+
+    def whole(self, out: Tensor, size: int) -> Tensor:
+        """All rows of a batch of `size`: those of this rank with their gradients, the others' as numbers.
+
+        So the loss of the whole batch has in each rank the gradients of that rank's rows, and their sum is all.
+
+        Args:
+            out: of this rank's `part`, and perhaps of a row that counts for nothing.
+        """
+        own = self.part(torch.arange(size))
+        all_ = out.new_zeros(size, *out.shape[1:], requires_grad=False)
+        start = int(own[0]) if len(own) else size
+        all_[start : start + len(own)] = out[: len(own)].detach()
+        torch.distributed.all_reduce(all_)
+        return torch.cat([all_[:start], out[: len(own)], all_[start + len(own) :]])
 
     def begin_epoch(self) -> None:
         """Which parameters get gradients may have changed."""
@@ -120,7 +139,8 @@ ALONE = Group()
 
 @torch.no_grad()
 def check_alike(model: AdaptedModel, group: Group) -> None:
-    """What isn't the base's becomes the first rank's; a task whose loss is no mean of its samples' own is refused.
+    """What isn't the base's becomes the first rank's; refused is a loss of a batch as a whole whose outputs differ in
+    width from rank to rank.
 
     Raises:
         FusetuneError: see above.
@@ -128,9 +148,9 @@ def check_alike(model: AdaptedModel, group: Group) -> None:
     if group.size == 1:
         return
     check(
-        model.task.by_sample,
-        f"train.devices: {group.size} were asked for, and the loss of this task is of a batch as a whole, of which "
-        "each device would have a part alone. Expected 1.",
+        model.task.by_sample or not model.task.token_outputs,
+        f"train.devices: {group.size} were asked for, and the loss of this task is of a batch as a whole, whose "
+        "outputs are by token: each device would have them in another width. Expected 1.",
     )
     said = group.first_says({name: value.detach().cpu() for name, value in model.kept().items()})
     for name, value in model.kept().items():

@@ -58,13 +58,17 @@ def predict(
     model.eval()
     outputs, losses, shares, weights = [], [], [], model.task.row_weights(split.targets)
     features = split.features if epoch is None else split.at(epoch)
-    rows = torch.arange(len(split.targets))
-    own = group.passes(rows, 4 * batch_size)
+    rows, shared = torch.arange(len(split.targets)), group.shares_outputs(model)
+    wholes = rows.split(4 * batch_size) if shared else ()
+    own = [group.part(whole) for whole in wholes] if shared else group.passes(rows, 4 * batch_size)
     with torch.no_grad():
-        asked = (group.asked(part, rows) for part in own)
-        for part, (index, states) in zip(own, features.batches(asked, by_parts=True), strict=True):
+        asked = (group.asked(part, rows, shared) for part in own)
+        for i, (index, states) in enumerate(features.batches(asked, by_parts=True)):
             out = model(states, features.frontier).float()
-            if not len(part):
+            if shared:
+                index = wholes[i]
+                out = group.whole(out, len(index))
+            elif not len(own[i]):
                 continue
             targets = split.targets[index].to(out.device)
             losses.append(model.task.loss(out, targets))
@@ -74,8 +78,9 @@ def predict(
                 for name, values in model.observed(len(index)).items():
                     observed.setdefault(name, []).append(values.float().cpu())
     read = torch.stack(losses).tolist() if losses else []
-    [total] = group.added([sum(loss * share for loss, share in zip(read, shares, strict=True))])
-    joined = group.joined_rows(torch.cat(outputs) if outputs else None)
+    among = ALONE if shared else group  # each has all by then
+    [total] = among.added([sum(loss * share for loss, share in zip(read, shares, strict=True))])
+    joined = among.joined_rows(torch.cat(outputs) if outputs else None)
     return check_finite(joined, split, epoch), total / weights.sum().item()
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -72,7 +73,8 @@ class Steps:
         blocks = features.blocks() if settings.shuffle == "blocks" else None
         whole = list(batches(len(self.targets), settings.batch_size, order, lengths, blocks))
         own = [self.group.part(index) for index in whole]
-        asked = [self.group.asked(part, index) for part, index in zip(own, whole, strict=True)]
+        shared = self.group.shares_outputs(model)
+        asked = [self.group.asked(part, index, shared) for part, index in zip(own, whole, strict=True)]
         shares = [self.weights[index].sum().item() for index in whole]  # of rows: 1, or their tokens
         of_step = [sum(shares[i : i + several]) for i in range(0, len(shares), several)]  # what is behind each step
         losses, sums, first = _Losses(number, step, settings), dict[str, Tensor](), step
@@ -84,7 +86,9 @@ class Steps:
             else:
                 share = self.weights[own[part]].sum().item() if self.group.size > 1 else shares[part]
                 if states is not None and len(index):
-                    losses.add(self._backward(features, index, states, share / of_step[part // several]), share)
+                    of_whole = (whole[part], share / shares[part]) if shared else None
+                    scale = (shares[part] if shared else share) / of_step[part // several]
+                    losses.add(self._backward(features, index, states, scale, of_whole), share)
                 if (part + 1) % several and part + 1 < len(shares):
                     continue
                 set_rates(self.optimizer, warmup_cosine(step, self.steps, settings.warmup))
@@ -111,13 +115,28 @@ class Steps:
         for index in indices:
             yield next(filled) if len(index) else (index, None)
 
-    def _backward(self, features: FeatureSet, index: Tensor, states: dict[str, Tokens], share: float) -> Tensor:
-        """The mean loss of a batch; gradients of it and of the penalties, times `share`, are added up."""
+    def _backward(
+        self,
+        features: FeatureSet,
+        index: Tensor,
+        states: dict[str, Tokens],
+        share: float,
+        of_whole: tuple[Tensor, float] | None,
+    ) -> Tensor:
+        """The mean loss of a batch; gradients of it and of the penalties, times `share`, are added up.
+
+        Args:
+            of_whole: where the loss is that of all ranks' rows, these, and this rank's share of them.
+        """
         dtype = training_dtype(self.device, self.settings.autocast)
         if self.settings.modality_dropout:
             states = with_dropped_modalities(states, self.settings.modality_dropout, always=(ANSWER,))
-        targets = self.targets[index.to(self.device, non_blocking=True)]
-        loss, whole = batch_losses(self.model, states, features.frontier, targets, dtype)
+        rows, part = (index, 1.0) if of_whole is None else of_whole
+        targets = self.targets[rows.to(self.device, non_blocking=True)]
+        gather = None if of_whole is None else partial(self.group.whole, size=len(rows))
+        loss, whole = batch_losses(
+            self.model, states, features.frontier, targets, dtype, whole=gather, penalty_share=part
+        )
         self.scaler.scale(whole * share).backward()
         return loss.detach()
 
