@@ -124,6 +124,29 @@ class Keys(Sequence[str]):
         return pa.Array.from_buffers(pa.binary(BYTES), len(rows), [None, pa.py_buffer(self.digests[rows])])
 
 
+class ReadableKeys(Sequence[Any]):
+    """Keys of rows of which some can't be read: None in their place.
+
+    Args:
+        unread: their numbers, in ascending order.
+    """
+
+    def __init__(self, keys: Keys, unread: Sequence[int] | np.ndarray = ()) -> None:
+        self.keys, self.unread = keys, np.asarray(unread, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, which: Any) -> Any:
+        """A key, or None, by its number; `ReadableKeys` by a slice."""
+        if isinstance(which, slice):
+            begin, stop, _ = which.indices(len(self))
+            own = self.unread[np.searchsorted(self.unread, begin) : np.searchsorted(self.unread, stop)]
+            return ReadableKeys(self.keys[begin:stop], own - begin)
+        at = np.searchsorted(self.unread, which)
+        return None if at < len(self.unread) and self.unread[at] == which else self.keys[which]
+
+
 def _parsed(keys: Sequence[str]) -> Keys:
     odd = next((key for key in keys if key and len(key) != 2 * BYTES), None)
     if odd is not None:

@@ -1,14 +1,25 @@
-"""Running a trained model over a table, raw samples in, outputs out."""
+"""Running a trained model over a table, raw samples in, outputs out.
+
+Cost of a row: read, decoded and prepared once, ahead of the model's passes, and its outputs, on disk where they are
+many. A batch with a row that can't be read is prepared once more, row by row, to find that row.
+"""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune import on_disk
 from fusetune.backbones.backbone import Frontier
 from fusetune.errors import FusetuneError
+from fusetune.features.chunks import Chunk
+from fusetune.features.decoding import Prepared, attempted_ahead, batches, deaths_told, prepared_rows
+from fusetune.features.index import CacheSettings
 from fusetune.features.source import Source
+from fusetune.keys import Keys
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.plan.speaking import answered
 from fusetune.tasks.task import finite_rows
@@ -18,12 +29,12 @@ from fusetune.tasks.task import finite_rows
 class Scored:
     """
     Attributes:
-        rows: those that could be read, in order.
+        rows: those that could be read, in order, (rows,).
         outputs: the task's, one for each of `rows`, float32 on the CPU.
-        errors: what is wrong with the others, by row.
+        errors: what is wrong with the others, by row, in order.
     """
 
-    rows: list[int]
+    rows: np.ndarray
     outputs: Tensor
     errors: dict[int, str]
 
@@ -31,51 +42,110 @@ class Scored:
 def score(
     model: AdaptedModel,
     source: Source,
-    rows: Sequence[int],
+    rows: Sequence[int] | np.ndarray,
     batch_size: int,
     device: torch.device,
     progress: Callable[[int, int], None] = lambda *_: None,
+    decoders: int | None = 0,
 ) -> Scored:
     """Outputs of the given rows; a row that can't be read costs itself alone.
 
     Args:
         progress: called with the rows done and their number after each batch.
+        decoders: processes that decode ahead of the model, as `CacheSettings` has it; starting them takes as long as
+            some hundred pictures.
 
     Raises:
-        FusetuneError: no row at all can be read; the first one's fault.
+        FusetuneError: no row at all can be read; the first one's fault. Or a process that decodes was killed.
     """
     model.to(device)
-    parts: list[Tensor] = []
-    good: list[int] = []
-    errors: dict[int, str] = {}
-    for start in range(0, len(rows), batch_size):
-        several = [rows[start : start + batch_size]]
-        while several:
-            batch = several.pop(0)
-            try:
-                outputs = _outputs(model, source, batch, device)
-                finite = finite_rows(outputs)
-                for row in (row for row, sound in zip(batch, finite.tolist(), strict=True) if not sound):
-                    errors[row] = f"row {row}: the model's outputs are NaN or infinite; that is no answer."
-                parts.append(outputs[finite])
-                good += [row for row, sound in zip(batch, finite.tolist(), strict=True) if sound]
-            except FusetuneError as error:
-                if len(batch) == 1:
-                    errors[batch[0]] = str(error)
-                else:
-                    several[:0] = [[row] for row in batch]
-        progress(min(start + batch_size, len(rows)), len(rows))
-    if not good:
-        raise FusetuneError(f"no row could be read: {next(iter(errors.values()), 'there is none')}")
-    return Scored(good, torch.cat(parts), errors)
+    asked = np.asarray(rows, np.int64)
+    given = _given(source, asked)
+    scoring = _Scoring(model, source, device, len(asked))
+    chunk = Chunk(tuple(source.modalities), asked[given], Keys.of([]), {})
+    settings = CacheSettings(batch_size=batch_size, decoders=decoders)
+    done, died = scoring.without(asked[~given]), deaths_told("predict.decoders", "Nothing was written")
+    with closing(attempted_ahead(model.backbone, source, [chunk], settings, device)) as ready, died:
+        for places, samples in zip(batches(chunk, batch_size), ready, strict=True):
+            scoring.take(chunk.rows[places.start : places.stop], samples)
+            done += len(places)
+            progress(done, len(asked))
+    return scoring.scored()
 
 
-@torch.no_grad()
-def _outputs(model: AdaptedModel, source: Source, rows: Sequence[int], device: torch.device) -> Tensor:
-    own = [name for name, modality in source.modalities.items() if modality.constant is None]
-    samples = {name: source.decoded(name, rows) for name in source.modalities}
-    for i, row in enumerate(rows):
-        if all(samples[name][i] is None for name in own):
-            raise FusetuneError(f"row {row}: no modality is given; expected some of {', '.join(own)}.")
-    streams = {name: tokens.to(device) for name, tokens in model.backbone.prepare(samples).items()}
-    return answered(model, streams, Frontier(dict.fromkeys(streams, 0)))
+def _given(source: Source, rows: np.ndarray) -> np.ndarray:
+    """(rows,): whether any modality is there that isn't the same for all."""
+    found = np.zeros(len(rows), bool)
+    for name, modality in source.modalities.items():
+        if modality.constant is None:
+            for some in on_disk.slices(len(rows)):
+                valid = on_disk.taken(source.column(name), rows[some]).is_valid()
+                found[some] |= valid.to_numpy()
+    return found
+
+
+class _Scoring:
+    """Outputs and errors as they come.
+
+    Args:
+        most: rows of which there may be outputs.
+    """
+
+    def __init__(self, model: AdaptedModel, source: Source, device: torch.device, most: int) -> None:
+        self.model, self.source, self.device, self.most = model, source, device, most
+        self.errors: dict[int, str] = {}
+        self._rows, self._count = on_disk.array(most, np.int64), 0
+        self._outputs: np.ndarray | None = None
+
+    def without(self, rows: np.ndarray) -> int:
+        """Rows with nothing in them; how many."""
+        own = ", ".join(name for name, modality in self.source.modalities.items() if modality.constant is None)
+        self.errors |= {row: f"row {row}: no modality is given; expected some of {own}." for row in rows.tolist()}
+        return len(rows)
+
+    def take(self, rows: np.ndarray, samples: Prepared | Exception) -> None:
+        """Answer a batch; where that fails, its rows one by one."""
+        try:
+            if isinstance(samples, Exception):
+                raise samples
+            self._add(rows, self._answered(samples))
+        except FusetuneError as error:
+            if len(rows) == 1:
+                self.errors[int(rows[0])] = str(error)
+                return
+            alone = [(rows[i : i + 1], self._prepared(rows[i : i + 1])) for i in range(len(rows))]
+            sound = [row for row, found in alone if not isinstance(found, Exception)]
+            if isinstance(samples, Exception) and 0 < len(sound) < len(rows):  # the others are a batch again
+                self.errors |= {int(row[0]): str(found) for row, found in alone if isinstance(found, FusetuneError)}
+                readable = np.concatenate(sound)
+                self.take(readable, self._prepared(readable))
+            else:
+                for row, found in alone:
+                    self.take(row, found)
+
+    def scored(self) -> Scored:
+        errors = dict(sorted(self.errors.items()))
+        if self._outputs is None or not self._count:
+            raise FusetuneError(f"no row could be read: {next(iter(errors.values()), 'there is none')}")
+        return Scored(self._rows[: self._count], torch.from_numpy(self._outputs[: self._count]), errors)
+
+    def _prepared(self, rows: np.ndarray) -> Prepared | Exception:
+        try:
+            return prepared_rows(self.model.backbone, self.source, tuple(self.source.modalities), rows)
+        except FusetuneError as error:
+            return error
+
+    @torch.no_grad()
+    def _answered(self, samples: Prepared) -> Tensor:
+        streams = {name: tokens.to(self.device) for name, tokens in samples.items()}
+        return answered(self.model, streams, Frontier(dict.fromkeys(streams, 0)))
+
+    def _add(self, rows: np.ndarray, outputs: Tensor) -> None:
+        finite = finite_rows(outputs).numpy()
+        for row in rows[~finite].tolist():
+            self.errors[row] = f"row {row}: the model's outputs are NaN or infinite; that is no answer."
+        if self._outputs is None:
+            self._outputs = on_disk.array((self.most, *outputs.shape[1:]), np.float32)
+        stop = self._count + int(finite.sum())
+        self._rows[self._count : stop], self._outputs[self._count : stop] = rows[finite], outputs.numpy()[finite]
+        self._count = stop

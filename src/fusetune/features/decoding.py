@@ -9,11 +9,12 @@ import logging
 import multiprocessing
 import pickle
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,6 +25,7 @@ from fusetune.features.ahead import ahead, threads_beside
 from fusetune.features.chunks import Chunk
 from fusetune.features.index import CacheSettings
 from fusetune.features.source import Source
+from fusetune.keys import Keys
 from fusetune.tokens import Tokens, joined
 
 logger = logging.getLogger(__name__)
@@ -51,14 +53,17 @@ class Preparing(Dataset):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def prepared(self, number: int) -> Prepared:
-        part = self.parts[number]
+    def attempted(self, number: int) -> Prepared | Exception:
+        """A part, or what is wrong with one of its samples."""
+        try:
+            return self._prepared(self.parts[number])
+        except Exception as error:
+            return error
+
+    def _prepared(self, part: Part) -> Prepared:
         chunk, places = self._chunk(part.chunk), slice(part.start, part.stop)
-        rows, samples = chunk.rows[places].tolist(), {}
-        for name in chunk.names:
-            keys = chunk.augmented.get(name)
-            samples[name] = self.source.decoded(name, rows, keys and keys[places])
-        return self.backbone.prepare(samples)
+        keys = {name: of_view[places] for name, of_view in chunk.augmented.items()}
+        return prepared_rows(self.backbone, self.source, chunk.names, chunk.rows[places], keys)
 
     def _chunk(self, number: int) -> Chunk:
         last = self._last  # of any thread: each looks at its own
@@ -67,10 +72,27 @@ class Preparing(Dataset):
         return last[1]
 
     def __getitem__(self, number: int) -> Prepared | Exception:
-        try:
-            return self.prepared(number)
-        except Exception as error:
-            return _portable(error)
+        found = self.attempted(number)
+        return _portable(found) if isinstance(found, Exception) else found
+
+
+def prepared_rows(
+    backbone: Backbone,
+    source: Source,
+    names: Sequence[str],
+    rows: np.ndarray,
+    keys: Mapping[str, Keys] | None = None,
+) -> Prepared:
+    """Some rows as the towers take them.
+
+    Args:
+        keys: of the rows' views, by augmented modality.
+
+    Raises:
+        FusetuneError: an unreadable sample.
+    """
+    views, numbers = keys or {}, rows.tolist()
+    return backbone.prepare({name: source.decoded(name, numbers, views.get(name)) for name in names})
 
 
 def decoders(settings: CacheSettings, device: torch.device) -> int:
@@ -92,6 +114,16 @@ def prepared_ahead(
     Raises:
         FusetuneError: an unreadable sample.
     """
+    for found in attempted_ahead(backbone, source, chunks, settings, device):
+        if isinstance(found, Exception):
+            raise found
+        yield found
+
+
+def attempted_ahead(
+    backbone: Backbone, source: Source, chunks: Sequence[Chunk], settings: CacheSettings, device: torch.device
+) -> Generator[Prepared | Exception, None, None]:
+    """The same; in place of a batch with a sample that can't be read, what is wrong with it."""
     several, threads = decoders(settings, device), threads_beside(device)
     size = PART if several or threads > 1 else settings.batch_size
     parts = [
@@ -105,10 +137,16 @@ def prepared_ahead(
     ready = _by_processes(work, several) if several else None
     if ready is None:
         depth = 2 if threads == 1 else threads + len(parts[0])
-        ready = ahead(work.prepared, range(len(work)), depth, threads)
+        ready = ahead(work.attempted, range(len(work)), depth, threads)
     for of_batch in parts:
-        streams = [next(ready) for _ in of_batch]
-        yield {name: joined([one[name] for one in streams]) for name in streams[0]} if len(streams) > 1 else streams[0]
+        yield _batch([next(ready) for _ in of_batch])
+
+
+def _batch(parts: Sequence[Prepared | Exception]) -> Prepared | Exception:
+    sound = [part for part in parts if not isinstance(part, Exception)]
+    if len(sound) < len(parts):
+        return next(part for part in parts if isinstance(part, Exception))
+    return {name: joined([part[name] for part in sound]) for name in sound[0]} if len(sound) > 1 else sound[0]
 
 
 def batches(chunk: Chunk, size: int) -> list[range]:
@@ -116,12 +154,14 @@ def batches(chunk: Chunk, size: int) -> list[range]:
     return [range(i, min(i + size, len(chunk.rows))) for i in range(0, len(chunk.rows), size)]
 
 
-def _by_processes(work: Preparing, several: int) -> Iterator[Prepared] | None:
+def _by_processes(work: Preparing, several: int) -> Iterator[Prepared | Exception] | None:
     """None where shared memory has no room for what they would be ahead (containers often have 64 MB of it)."""
     wanted = min(several, len(work) - 1)
     if not wanted:
         return None
-    first = work.prepared(0)
+    first = work.attempted(0)
+    if isinstance(first, Exception):  # nobody knows how much room the others need
+        return None
     each = AHEAD * sum(tokens.values.nbytes + tokens.mask.nbytes for tokens in first.values())
     free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
     several = wanted if free is None else min(wanted, int(free / 2 / each))
@@ -133,21 +173,24 @@ def _by_processes(work: Preparing, several: int) -> Iterator[Prepared] | None:
     return _loaded(work, first, several) if several else None
 
 
-def _loaded(work: Preparing, first: Prepared, several: int) -> Iterator[Prepared]:
+def _loaded(work: Preparing, first: Prepared, several: int) -> Iterator[Prepared | Exception]:
     yield first
     loader = DataLoader(
         work, batch_size=None, sampler=range(1, len(work)), num_workers=several, prefetch_factor=AHEAD,
         multiprocessing_context="fork", collate_fn=_as_it_is,
     )  # fmt: skip
-    for found in loader:
-        if isinstance(found, Exception):
-            raise found
-        yield found
+    yield from loader
 
 
 @contextmanager
-def deaths_told() -> Iterator[None]:
+def deaths_told(
+    setting: str = "cache.decoders", kept: str = "What was written stays, and a run goes on from it"
+) -> Iterator[None]:
     """A process that decodes and is killed ends what is done in here with one sentence, wherever this one is just then.
+
+    Args:
+        setting: that says how many there are.
+        kept: what isn't lost, in words.
 
     Raises:
         FusetuneError: see above.
@@ -158,9 +201,9 @@ def deaths_told() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise FusetuneError(
-            f"cache.decoders: a process that decodes was killed ({str(error).strip()}): by the system for want of "
-            "memory, or by a file that its decoder can't stand. What was written stays, and a run goes on from it; "
-            "with fewer of them, or cache.decoders: 0, it takes less."
+            f"{setting}: a process that decodes was killed ({str(error).strip()}): by the system for want of "
+            f"memory, or by a file that its decoder can't stand. {kept}; with fewer of them, or {setting}: 0, it takes "
+            "less."
         ) from None
 
 

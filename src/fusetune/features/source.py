@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from fusetune.config import canonical, check, digest
 from fusetune.errors import FusetuneError
-from fusetune.keys import NONE, Keys
+from fusetune.keys import NONE, Keys, ReadableKeys
 from fusetune.manifest.augmentations import make_augmentation
 from fusetune.manifest.contents import (
     content_digest,
@@ -104,16 +104,25 @@ class Source:
         except OSError as error:
             raise self._unread(name, row + 1, self.column(name)[row + 1], error) from None
 
-    def readable_keys(self) -> dict[str, list[str | None]]:
+    def readable_keys(self) -> dict[str, ReadableKeys]:
         """The same, with None in place of what can't be read."""
+        return {name: self._readable(name) for name in self.modalities}
 
-        def key(name: str, row: int, cell: Any) -> str | None:
+    def _readable(self, name: str) -> ReadableKeys:
+        try:
+            return ReadableKeys(self.content_keys([name])[name])
+        except (FusetuneError, ValueError):
+            unread: list[int] = []
+        return ReadableKeys(Keys.of(self._one_after_another(name, unread)), unread)
+
+    def _one_after_another(self, name: str, unread: list[int]) -> Iterator[str]:
+        """Keys of all rows, '' for those that are noted in `unread`."""
+        for row, cell in enumerate(self.column(name)):
             try:
-                return self._content(name, row, cell)
+                yield self._content(name, row, cell)
             except (FusetuneError, ValueError):
-                return None
-
-        return {name: [key(name, row, cell) for row, cell in enumerate(self.column(name))] for name in self.modalities}
+                unread.append(row)
+                yield ""
 
     def view_keys(self, content: Mapping[str, Keys], view: int) -> dict[str, Keys]:
         """Keys of the training samples' augmented view number `view`; of everything else, its content key."""
@@ -223,6 +232,14 @@ class Source:
             f"row {row}, column '{modality.column_of(name)}': the file {path} can't be read ({error.strerror}). "
             f"Expected a path below data.modalities.{name}.root."
         )
+
+
+def listed_digest(several: Mapping[str, Sequence[Any]]) -> str:
+    """`config.digest` of lists by name, of which some rows are in memory at a time."""
+    sha = hashlib.sha256()
+    for part in _listed(several):
+        sha.update(part)
+    return sha.hexdigest()
 
 
 def _listed(several: Mapping[str, Sequence[Any]]) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
 """The data of an experiment: a manifest's rows by split, and the targets that a task makes of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -80,7 +80,7 @@ def make_task(settings: Mapping[str, Any], where: str = "data.task") -> Task:
     return cls(build(cls.Config, options, where))
 
 
-def task_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
+def task_columns(task: Task, source: Source, keys: Mapping[str, Sequence[Any]] | None = None) -> dict[str, list[Any]]:
     """What `task.targets` needs of a table: columns of its own, and names of contents.
 
     Args:
@@ -90,19 +90,58 @@ def task_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | Non
     return own | task.derived(own)
 
 
-def _own_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
+def _own_columns(task: Task, source: Source, keys: Mapping[str, Sequence[Any]] | None = None) -> dict[str, list[Any]]:
     """The same without what the task makes of them."""
     return {name: _cells(source.table, name).to_pylist() for name in task.columns()} | sample_columns(
         task, source, keys
     )
 
 
-def sample_columns(task: Task, source: Source, keys: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
+def sample_columns(task: Task, source: Source, keys: Mapping[str, Sequence[Any]] | None = None) -> dict[str, list[Any]]:
     """What `task.targets` and `task.contents` need to know of samples themselves; `keys` as `task_columns` has it."""
     known = source.content_keys(task.content_modalities()) if keys is None else keys
     contents = {content_column(name): list(known[name]) for name in task.content_modalities() if name in known}
     measured = [name for name in task.measured_modalities() if name in source.modalities]
     return contents | {extent_column(name): source.extents(name) for name in measured}
+
+
+def told_of_rows(
+    task: Task, source: Source, keys: Mapping[str, Sequence[Any]] | None = None
+) -> dict[str, Sequence[Any]]:
+    """What the task needs to know of all rows beside its columns: of samples, and what it makes of columns."""
+    told: dict[str, Sequence[Any]] = {**sample_columns(task, source, keys)}
+    if derives(task):
+        told |= task.derived(columns_of_rows(task, source.table, np.arange(len(source)), told))
+    return told
+
+
+def columns_of_rows(
+    task: Task, table: pa.Table, rows: RowNumbers, told: Mapping[str, Sequence[Any]]
+) -> dict[str, Sequence[Any]]:
+    """What the task needs to know of some rows; cells are made when they are asked for.
+
+    Args:
+        told: what `told_of_rows` says.
+    """
+    rows = np.asarray(rows, np.int64)
+    cells = {name: Cells(_cells(table, name), rows) for name in task.columns()}
+    return cells | {name: [values[row] for row in rows] for name, values in told.items()}
+
+
+def targets_by_parts(task: Task, rows: np.ndarray, targets: Callable[[np.ndarray], Any]) -> Any:
+    """Targets of some rows, of many of them some at a time where each row's depends on that row alone."""
+    if not task.targets_by_row or len(rows) <= on_disk.ROWS:
+        return targets(rows)
+    found: np.ndarray | None = None
+    for some in on_disk.slices(len(rows)):
+        try:
+            part = targets(rows[some]).numpy()
+        except FusetuneError:
+            targets(rows)  # whose error names the row among all
+            raise
+        found = on_disk.array((len(rows), *part.shape[1:]), part.dtype) if found is None else found
+        found[some] = part
+    return torch.from_numpy(found)
 
 
 def faults_of(task: Task, source: Source) -> dict[tuple[str, str], list[str | None]]:
@@ -193,8 +232,7 @@ class TaskRows:
         for name, rows in self.rows.items():
             if not len(rows):
                 raise FusetuneError(f"manifest: no row of split '{name}'; each of {', '.join(SPLITS)} needs some.")
-        self._told = sample_columns(self.task, self.source)
-        self._told |= self.task.derived(self.columns_of(np.arange(table.num_rows))) if derives(self.task) else {}
+        self._told = told_of_rows(self.task, self.source)
         self.task.fit(self.columns_of(self.rows["train"]))
 
     def column(self, name: str, split: str) -> list[Any]:
@@ -202,18 +240,9 @@ class TaskRows:
 
     def targets(self, rows: RowNumbers) -> Tensor:
         """Targets of some rows of the manifest."""
-        found, rows = None, np.asarray(rows, np.int64)
-        if not self.task.targets_by_row or len(rows) <= on_disk.ROWS:
-            return self.task.targets(self.columns_of(rows))
-        for some in on_disk.slices(len(rows)):
-            try:
-                part = self.task.targets(self.columns_of(rows[some])).numpy()
-            except FusetuneError:
-                self.task.targets(self.columns_of(rows))  # whose error names the row among all
-                raise
-            found = on_disk.array((len(rows), *part.shape[1:]), part.dtype) if found is None else found
-            found[some] = part
-        return torch.from_numpy(found)
+        return targets_by_parts(
+            self.task, np.asarray(rows, np.int64), lambda some: self.task.targets(self.columns_of(some))
+        )
 
     def of(self, task: Task) -> "TaskRows":
         """The same rows, for one of the tasks that `task` has several of."""
@@ -229,9 +258,7 @@ class TaskRows:
 
     def columns_of(self, rows: RowNumbers) -> dict[str, Sequence[Any]]:
         """What the task needs to know of some rows."""
-        rows = np.asarray(rows, np.int64)
-        cells = {name: Cells(_cells(self.table, name), rows) for name in self.task.columns()}
-        return cells | {name: [values[row] for row in rows] for name, values in self._told.items()}
+        return columns_of_rows(self.task, self.table, rows, self._told)
 
 
 def fitting_rows(table: pa.Table, data: DataSettings, more: pa.Table | None = None) -> FittingRows:

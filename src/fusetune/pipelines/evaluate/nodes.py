@@ -171,7 +171,7 @@ class SecondSets:
 def files_of_sets(evaluate_on: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """Hashes of what the sets' readers read, and of what their tables point to."""
     from fusetune.config import build
-    from fusetune.features.source import Source
+    from fusetune.features.source import Source, listed_digest
     from fusetune.manifest.schema import modalities_of
     from fusetune.manifest.second_sets import SecondSet
     from fusetune.pipelines.ingest.nodes import files_read
@@ -181,7 +181,7 @@ def files_of_sets(evaluate_on: Mapping[str, Any], data: Mapping[str, Any]) -> di
     for name, settings in with_reader.items():
         where = f"evaluate_on.{name}"
         modalities = build(SecondSet, settings, where).modalities(own, where)
-        contents[name] = Source(read_set(name, settings, None), modalities).readable_keys()
+        contents[name] = listed_digest(Source(read_set(name, settings, None), modalities).readable_keys())
     return {"files": files_read(with_reader), "contents": contents}
 
 

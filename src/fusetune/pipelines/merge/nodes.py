@@ -88,13 +88,13 @@ def _test_metric(
     from fusetune.bank.scoring import score
     from fusetune.device import pick_device
     from fusetune.features.source import Source
-    from fusetune.training.data import task_columns, with_roots
+    from fusetune.training.data import columns_of_rows, rows_in, told_of_rows, with_roots
 
     model = artifact.build(base)
-    rows = [row for row, split in enumerate(table["split"].to_pylist()) if split == "test"]
     source = Source(table, with_roots(artifact.data(), data).modalities)
-    scored = score(model, source, rows, settings.batch_size, pick_device(settings.device))
-    columns = {n: [values[row] for row in scored.rows] for n, values in task_columns(model.task, source).items()}
+    device = pick_device(settings.device)
+    scored = score(model, source, rows_in(table["split"], "test"), settings.batch_size, device)
+    columns = columns_of_rows(model.task, table, scored.rows, told_of_rows(model.task, source))
     return model.task.metric, model.task.metrics(scored.outputs, model.task.targets(columns))[model.task.metric]
 
 

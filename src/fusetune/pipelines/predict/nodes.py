@@ -24,6 +24,7 @@ class PredictSettings:
         split: of the manifest; None: all rows. A file of samples without a column `split` is taken whole.
         batch_size: samples per pass.
         device: auto, cpu, cuda or cuda:N.
+        decoders: processes that decode ahead of the model; None: as `cache.decoders` has it.
     """
 
     adapter: str | None = None
@@ -32,6 +33,7 @@ class PredictSettings:
     split: str | None = "test"
     batch_size: int = 64
     device: str = "auto"
+    decoders: int | None = None
 
     def __post_init__(self) -> None:
         check(self.batch_size > 0, f"predict.batch_size: expected at least 1, found {self.batch_size}.")
@@ -46,9 +48,8 @@ def predict(
     evaluate: Mapping[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
     """What was predicted for each row, with which adapter, from which bytes; and how much of it is right, if known."""
-    import pyarrow as pa
-
     from fusetune.bank.artifact import Artifact
+    from fusetune.bank.predictions import predictions, score_answers
     from fusetune.bank.scoring import score
     from fusetune.config import build
     from fusetune.device import pick_device
@@ -66,13 +67,13 @@ def predict(
     with Bar() as bar:
         scored = score(
             model, source, rows, settings.batch_size, pick_device(settings.device),
-            lambda done, count: bar.show("predict", done, count, reference),
+            lambda done, count: bar.show("predict", done, count, reference), settings.decoders,
         )  # fmt: skip
     keys = source.readable_keys()
     told = lineage(reference, folder, keys, artifact)
-    columns = _columns(source, keys, rows, scored, model.task)
-    columns["adapter"] = pa.array([reference] * len(rows)).dictionary_encode()
-    columns["adapter_sha256"] = pa.array([told["adapter_sha256"]] * len(rows)).dictionary_encode()
+    table = predictions(model.task, source, keys, rows, scored)
+    table = table.append_column("adapter", _same(reference, len(rows)))
+    table = table.append_column("adapter_sha256", _same(told["adapter_sha256"], len(rows)))
     log_tags(told)
     log_metrics({"rows": len(rows), "rows_with_errors": len(scored.errors)})
     logger.info("%s: %d rows predicted, %d could not be read", reference, len(scored.rows), len(scored.errors))
@@ -80,43 +81,18 @@ def predict(
         logger.warning("row %d: %s", row, error)
     metrics = score_answers(model.task, source, keys, scored, build(EvaluationSettings, evaluate, "evaluate"))
     log_metrics({name: value for name, value in metrics.get("metrics", {}).items() if isinstance(value, float)})
-    labels = {name: json.dumps(labels) for name, (labels, _) in model.task.probabilities(scored.outputs).items()}
-    return pa.table(columns).replace_schema_metadata({**told, **labels}), {"adapter": reference, **metrics}
+    labels = {name: json.dumps(labels) for name, (labels, _) in model.task.probabilities(scored.outputs[:1]).items()}
+    return table.replace_schema_metadata({**told, **labels}), {"adapter": reference, **metrics}
 
 
-def score_answers(task: Any, source: Any, keys: Mapping[str, Any], scored: Any, settings: Any) -> dict[str, Any]:
-    """Metrics of the rows whose targets are there and known; says what was left out."""
-    from fusetune.training.data import task_columns
-    from fusetune.training.evaluation import evaluate, main_metric
+def _same(text: str, count: int) -> Any:
+    """A column with the same text in each row."""
+    import numpy as np
+    import pyarrow as pa
 
-    lacking = [name for name in task.columns() if name not in source.table.column_names]
-    if lacking:
-        return {"evaluated_rows": 0, "why": f"the samples have no column {', '.join(map(repr, lacking))}"}
-    columns = {name: [values[row] for row in scored.rows] for name, values in task_columns(task, source, keys).items()}
-    known = [i for i, takes in enumerate(task.known(columns)) if takes]
-    left_out = len(scored.rows) - len(known)
-    if left_out:
-        i = sorted(set(range(len(scored.rows))) - set(known))[0]
-        found = ", ".join(f"{name} {columns[name][i]!r}" for name in task.columns())
-        logger.warning(
-            "%d of %d rows are left out of the metrics: no target, or none that the training knew (row %d: %s)",
-            left_out, len(scored.rows), scored.rows[i], found,
-        )  # fmt: skip
-    if not known:
-        return {"evaluated_rows": 0, "why": "no row has a target that the training knew"}
-    picked = {name: [values[i] for i in known] for name, values in columns.items()}
-    kind, groups = getattr(task.config, "question_type", None), None
-    if "group_id" in source.table.column_names:
-        of_rows = source.table["group_id"].to_pylist()
-        groups = [of_rows[scored.rows[i]] for i in known]
-    kinds = picked[kind] if kind else None
-    metrics = evaluate(task, scored.outputs[known], task.truths(picked), settings, kinds, groups)
-    name = main_metric(task, metrics)
-    logger.info(
-        "%s %.3f (%.3f to %.3f) on %d rows", name, metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"],
-        len(known),
-    )  # fmt: skip
-    return {"metric": name, "evaluated_rows": len(known), "rows_left_out": left_out, "metrics": metrics}
+    from fusetune.on_disk import full
+
+    return pa.DictionaryArray.from_arrays(full(count, 0, np.int32), [text])
 
 
 def adapter_of(settings: PredictSettings, register: Mapping[str, Any]) -> tuple[str, Path]:
@@ -132,14 +108,14 @@ def adapter_of(settings: PredictSettings, register: Mapping[str, Any]) -> tuple[
 
 def lineage(reference: str, folder: Path, keys: Mapping[str, Any], artifact: Any) -> dict[str, str]:
     """From a table of predictions back to bytes: data, adapter, base."""
-    from fusetune.config import digest
+    from fusetune.features.source import listed_digest
     from fusetune.pipelines.hashing import content_hash
 
     return {
         "adapter": reference,
         "adapter_sha256": content_hash(folder),
         "base_fingerprint": artifact.config["base_fingerprint"],
-        "data_sha256": digest(keys),
+        "data_sha256": listed_digest(keys),
     }
 
 
@@ -147,7 +123,7 @@ def read_outside(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What the node reads that no catalog knows: the adapter and the user's own file of samples."""
     from fusetune.bank.artifact import Artifact
     from fusetune.config import build
-    from fusetune.features.source import Source
+    from fusetune.features.source import Source, listed_digest
     from fusetune.hooks import use_tracking
     from fusetune.pipelines.conf_source import project_root
     from fusetune.pipelines.hashing import content_hash
@@ -159,7 +135,7 @@ def read_outside(inputs: Mapping[str, Any]) -> dict[str, Any]:
     if settings.samples and Path(settings.samples).is_file():
         modalities = _modalities(settings, Artifact.from_pretrained(folder), inputs["params:data"])
         keys = Source(_table(settings, None), modalities).readable_keys()
-        found["samples"] = [content_hash(Path(settings.samples)), keys]
+        found["samples"] = [content_hash(Path(settings.samples)), listed_digest(keys)]
     return found
 
 
@@ -191,36 +167,13 @@ def _modalities(settings: PredictSettings, artifact: Any, data: Mapping[str, Any
     return dict(with_roots(artifact.data(), data, settings.roots).modalities)
 
 
-def _rows(settings: PredictSettings, table: Any) -> list[int]:
+def _rows(settings: PredictSettings, table: Any) -> Any:
+    import numpy as np
+
+    from fusetune.training.data import rows_in
+
     if settings.split is None or "split" not in table.column_names:
-        return list(range(table.num_rows))
-    rows = [row for row, split in enumerate(table["split"].to_pylist()) if split == settings.split]
-    check(bool(rows), f"predict.split: no row of split '{settings.split}'.")
+        return np.arange(table.num_rows)
+    rows = rows_in(table["split"], settings.split)
+    check(len(rows) > 0, f"predict.split: no row of split '{settings.split}'.")
     return rows
-
-
-def _columns(source: Any, keys: Mapping[str, Any], rows: list[int], scored: Any, task: Any) -> dict[str, Any]:
-    """By column; rows that could not be read have an error and nothing else."""
-    import pyarrow as pa
-
-    from fusetune.config import digest
-    from fusetune.training.data import sample_columns
-
-    asked = [name for name in task.columns() if name in source.table.column_names]
-    told = {n: source.table[n].to_pylist() for n in asked} | sample_columns(task, source, keys)
-    contents = task.contents({name: [values[row] for row in scored.rows] for name, values in told.items()})
-    ids = source.table["sample_id"].to_pylist() if "sample_id" in source.table.column_names else None
-    at = {row: i for i, row in enumerate(scored.rows)}
-    names = [str(ids[row]) if ids else str(row) for row in scored.rows]
-    decoded = task.answers(scored.outputs, names, contents)
-    shares = {name: values.tolist() for name, (_, values) in task.probabilities(scored.outputs).items()}
-    columns: dict[str, Any] = {
-        "sample_id": [ids[row] if ids else str(row) for row in rows],
-        "content_sha256": [digest({name: column[row] for name, column in keys.items()}) for row in rows],
-    }
-    for name in decoded[0]:
-        columns[name] = [decoded[at[row]][name] if row in at else None for row in rows]
-    for name, values in shares.items():
-        columns[name] = [values[at[row]] if row in at else None for row in rows]
-    columns["error"] = pa.array([scored.errors.get(row) for row in rows], pa.string())
-    return columns
