@@ -60,10 +60,12 @@ def test_each_row_is_answered_as_alone_and_what_is_wrong_costs_itself(toy, table
 def test_a_batch_that_the_model_refuses_is_answered_row_by_row(toy, model):
     left = toy.table["left"].to_pylist()
     left[210] = [left[210][0]] * 7  # the adapter knows 5 tokens
+    left[222] = [left[222][0]] * 9  # and the tower 8
     types = toy.table.schema.field("left").type
     source = Source(toy.table.set_column(3, "left", pa.array(left, types)), toy.data.modalities)
     found = score(model, source, ROWS, 8, CPU)
-    assert list(found.errors) == [210] and "7 tokens" in found.errors[210] and len(found.rows) == 29
+    assert list(found.errors) == [210, 222] and "7 tokens" in found.errors[210] and len(found.rows) == 28
+    assert found.errors[222].startswith("row 222, column 'left': expected at most 8 tokens of 4 floats")
 
 
 def test_a_decoder_that_is_killed_is_told(toy, model, monkeypatch):

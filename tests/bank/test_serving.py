@@ -122,7 +122,7 @@ def test_any_modality_may_be_missing(served, missing):
         ({"text": 7}, "row 1, column 'text': expected text, found int"),
         ({"points": [[1.0, math.nan, 0, 0, 0]]}, "row 1, column 'points': NaN or infinity"),
         ({"points": [[1.0, 2.0], [1.0]]}, "expected 2-dimensional floats of one width"),
-        ({"points": [[1.0] * 4]}, "of 5 floats for this sequence tower, found \\(1, 4\\)"),
+        ({"points": [[1.0] * 4]}, "request 1, 'points': expected at most 16 .* found \\(1, 4\\)"),
         ({"points": [[1.0] * 5] * 17}, "expected at most 16 tokens"),
         ({"points": "1,2,3"}, "expected a list of floats, found str"),
         ({"numbers": [1e39] * 6}, "NaN or infinity"),

@@ -249,6 +249,18 @@ def test_processes_write_the_very_bytes_of_threads(tmp_path, backbone, monkeypat
     assert {f.relative_to(two): f.read_bytes() for f in two.rglob("*.*")} == files and len(files) == 12
 
 
+@pytest.mark.parametrize("decoders", [0, 2])
+def test_a_sample_that_a_tower_cannot_take_is_named_by_its_row(tmp_path, backbone, monkeypatch, decoders):
+    monkeypatch.setattr("fusetune.features.decoding.PART", 3)
+    table = source().table
+    points = table["points"].to_pylist()
+    points[17] = [[1.0, 2.0]]
+    odd = Source(table.set_column(0, "points", pa.array(points)), source().modalities)
+    message = r"^row 17, column 'points': expected at most 8 tokens of 3 floats .*, found \(1, 2\)"
+    with pytest.raises(FusetuneError, match=message):
+        run(odd, backbone, tmp_path, decoders=decoders)
+
+
 def test_what_goes_wrong_in_a_process_that_decodes_is_told(tmp_path, backbone, monkeypatch):
     monkeypatch.setattr("fusetune.features.decoding.PART", 3)
     prepare, here = Backbone.prepare, os.getpid()

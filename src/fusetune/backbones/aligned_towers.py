@@ -96,12 +96,11 @@ class AlignedTower(LayersTower):
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
         rows = []
-        for number, sample in enumerate(samples):
+        for sample in samples:
             row = torch.zeros(0, self.settings.inputs) if sample is None else self.numbers(sample)[None]
             if row.shape[1] != self.settings.inputs:
                 raise FusetuneError(
-                    f"sample {number} of the batch: expected {self.settings.inputs} numbers for this {self.kind} "
-                    f"tower, found {row.shape[1]}."
+                    f"expected {self.settings.inputs} numbers for this {self.kind} tower, found {row.shape[1]}."
                 )
             rows.append(row)
         return pad(rows)

@@ -15,7 +15,7 @@ from fusetune.backbones.on_disk import read, write
 from fusetune.backbones.sharing import separate, share, shared
 from fusetune.backbones.tower import Tower, fingerprint
 from fusetune.config import digest
-from fusetune.errors import FusetuneError
+from fusetune.errors import FusetuneError, SampleError
 from fusetune.tokens import Tokens
 
 _TOKENIZERS = threading.Lock()  # a fast tokenizer that two threads ask at once raises 'Already borrowed'
@@ -171,12 +171,20 @@ class Backbone(nn.Module):
         return part
 
     def prepare(self, samples: Mapping[str, Sequence[Any]]) -> dict[str, Tokens]:
-        """Decoded samples by modality to tokens at depth 0; several threads may ask at once."""
+        """Decoded samples by modality to tokens at depth 0; several threads may ask at once.
+
+        Raises:
+            SampleError: a tower can't take a sample.
+        """
         found = {}
         for name, column in samples.items():
             tower = self.tower(name)
             with _TOKENIZERS if tower.kind == "text" else nullcontext():
-                found[name] = tower.prepare(column)
+                try:
+                    found[name] = tower.prepare(column)
+                except FusetuneError:
+                    _find_fault(tower, name, column)
+                    raise
         return found
 
     def full_depth(self, modalities: Sequence[str]) -> Frontier:
@@ -233,3 +241,12 @@ class Backbone(nn.Module):
         if chosen.quantise:
             backbone.trunk.quantise(chosen.quantise)
         return backbone
+
+
+def _find_fault(tower: Tower, name: str, column: Sequence[Any]) -> None:
+    """Raise SampleError for the first sample that a tower can't take by itself."""
+    for number, sample in enumerate(column):
+        try:
+            tower.prepare([sample])
+        except FusetuneError as error:
+            raise SampleError(number, name, str(error)) from None

@@ -36,12 +36,12 @@ class _FeatureTower(OwnTower):
 
     def prepare(self, samples: Sequence[Any]) -> Tokens:
         rows = []
-        for number, sample in enumerate(samples):
+        for sample in samples:
             row = torch.zeros(0, self.settings.input_width) if sample is None else torch.as_tensor(sample)
             if row.shape[1] != self.settings.input_width or len(row) > self.settings.max_tokens:
                 raise FusetuneError(
-                    f"sample {number} of the batch: expected at most {self.settings.max_tokens} tokens of "
-                    f"{self.settings.input_width} floats for this {self.kind} tower, found {tuple(row.shape)}."
+                    f"expected at most {self.settings.max_tokens} tokens of {self.settings.input_width} floats for "
+                    f"this {self.kind} tower, found {tuple(row.shape)}."
                 )
             rows.append(row)
         return pad(rows)

@@ -19,6 +19,7 @@ from fusetune.bank.artifact import Artifact, check_base, skeleton
 from fusetune.bank.held import Held, check_request, lowest, shared
 from fusetune.bank.low_rank import LowRankTables
 from fusetune.config import check, digest
+from fusetune.errors import FusetuneError, SampleError
 from fusetune.manifest.extents import extent_of_sample
 from fusetune.plan.adapted import AdaptedModel
 from fusetune.plan.speaking import answered
@@ -135,6 +136,7 @@ class Bank:
         names: Sequence[str],
         samples: Mapping[str, Sequence[Any]],
         decoding: Mapping[str, Any] | None = None,
+        first: int = 0,
     ) -> list[Tensor]:
         """The task's outputs, one tensor a request, on the CPU; what a request alone would give, up to rounding.
 
@@ -142,6 +144,7 @@ class Bank:
             names: the adapter of each request.
             samples: by modality, one decoded sample a request (`manifest.decoders.decode`), None where it has none.
             decoding: of answers in words, what is otherwise than the adapter says; see `tasks.decoding.Decoding`.
+            first: number of the first request, where there were others before.
 
         Raises:
             FusetuneError: names the request: an unknown adapter, a modality that its adapter doesn't take, or none.
@@ -149,14 +152,18 @@ class Bank:
         with self._lock:
             held = {name: self._get(name) for name in dict.fromkeys(names)}
             for row, name in enumerate(names):
-                check_request(row, held[name], samples)
+                check_request(row, held[name], samples, first)
             found: dict[int, Tensor] = {}
             for rows in _rows_by([held[name].path for name in names]).values():
-                found |= self._pass(rows, [held[names[row]] for row in rows], samples, decoding)
+                try:
+                    found |= self._pass(rows, [held[names[row]] for row in rows], samples, decoding)
+                except SampleError as error:
+                    where = f"request {first + rows[error.number]}, '{error.modality}'"
+                    raise FusetuneError(f"{where}: {error.fault}") from None
             for row, outputs in found.items():
                 check(
                     bool(finite_rows(outputs[None])),
-                    f"request {row}: adapter '{names[row]}' answers with NaN or infinity; that is no answer.",
+                    f"request {first + row}: adapter '{names[row]}' answers with NaN or infinity; that is no answer.",
                 )
             return [found[row] for row in range(len(names))]
 

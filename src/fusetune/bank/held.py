@@ -41,15 +41,15 @@ def shared(model: AdaptedModel) -> bool:
     )
 
 
-def check_request(row: int, held: Held, samples: Mapping[str, Sequence[Any]]) -> None:
+def check_request(row: int, held: Held, samples: Mapping[str, Sequence[Any]], first: int) -> None:
     known = list(held.data.modalities)
     given = [name for name, column in samples.items() if column[row] is not None]
     unknown = [name for name in given if name not in known]
     check(
         not unknown,
-        f"request {row}: adapter '{held.name}' takes {', '.join(known)}, not '{''.join(unknown[:1])}'.",
+        f"request {first + row}: adapter '{held.name}' takes {', '.join(known)}, not '{''.join(unknown[:1])}'.",
     )
-    check(bool(given), f"request {row}: no modality is given; adapter '{held.name}' takes {', '.join(known)}.")
+    check(bool(given), f"request {first + row}: no modality is given; adapter '{held.name}' takes {', '.join(known)}.")
 
 
 def lowest(frontiers: Sequence[Frontier]) -> Frontier:

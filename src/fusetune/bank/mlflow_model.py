@@ -93,7 +93,7 @@ class AdapterModel(PythonModel):
                     )
                 stop = min(rows, start + self.limits.slice_rows)
                 samples = _decoded(cells, modalities, start, stop)
-                outputs += self.bank.outputs([name] * (stop - start), samples, asked)
+                outputs += self.bank.outputs([name] * (stop - start), samples, asked, start)
                 for modality, found in self.bank.extents(name, samples).items():
                     extents.setdefault(modality, []).extend(found)
             return pd.DataFrame(self.bank.decoded(name, outputs, extents))

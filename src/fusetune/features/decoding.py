@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fusetune.backbones.backbone import Backbone
 from fusetune.device import cores
-from fusetune.errors import FusetuneError
+from fusetune.errors import FusetuneError, SampleError
 from fusetune.features.ahead import ahead, threads_beside
 from fusetune.features.chunks import Chunk
 from fusetune.features.index import CacheSettings
@@ -92,7 +92,11 @@ def prepared_rows(
         FusetuneError: an unreadable sample.
     """
     views, numbers = keys or {}, rows.tolist()
-    return backbone.prepare({name: source.decoded(name, numbers, views.get(name)) for name in names})
+    try:
+        return backbone.prepare({name: source.decoded(name, numbers, views.get(name)) for name in names})
+    except SampleError as error:
+        column = source.modalities[error.modality].column_of(error.modality)
+        raise FusetuneError(f"row {numbers[error.number]}, column '{column}': {error.fault}") from None
 
 
 def decoders(settings: CacheSettings, device: torch.device) -> int:
