@@ -44,11 +44,11 @@ def predictions(
             first += count
             yield _block(task, source, keys, told, asked, scored.rows[known], scored.outputs[known], scored.errors)
 
-    return _joined(blocks())
+    return joined_lines(blocks())
 
 
-def _joined(blocks: Iterable[pa.Table]) -> pa.Table:
-    """One behind another; in some of them a column may lack, or have nothing in it."""
+def joined_lines(blocks: Iterable[pa.Table]) -> pa.Table:
+    """Tables one behind another, on disk where they are large; in some of them a column may lack, or be empty."""
     parts = list[on_disk.Growing]()
     for block in blocks:
         if not parts or block.schema != parts[-1].schema:

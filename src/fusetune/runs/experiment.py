@@ -141,10 +141,10 @@ class Experiment(TaskRows):
         """Some splits by name; see `split`."""
         return {name: self.split(name, features, store, device) for name in names}
 
-    def answers(self, outputs: Tensor, split: str) -> list[dict[str, Any]]:
-        """What the task decodes from a split's outputs, a row each."""
-        contents = self.task.contents(self.columns_of(self.rows[split]))
-        return self.task.answers(outputs, self.column("sample_id", split), contents)
+    def answers(self, outputs: Tensor, rows: np.ndarray) -> list[dict[str, Any]]:
+        """What the task decodes from outputs of some rows of the manifest, a row each."""
+        names = taken(self.table["sample_id"], rows).to_pylist()
+        return self.task.answers(outputs, names, self.task.contents(self.columns_of(rows)))
 
     def example(self, count: int) -> dict[str, Tokens]:
         """The first training samples at depth 0, complete ones if there are any."""

@@ -45,7 +45,7 @@ def located(experiment: Experiment, outputs: Tensor) -> list[Located]:
     picked = [i * len(rows) // SHOWN for i in range(SHOWN)] if len(rows) > SHOWN else list(range(len(rows)))
     chosen = [rows[i] for i in picked]
     target, texts = task.config.target, [n for n, m in experiment.data.modalities.items() if m.kind == "text"]
-    answers = experiment.answers(outputs, "test")
+    answers = experiment.answers(outputs, experiment.rows["test"])
     overlaps = task.per_sample(own, targets)["mean_iou"]
     cells = experiment.column(task.region_column, "test")
     extents = task.contents(experiment.columns_of(rows)).get(target) or [None] * len(rows)

@@ -8,8 +8,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from fusetune import on_disk
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.card import card
+from fusetune.bank.predictions import joined_lines
 from fusetune.device import pick_device
 from fusetune.runs.baselines import best_of, metric_key
 from fusetune.runs.experiment import Experiment
@@ -197,16 +199,21 @@ def _predictions(
     observed: Mapping[str, Tensor],
     words: list[str | None] | None,
 ) -> pa.Table:
-    decoded = experiment.answers(outputs, "test")
-    columns: dict[str, list[Any]] = {"sample_id": experiment.column("sample_id", "test")}
-    truths = experiment.task.columns()
-    for name in truths:
-        columns[name] = experiment.column(name, "test")
-    if words is not None:
-        columns["prediction"] = words
-    for name in decoded[0]:  # an answer that is called as the truth is (a box) doesn't take its place
-        columns[f"predicted_{name}" if name in truths else name] = [row[name] for row in decoded]
-    scores = experiment.task.per_sample(outputs, test.targets)[experiment.task.metric]
-    for name, values in observed.items():
-        columns[name] = (values[:, 0] if values.shape[1] == 1 else values).tolist()
-    return pa.table({**columns, "score": scores.tolist()})
+    """A line for each test row, made some at a time where what is said of a row depends on that row alone."""
+    task, table, truths = experiment.task, experiment.table, experiment.task.columns()
+    scores = task.per_sample(outputs, test.targets)[task.metric]
+
+    def lines(some: slice) -> pa.Table:
+        rows = experiment.rows["test"][some]
+        columns: dict[str, Any] = {n: on_disk.taken(table[n], rows).to_pylist() for n in ("sample_id", *truths)}
+        if words is not None:
+            columns["prediction"] = words[some]
+        decoded = experiment.answers(outputs[some], rows)
+        for name in decoded[0]:  # an answer that is called as the truth is (a box) doesn't take its place
+            columns[f"predicted_{name}" if name in truths else name] = [row[name] for row in decoded]
+        for name, values in observed.items():
+            columns[name] = (values[some, 0] if values.shape[1] == 1 else values[some]).tolist()
+        return pa.table({**columns, "score": scores[some].tolist()})
+
+    several = on_disk.slices(len(outputs), on_disk.AT_ONCE if task.by_row else len(outputs))
+    return joined_lines(lines(some) for some in several)
