@@ -49,7 +49,8 @@ def predict(
 
     Args:
         epoch: whose features are used; None: those of the last stage.
-        observed: what adapters show of each batch (gates, routes) is appended to it by name.
+        observed: what adapters show of each batch (gates, routes) is appended to it by name; of all rows where this
+            process is alone.
         group: the ranks that share the rows; each gets the outputs of all.
 
     Raises:
