@@ -131,7 +131,7 @@ class ReadableKeys(Sequence[Any]):
         unread: their numbers, in ascending order.
     """
 
-    def __init__(self, keys: Keys, unread: Sequence[int] | np.ndarray = ()) -> None:
+    def __init__(self, keys: Keys, unread: Sequence[int] | np.ndarray) -> None:
         self.keys, self.unread = keys, np.asarray(unread, np.int64)
 
     def __len__(self) -> int:

@@ -15,10 +15,13 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.bank import predictions as module
 from fusetune.bank.artifact import Artifact
 from fusetune.bank.predictions import predictions, score_answers
-from fusetune.bank.scoring import score
+from fusetune.bank.scoring import Scored, score
 from fusetune.config import digest
 from fusetune.errors import FusetuneError
 from fusetune.features.source import Source, listed_digest
+from fusetune.manifest.schema import Modality
+from fusetune.tasks.moments import Moments, MomentsConfig
+from fusetune.training.data import sample_columns
 from fusetune.training.evaluation import EvaluationSettings
 
 CPU = torch.device("cpu")
@@ -92,13 +95,14 @@ def test_lines_made_some_at_a_time_are_those_of_all_at_once(toy, table, model, m
         model = Artifact.from_pretrained(made(toy, "labels", WANDER, task=data)).build(toy.base)
     source, found = Source(table, toy.data.modalities), []
     keys, scored = source.readable_keys(), score(model, source, ROWS, 8, CPU)
+    told = sample_columns(model.task, source, keys)
     monkeypatch.setattr(on_disk, "KEPT", 0)
     for at_once, parts in ((10**6, 10**6), (2, 3)):  # rows 203 and 204 are a block with nothing but errors
         monkeypatch.setattr(on_disk, "AT_ONCE", at_once)
         monkeypatch.setattr(on_disk, "ROWS", parts)
-        monkeypatch.setattr(module, "_block", noted(module._block, blocks := []))
-        lines = predictions(model.task, source, keys, ROWS[1:], scored_from(scored, ROWS[1]))
-        metrics = score_answers(model.task, source, keys, scored, EvaluationSettings(bootstrap_samples=20))
+        monkeypatch.setattr(module, "_lines", noted(module._lines, blocks := []))
+        lines = predictions(model.task, source, keys, told, ROWS[1:], scored)
+        metrics = score_answers(model.task, source, told, scored, EvaluationSettings(bootstrap_samples=20))
         found.append((len(blocks), lines, metrics))
     (one, lines, metrics), (many, others, again) = found
     assert one == 1 and many == 15 and metrics == again and metrics["evaluated_rows"] == 26
@@ -116,14 +120,19 @@ def noted(function, calls):
     return call
 
 
-def scored_from(scored, row):
-    begin = int(np.searchsorted(scored.rows, row))
-    return type(scored)(scored.rows[begin:], scored.outputs[begin:], scored.errors)
+def test_what_a_column_tells_of_samples_is_known_where_answers_are_made():
+    task = Moments(MomentsConfig(duration="seconds"))
+    table = pa.table({"text": list("abcd"), "seconds": [10.0, 20.0, 40.0, 80.0]})
+    source, rows = Source(table, {"text": Modality("text")}), np.array([0, 1, 3])
+    scored = Scored(rows, torch.tensor([[0.25, 0.5]] * 3), {2: "row 2: away"})
+    lines = predictions(task, source, source.readable_keys(), {}, np.arange(4), scored).to_pylist()
+    assert [line["span"] for line in lines] == [[2.5, 5.0], [5.0, 10.0], None, [20.0, 40.0]]
+    assert [line["error"] for line in lines] == [None, None, "row 2: away", None]
+    spans = predictions(task, Source(table.select(["text"]), source.modalities), {}, {}, rows, scored)["span"]
+    assert spans.to_pylist() == [None] * 3, "nobody knows how long they are"
 
 
 def test_keys_of_what_cannot_be_read_are_none_and_digested_as_before(tmp_path):
-    from fusetune.manifest.schema import Modality
-
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(name.encode())
     table = pa.table({"image": ["a.png", None, "gone.png", "b.png", "away.png"], "text": list("vwxyz")})

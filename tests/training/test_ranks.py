@@ -15,6 +15,7 @@ from conftest import ROOT, WANDER, ran
 from fusetune.errors import FusetuneError
 from fusetune.features.index import CacheSettings
 from fusetune.runs.ranks import ranks, take_part
+from fusetune.tasks.masked_words import MaskedWords, MaskedWordsConfig
 from fusetune.training.distributed import ALONE, Group, joined, spawned
 from fusetune.training.epochs import Reporter
 from fusetune.training.evaluation import EvaluationSettings
@@ -111,6 +112,12 @@ def test_a_loss_of_the_whole_batch_over_tokens_is_refused(toy, tmp_path):
     experiment.task.by_sample, experiment.task.token_outputs = False, 1
     with pytest.raises(FusetuneError, match="of a batch as a whole, whose outputs are by token"):
         take_part(experiment, features, toy.store, SETTINGS, EvaluationSettings(), tmp_path, "toy", Group(0, 2))
+
+
+def test_a_loss_of_masked_words_is_of_a_batch_over_tokens():
+    task = MaskedWords(MaskedWordsConfig("text"))
+    task.restore({"known_ids": [3, 5, 7]})
+    assert not task.by_sample and task.token_outputs == 3, "so several devices are refused"
 
 
 def test_every_row_is_one_ranks():

@@ -60,28 +60,16 @@ def score(
     """
     model.to(device)
     asked = np.asarray(rows, np.int64)
-    given = _given(source, asked)
     scoring = _Scoring(model, source, device, len(asked))
-    chunk = Chunk(tuple(source.modalities), asked[given], Keys.of([]), {})
+    chunk = Chunk(tuple(source.modalities), scoring.given(asked), Keys.of([]), {})
     settings = CacheSettings(batch_size=batch_size, decoders=decoders)
-    done, died = scoring.without(asked[~given]), deaths_told("predict.decoders", "Nothing was written")
+    done, died = len(asked) - len(chunk.rows), deaths_told("predict.decoders", "Nothing was written")
     with closing(attempted_ahead(model.backbone, source, [chunk], settings, device)) as ready, died:
         for places, samples in zip(batches(chunk, batch_size), ready, strict=True):
             scoring.take(chunk.rows[places.start : places.stop], samples)
             done += len(places)
             progress(done, len(asked))
     return scoring.scored()
-
-
-def _given(source: Source, rows: np.ndarray) -> np.ndarray:
-    """(rows,): whether any modality is there that isn't the same for all."""
-    found = np.zeros(len(rows), bool)
-    for name, modality in source.modalities.items():
-        if modality.constant is None:
-            for some in on_disk.slices(len(rows)):
-                valid = on_disk.taken(source.column(name), rows[some]).is_valid()
-                found[some] |= valid.to_numpy()
-    return found
 
 
 class _Scoring:
@@ -97,11 +85,16 @@ class _Scoring:
         self._rows, self._count = on_disk.array(most, np.int64), 0
         self._outputs: np.ndarray | None = None
 
-    def without(self, rows: np.ndarray) -> int:
-        """Rows with nothing in them; how many."""
-        own = ", ".join(name for name, modality in self.source.modalities.items() if modality.constant is None)
-        self.errors |= {row: f"row {row}: no modality is given; expected some of {own}." for row in rows.tolist()}
-        return len(rows)
+    def given(self, rows: np.ndarray) -> np.ndarray:
+        """Those in which any modality is there that isn't the same for all; of the others it is an error."""
+        own = [name for name, modality in self.source.modalities.items() if modality.constant is None]
+        there = np.zeros(len(rows), bool)
+        for name in own:
+            for some in on_disk.slices(len(rows)):
+                there[some] |= on_disk.taken(self.source.column(name), rows[some]).is_valid().to_numpy()
+        nothing = f"no modality is given; expected some of {', '.join(own)}."
+        self.errors |= {row: f"row {row}: {nothing}" for row in rows[~there].tolist()}
+        return rows[there]
 
     def take(self, rows: np.ndarray, samples: Prepared | Exception) -> None:
         """Answer a batch; where that fails, its rows one by one."""

@@ -104,13 +104,13 @@ class Source:
         except OSError as error:
             raise self._unread(name, row + 1, self.column(name)[row + 1], error) from None
 
-    def readable_keys(self) -> dict[str, ReadableKeys]:
+    def readable_keys(self) -> dict[str, Keys | ReadableKeys]:
         """The same, with None in place of what can't be read."""
         return {name: self._readable(name) for name in self.modalities}
 
-    def _readable(self, name: str) -> ReadableKeys:
+    def _readable(self, name: str) -> Keys | ReadableKeys:
         try:
-            return ReadableKeys(self.content_keys([name])[name])
+            return self.content_keys([name])[name]
         except (FusetuneError, ValueError):
             unread: list[int] = []
         return ReadableKeys(Keys.of(self._one_after_another(name, unread)), unread)

@@ -199,7 +199,7 @@ def _predictions(
     observed: Mapping[str, Tensor],
     words: list[str | None] | None,
 ) -> pa.Table:
-    """A line for each test row, made some at a time where what is said of a row depends on that row alone."""
+    """A line for each test row."""
     task, table, truths = experiment.task, experiment.table, experiment.task.columns()
     scores = task.per_sample(outputs, test.targets)[task.metric]
 
@@ -215,5 +215,4 @@ def _predictions(
             columns[name] = (values[some, 0] if values.shape[1] == 1 else values[some]).tolist()
         return pa.table({**columns, "score": scores[some].tolist()})
 
-    several = on_disk.slices(len(outputs), on_disk.AT_ONCE if task.by_row else len(outputs))
-    return joined_lines(lines(some) for some in several)
+    return joined_lines(task, len(outputs), lines)

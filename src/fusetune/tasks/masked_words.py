@@ -95,6 +95,10 @@ class MaskedWords(Task):
         self.known_ids: list[int] = []
         self._tower: Any = None
 
+    @property
+    def token_outputs(self) -> int:  # type: ignore[override]
+        return len(self.known_ids)
+
     def columns(self) -> list[str]:
         return [self.config.asked]
 

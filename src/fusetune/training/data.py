@@ -105,26 +105,29 @@ def sample_columns(task: Task, source: Source, keys: Mapping[str, Sequence[Any]]
     return contents | {extent_column(name): source.extents(name) for name in measured}
 
 
-def told_of_rows(
-    task: Task, source: Source, keys: Mapping[str, Sequence[Any]] | None = None
-) -> dict[str, Sequence[Any]]:
-    """What the task needs to know of all rows beside its columns: of samples, and what it makes of columns."""
-    told: dict[str, Sequence[Any]] = {**sample_columns(task, source, keys)}
-    if derives(task):
-        told |= task.derived(columns_of_rows(task, source.table, np.arange(len(source)), told))
-    return told
+def told_of_rows(task: Task, table: pa.Table, samples: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """What the task needs to know of all rows beside its columns: of samples, and what it makes of columns.
+
+    Args:
+        samples: what `sample_columns` says.
+    """
+    if not derives(task):
+        return dict(samples)
+    columns = columns_of_rows(task.columns(), table, np.arange(table.num_rows), samples)
+    return {**samples, **task.derived(columns)}
 
 
 def columns_of_rows(
-    task: Task, table: pa.Table, rows: RowNumbers, told: Mapping[str, Sequence[Any]]
+    names: Sequence[str], table: pa.Table, rows: RowNumbers, told: Mapping[str, Sequence[Any]]
 ) -> dict[str, Sequence[Any]]:
-    """What the task needs to know of some rows; cells are made when they are asked for.
+    """What a task needs to know of some rows; cells are made when they are asked for.
 
     Args:
-        told: what `told_of_rows` says.
+        names: of the task's columns.
+        told: of all rows, beside them.
     """
     rows = np.asarray(rows, np.int64)
-    cells = {name: Cells(_cells(table, name), rows) for name in task.columns()}
+    cells = {name: Cells(_cells(table, name), rows) for name in names}
     return cells | {name: [values[row] for row in rows] for name, values in told.items()}
 
 
@@ -232,7 +235,7 @@ class TaskRows:
         for name, rows in self.rows.items():
             if not len(rows):
                 raise FusetuneError(f"manifest: no row of split '{name}'; each of {', '.join(SPLITS)} needs some.")
-        self._told = told_of_rows(self.task, self.source)
+        self._told = told_of_rows(self.task, self.table, sample_columns(self.task, self.source))
         self.task.fit(self.columns_of(self.rows["train"]))
 
     def column(self, name: str, split: str) -> list[Any]:
@@ -258,7 +261,7 @@ class TaskRows:
 
     def columns_of(self, rows: RowNumbers) -> dict[str, Sequence[Any]]:
         """What the task needs to know of some rows."""
-        return columns_of_rows(self.task, self.table, rows, self._told)
+        return columns_of_rows(self.task.columns(), self.table, rows, self._told)
 
 
 def fitting_rows(table: pa.Table, data: DataSettings, more: pa.Table | None = None) -> FittingRows:

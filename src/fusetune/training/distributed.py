@@ -80,7 +80,7 @@ class Group:
             out: of this rank's `part`, and perhaps of a row that counts for nothing.
         """
         own = self.part(torch.arange(size))
-        all_ = out.new_zeros(size, *out.shape[1:], requires_grad=False)
+        all_ = out.new_zeros(size, *out.shape[1:])
         start = int(own[0]) if len(own) else size
         all_[start : start + len(own)] = out[: len(own)].detach()
         torch.distributed.all_reduce(all_)

@@ -32,12 +32,12 @@ def export_adapter(
     from fusetune.bank.export import Export
     from fusetune.config import build
     from fusetune.features.source import Source
-    from fusetune.training.data import with_roots
+    from fusetune.training.data import rows_in, with_roots
 
     settings = build(ExportSettings, export, "export")
     artifact = Artifact.from_pretrained(_folder(settings, register))
     source = Source(manifest, with_roots(artifact.data(), data).modalities)
-    rows = [row for row, split in enumerate(manifest["split"].to_pylist()) if split == "test"][: settings.samples]
+    rows = rows_in(manifest["split"], "test")[: settings.samples].tolist()
     check(bool(rows), "export: the manifest has no test samples to compare answers on.")
     samples = {name: source.decoded(name, rows) for name in source.modalities}
     return Export(artifact, artifact.base_in(bases), samples)

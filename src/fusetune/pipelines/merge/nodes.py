@@ -88,13 +88,14 @@ def _test_metric(
     from fusetune.bank.scoring import score
     from fusetune.device import pick_device
     from fusetune.features.source import Source
-    from fusetune.training.data import columns_of_rows, rows_in, told_of_rows, with_roots
+    from fusetune.training.data import columns_of_rows, rows_in, sample_columns, told_of_rows, with_roots
 
     model = artifact.build(base)
     source = Source(table, with_roots(artifact.data(), data).modalities)
     device = pick_device(settings.device)
     scored = score(model, source, rows_in(table["split"], "test"), settings.batch_size, device)
-    columns = columns_of_rows(model.task, table, scored.rows, told_of_rows(model.task, source))
+    told = told_of_rows(model.task, table, sample_columns(model.task, source))
+    columns = columns_of_rows(model.task.columns(), table, scored.rows, told)
     return model.task.metric, model.task.metrics(scored.outputs, model.task.targets(columns))[model.task.metric]
 
 

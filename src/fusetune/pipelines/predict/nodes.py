@@ -56,6 +56,7 @@ def predict(
     from fusetune.features.source import Source
     from fusetune.pipelines.progress import Bar
     from fusetune.pipelines.tracking import log_metrics, log_tags
+    from fusetune.training.data import sample_columns
     from fusetune.training.evaluation import EvaluationSettings
 
     settings = build(PredictSettings, predict, "predict")
@@ -70,19 +71,19 @@ def predict(
             lambda done, count: bar.show("predict", done, count, reference), settings.decoders,
         )  # fmt: skip
     keys = source.readable_keys()
-    told = lineage(reference, folder, keys, artifact)
-    table = predictions(model.task, source, keys, rows, scored)
+    told, origin = sample_columns(model.task, source, keys), lineage(reference, folder, keys, artifact)
+    table = predictions(model.task, source, keys, told, rows, scored)
     table = table.append_column("adapter", _same(reference, len(rows)))
-    table = table.append_column("adapter_sha256", _same(told["adapter_sha256"], len(rows)))
-    log_tags(told)
+    table = table.append_column("adapter_sha256", _same(origin["adapter_sha256"], len(rows)))
+    log_tags(origin)
     log_metrics({"rows": len(rows), "rows_with_errors": len(scored.errors)})
     logger.info("%s: %d rows predicted, %d could not be read", reference, len(scored.rows), len(scored.errors))
     for row, error in list(scored.errors.items())[:3]:
         logger.warning("row %d: %s", row, error)
-    metrics = score_answers(model.task, source, keys, scored, build(EvaluationSettings, evaluate, "evaluate"))
+    metrics = score_answers(model.task, source, told, scored, build(EvaluationSettings, evaluate, "evaluate"))
     log_metrics({name: value for name, value in metrics.get("metrics", {}).items() if isinstance(value, float)})
     labels = {name: json.dumps(labels) for name, (labels, _) in model.task.probabilities(scored.outputs[:1]).items()}
-    return table.replace_schema_metadata({**told, **labels}), {"adapter": reference, **metrics}
+    return table.replace_schema_metadata({**origin, **labels}), {"adapter": reference, **metrics}
 
 
 def _same(text: str, count: int) -> Any:
